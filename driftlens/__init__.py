@@ -1,0 +1,62 @@
+"""Knowledge-editing interpretability on TransformerLens models.
+
+The public names below are loaded when they are first used: `import driftlens` itself imports neither torch nor
+transformer-lens, so the command line answers at once and a mistyped option costs no ten seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from driftlens.data import Fact, Record, TaskPrompt, load_records
+    from driftlens.editors import ROME, SADR, EditResult
+    from driftlens.edits import Edit
+    from driftlens.errors import DriftlensError
+    from driftlens.models import LensModel, load_model
+    from driftlens.trace import contaminating_substitution
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. A new public name is one line here and one import above.
+_HOMES = {
+    "DriftlensError": "driftlens.errors",
+    "Edit": "driftlens.edits",
+    "EditResult": "driftlens.editors",
+    "Fact": "driftlens.data",
+    "LensModel": "driftlens.models",
+    "ROME": "driftlens.editors",
+    "Record": "driftlens.data",
+    "SADR": "driftlens.editors",
+    "TaskPrompt": "driftlens.data",
+    "contaminating_substitution": "driftlens.trace",
+    "load_model": "driftlens.models",
+    "load_records": "driftlens.data",
+}
+
+__all__ = [
+    "ROME",
+    "SADR",
+    "DriftlensError",
+    "Edit",
+    "EditResult",
+    "Fact",
+    "LensModel",
+    "Record",
+    "TaskPrompt",
+    "contaminating_substitution",
+    "load_model",
+    "load_records",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'driftlens' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value  # the next look-up is an ordinary one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

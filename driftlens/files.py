@@ -20,10 +20,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there becomes `path` when the body ends well.
 
     The temporary name keeps the suffix, since many writers choose a format (or append one) by it. Nothing is left
-    behind when the body raises. An `OSError` of the body or of the replacement becomes a `DriftlensError`.
+    behind when the body raises. An `OSError` of the body or of the replacement becomes a `DriftlensError`; a library
+    that reports a full disk by an exception of its own should hand its bytes over and let `write_bytes` write them.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    temporary = target.with_name(f".driftlens-{secrets.token_hex(6)}{target.suffix}")
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -42,7 +43,9 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     A permission bit says little (root, read-only mounts, quotas), so a small file is really written and removed.
     """
     folder = Path(path)
-    probe = folder / f".{secrets.token_hex(4)}.probe"
+    probe = folder / f".driftlens-{secrets.token_hex(6)}"
+    if folder.exists() and not folder.is_dir():
+        raise DriftlensError(f"cannot write into {folder}: it is a file; choose a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"driftlens")

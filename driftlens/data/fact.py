@@ -1,0 +1,67 @@
+"""The edit request: subject, prompt template, the target that holds now and the one that shall hold after the edit."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["Fact"]
+
+_SLOT = "{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """(s, r, o_true) -> (s, r, o_edit) of the paper, e.g. `prompt="{} is located in"`.
+
+    `prompt` holds the subject's place as `{}`, exactly once; other braces are ordinary characters. Subject and targets
+    are stripped and the prompt loses its trailing blanks, because the blank between a prompt and its target is added
+    when the two are joined for a tokenizer. The subject must occur nowhere else in the text, or nobody could tell which
+    of its occurrences is edited.
+    """
+
+    subject: str
+    prompt: str
+    target_true: str
+    target_new: str
+
+    def __post_init__(self) -> None:
+        for name in ("subject", "target_true", "target_new"):
+            value = getattr(self, name).strip()
+            if not value:
+                raise DriftlensError(f"{name} is empty; give at least one visible character")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+
+        if (slots := self.prompt.count(_SLOT)) != 1:
+            raise DriftlensError(
+                f"prompt {self.prompt!r} holds {slots} places {_SLOT!r} for the subject; write it exactly once, "
+                f"e.g. '{_SLOT} is located in'"
+            )
+        if (places := _occurrences(self.text, self.subject)) != 1:
+            raise DriftlensError(
+                f"subject {self.subject!r} occurs {places} times in {self.text!r}; it must occur only where "
+                f"{_SLOT!r} stands, so reword the prompt"
+            )
+        if self.target_new == self.target_true:
+            raise DriftlensError(f"target_new {self.target_new!r} equals target_true; name another target to edit in")
+
+    @classmethod
+    def from_text(cls, text: str, *, subject: str, target_true: str, target_new: str) -> Self:
+        """A fact from the full prompt with the subject written out, as benchmark files have it."""
+        subject = subject.strip()
+        if subject and (places := _occurrences(text, subject)) != 1:
+            found = "does not occur" if places == 0 else f"occurs {places} times"
+            raise DriftlensError(f"subject {subject!r} {found} in {text!r}; it must occur exactly once")
+        prompt = text.replace(subject, _SLOT, 1) if subject else text
+        return cls(subject=subject, prompt=prompt, target_true=target_true, target_new=target_new)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.prompt.replace(_SLOT, self.subject, 1)
+
+
+def _occurrences(text: str, part: str) -> int:
+    """How often `part` stands in `text`, overlaps counted: "aa" is found twice in "aaa", `str.count` says once."""
+    return sum(text.startswith(part, start) for start in range(len(text) - len(part) + 1))

@@ -1,0 +1,104 @@
+"""Reading a JSON list of records, with errors that lead a person to the very place in the file."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, cast
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["Node", "read_nodes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A value inside a parsed file that knows where it stands, so that whoever rejects it can say so."""
+
+    value: object
+    file: Path
+    record: int
+    field: str = ""
+
+    def fail(self, problem: str) -> NoReturn:
+        """Raise the error that names file, record and field."""
+        raise DriftlensError(f"{self.file}, record {self.record}{self.field and f', field {self.field}'}: {problem}")
+
+    def get(self, key: str) -> "Node | None":
+        """The entry `key` of this object, or None where it is absent or null."""
+        if not isinstance(self.value, dict):
+            self.fail(f"expected an object, found {_kind(self.value)}")
+        value = cast("dict[str, object]", self.value).get(key)
+        return None if value is None else self._inner(value, f"{self.field}.{key}" if self.field else key)
+
+    def need(self, key: str) -> "Node":
+        """The entry `key` of this object, which must be there."""
+        node = self.get(key)
+        if node is None:
+            self._inner(None, f"{self.field}.{key}" if self.field else key).fail("is missing")
+        return node
+
+    def items(self) -> list["Node"]:
+        """The entries of this list."""
+        if not isinstance(self.value, list):
+            self.fail(f"expected a list, found {_kind(self.value)}")
+        values = cast("list[object]", self.value)
+        return [self._inner(value, f"{self.field}[{place}]") for place, value in enumerate(values)]
+
+    def text(self) -> str:
+        """This string, which must hold something visible."""
+        if not isinstance(self.value, str):
+            self.fail(f"expected a text, found {_kind(self.value)}")
+        if not self.value.strip():
+            self.fail("is empty")
+        return self.value
+
+    def _inner(self, value: object, field: str) -> "Node":
+        return Node(value=value, file=self.file, record=self.record, field=field)
+
+
+def read_nodes(path: Path) -> Iterator[Node]:
+    """The records of the file `path`, a JSON list of objects."""
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DriftlensError(f"{path} is damaged: line {line} is not UTF-8 text; fetch the file again") from error
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise DriftlensError(f"cannot read {path}: {reason}; give the path of a JSON file of records") from error
+
+    try:
+        records = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DriftlensError(
+            f"{path} is damaged: record {_record_at(content, error.pos)}, line {error.lineno}, column {error.colno} "
+            f"is not JSON ({error.msg}); mend that line or fetch the file again"
+        ) from error
+    except RecursionError as error:
+        raise DriftlensError(f"{path} is no list of records: its JSON is nested too deeply") from error
+    if not isinstance(records, list):
+        raise DriftlensError(f"{path} is no list of records: its top level is {_kind(records)}")
+    for number, record in enumerate(cast("list[object]", records)):
+        yield Node(value=record, file=path, record=number)
+
+
+def _record_at(content: str, position: int) -> int:
+    """The number of the record in which `position` lies: how many whole records end before it."""
+    decoder = json.JSONDecoder()
+    number, start = 0, content.find("[") + 1
+    while True:
+        while start < len(content) and content[start] in " \t\r\n,":
+            start += 1
+        try:
+            _, start = decoder.raw_decode(content, start)
+        except json.JSONDecodeError:
+            return number
+        if start > position:
+            return number
+        number += 1
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

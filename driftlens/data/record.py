@@ -1,0 +1,73 @@
+"""A benchmark record: the edit, and per task the prompts that show what the edit did.
+
+Each test prompt carries two targets. After a good edit `target_new` wins where the new fact should show (rewrite,
+paraphrase, alias, reasoning) and `target_true` wins where nothing should have changed (all other tasks).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from driftlens.data.fact import Fact
+from driftlens.errors import DriftlensError
+
+__all__ = ["TASKS", "Record", "TaskPrompt"]
+
+TASKS = (
+    "rewrite",
+    "paraphrase",
+    "alias",
+    "reasoning",
+    "neighborhood",
+    "relation",
+    "distract_neighborhood",
+    "distract_relation",
+    "other_task",
+    "distract_other_task",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPrompt:
+    """One test prompt and the pair of targets whose probabilities are compared on it.
+
+    `group` tells apart the prompts of one task where a dataset does ("same_type" and "other_type" relations). In the
+    distract tasks `text` begins with `distractor`, which is the edited sentence with its trailing blank.
+    """
+
+    text: str
+    target_true: str
+    target_new: str
+    group: str | None = None
+    distractor: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.text.rstrip())
+        if not self.text:
+            raise DriftlensError("the prompt is empty; give at least one visible character")
+        for name in ("target_true", "target_new"):
+            value = getattr(self, name).strip()
+            if not value:
+                raise DriftlensError(f"{name} of prompt {self.text!r} is empty; give at least one visible character")
+            object.__setattr__(self, name, value)
+        if not self.text.startswith(self.distractor):
+            raise DriftlensError(f"prompt {self.text!r} does not begin with its distractor {self.distractor!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One edit of a dataset with the prompts that test it.
+
+    `index` is the record's place in its file, from 0. `tasks` has every name of `TASKS`, with no prompts where the
+    dataset has none. `generation` are prompts to be continued freely (fluency). `split` is the dataset's own, if any.
+    """
+
+    index: int
+    fact: Fact
+    tasks: Mapping[str, tuple[TaskPrompt, ...]] = field(hash=False)
+    generation: tuple[str, ...] = ()
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        if set(self.tasks) != set(TASKS):
+            odd = sorted(set(self.tasks) ^ set(TASKS))
+            raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected exactly {list(TASKS)}")

@@ -1,0 +1,79 @@
+"""The `driftlens` command: `driftlens trace …` is `python -m driftlens.trace …`.
+
+A command is a module with `main(argv) -> int`. It is imported only when it is called, so `driftlens --version` and a
+mistyped command answer at once. `run_command` is the one place that turns exceptions into exit codes.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from driftlens import __version__
+from driftlens.errors import DriftlensError, unknown_name
+
+__all__ = ["main", "run_command", "script"]
+
+# Command -> one line of help. The command `trace` is the module `driftlens.trace`.
+_COMMANDS = {
+    "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",
+}
+
+_BAD_INPUT = 2
+_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+_PIPE_CLOSED = 128 + 13  # as a shell reports SIGPIPE
+
+
+def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run `main` as a program: its exit code, with the user's mistakes as one line on stderr instead of a traceback."""
+    try:
+        code = main(argv)
+        sys.stdout.flush()  # a reader that went away is noticed here, not in the interpreter's shutdown
+    except DriftlensError as error:
+        sys.stderr.write(f"driftlens: {error}\n")
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("driftlens: interrupted\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered must go somewhere, or the shutdown complains about the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the arguments after the command's name to that command; without a command, list them."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    # Only what stands before the command is ours: every command has options and help of its own.
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments)
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        raise unknown_name("command", name, _COMMANDS)
+    command: Callable[[Sequence[str]], int] = import_module(f"driftlens.{name}").main
+    return command(rest)
+
+
+def script() -> int:
+    """The console script `driftlens`."""
+    return run_command(main)
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, _COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {line}" for name, line in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="driftlens",
+        usage="driftlens [-h] [--version] COMMAND ...",
+        description="Edit facts into language models and see where the edited model goes wrong.",
+        epilog=f"commands:\n{commands}\n\n'driftlens COMMAND --help' lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"driftlens {__version__}")
+    return parser

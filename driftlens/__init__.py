@@ -1,7 +1,7 @@
 """Knowledge-editing interpretability on TransformerLens models.
 
-The public names below are loaded when they are first used: `import driftlens` itself imports neither torch nor
-transformer-lens, so the command line answers at once and a mistyped option costs no ten seconds.
+The public names below are loaded when they are first used: `import driftlens` itself imports neither torch
+nor transformer-lens, so the command line answers at once and a mistyped option costs no ten seconds.
 """
 
 from importlib import import_module

@@ -1,7 +1,8 @@
 """The `driftlens` command: `driftlens trace …` is `python -m driftlens.trace …`.
 
-A command is a module with `main(argv) -> int`. It is imported only when it is called, so `driftlens --version` and a
-mistyped command answer at once. `run_command` is the one place that turns exceptions into exit codes.
+A command is a module with `main(argv) -> int`. It is imported only when it is called, so `driftlens
+--version` and a mistyped command answer at once. `run_command` is the one place that turns exceptions into
+exit codes.
 """
 
 import argparse
@@ -26,7 +27,7 @@ _PIPE_CLOSED = 128 + 13  # as a shell reports SIGPIPE
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run `main` as a program: its exit code, with the user's mistakes as one line on stderr instead of a traceback."""
+    """Run `main` as a program: the exit code, and a user's mistake as one line on stderr, not a traceback."""
     try:
         code = main(argv)
         sys.stdout.flush()  # a reader that went away is noticed here, not in the interpreter's shutdown

@@ -1,7 +1,8 @@
 """The one exception for mistakes that the person at the keyboard can put right.
 
-Its text is always a single line that holds the bad value, what was expected and what to do, so that the command line
-can print it as it is. It is a `ValueError`, so code that uses the library needs no driftlens-specific `except`.
+Its text is always a single line that holds the bad value, what was expected and what to do, so that the
+command line can print it as it is. It is a `ValueError`, so code that uses the library needs no
+driftlens-specific `except`.
 """
 
 from collections.abc import Iterable

@@ -1,13 +1,13 @@
 """Writing files so that a reader never sees half of one.
 
-Every file goes to a temporary sibling first and takes its name in one step (`os.replace`), so a crash, a full disk or
-a second process leaves either the old file or the whole new one.
+Every file goes to a temporary sibling first and takes its name in one step (`os.replace`), so a crash, a full
+disk or a second process leaves either the old file or the whole new one.
 """
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from driftlens.errors import DriftlensError
@@ -16,12 +16,13 @@ __all__ = ["atomic_path", "writable_folder"]
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path beside `path`; what is written there becomes `path` when the body ends well.
 
-    The temporary name keeps the suffix, since many writers choose a format (or append one) by it. Nothing is left
-    behind when the body raises. An `OSError` of the body or of the replacement becomes a `DriftlensError`; a library
-    that reports a full disk by an exception of its own should hand its bytes over and let `write_bytes` write them.
+    The temporary name keeps the suffix, since many writers choose a format (or append one) by it. Nothing is
+    left behind when the body raises. An `OSError` of the body or of the replacement becomes a
+    `DriftlensError`; a library that reports a full disk by an exception of its own should hand its bytes over
+    and let `write_bytes` write them.
     """
     target = Path(path)
     temporary = target.with_name(f".driftlens-{secrets.token_hex(6)}{target.suffix}")
@@ -31,7 +32,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
         _flush_folder(target.parent)
     except OSError as error:
-        raise DriftlensError(f"cannot write {target}: {_reason(error)}; choose another place or free space") from error
+        advice = "choose another place or free space"
+        raise DriftlensError(f"cannot write {target}: {_reason(error)}; {advice}") from error
     finally:
         # After a successful replace there is nothing left under this name.
         _remove_quietly(temporary)
@@ -40,7 +42,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def writable_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder `path`, prove that a file can be written in it, and return it.
 
-    A permission bit says little (root, read-only mounts, quotas), so a small file is really written and removed.
+    A permission bit says little (root, read-only mounts, quotas), so a small file is really written and
+    removed.
     """
     folder = Path(path)
     probe = folder / f".driftlens-{secrets.token_hex(6)}"
@@ -50,7 +53,8 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"driftlens")
     except OSError as error:
-        raise DriftlensError(f"cannot write into folder {folder}: {_reason(error)}; choose another folder") from error
+        advice = "choose another folder"
+        raise DriftlensError(f"cannot write into folder {folder}: {_reason(error)}; {advice}") from error
     finally:
         _remove_quietly(probe)
     return folder
@@ -79,10 +83,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _remove_quietly(path: Path) -> None:
-    try:
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _reason(error: OSError) -> str:

@@ -1,10 +1,10 @@
 """The schema of `merged_counterfact.json`, the paper's benchmark, which the bundled world's records share.
 
-A record is an object of blocks. `requested_rewrite` is the edit, its prompt with the subject written out. Every other
-block holds test prompts: `rewrite`, `p-paraphrase`, `p-subject_alias` and `p-reasoning` with targets that must *rise*,
-`l-neighbor` and `l-relation` with targets that must *stay*, `o-commonsense` with a right and a wrong continuation, and
-`generation` with prompts only. Any block may be missing or empty. Two additions are ours and optional: a block's
-`groups`, a name or null per prompt, and the record's `split`.
+A record is an object of blocks. `requested_rewrite` is the edit, its prompt with the subject written out.
+Every other block holds test prompts: `rewrite`, `p-paraphrase`, `p-subject_alias` and `p-reasoning` with
+targets that must *rise*, `l-neighbor` and `l-relation` with targets that must *stay*, `o-commonsense` with a
+right and a wrong continuation, and `generation` with prompts only. Any block may be missing or empty. Two
+additions are ours and optional: a block's `groups`, a name or null per prompt, and the record's `split`.
 
 Which target is right and which is wrong (the convention behind the paper's scores):
 
@@ -14,7 +14,8 @@ Which target is right and which is wrong (the convention behind the paper's scor
 | neighborhood, relation | the edit's | the block's |
 | other_task | the block's `wrong` | the block's `right` |
 
-The three distract tasks repeat neighborhood, relation and other_task behind "{rewrite prompt} {target_new}. ".
+The three distract tasks repeat neighborhood, relation and other_task behind the sentence
+"{rewrite prompt} {target_new}. ".
 """
 
 from collections.abc import Iterator
@@ -103,12 +104,12 @@ def _other_task(record: Node) -> Iterator[TaskPrompt]:
 
 
 def _columns(block: Node, first: str, *others: str) -> Iterator[tuple[Node, ...]]:
-    """The entries of parallel lists, together; a plain text, as `o-commonsense` has it, counts as a list of one."""
+    """The entries of parallel lists, together; a plain text, as in `o-commonsense`, is a list of one."""
     columns = {field: _one_or_many(block.need(field)) for field in (first, *others)}
     length = len(columns[first])
     for field in others:
-        if len(columns[field]) != length:
-            block.need(field).fail(f"has {len(columns[field])} entries for {length} {first}; give one for each")
+        if (found := len(columns[field])) != length:
+            block.need(field).fail(f"has {found} entries for {length} {first}; give one for each")
     return zip(*columns.values(), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""The edit request: subject, prompt template, the target that holds now and the one that shall hold after the edit."""
+"""The edit request: subject, prompt template, the target that holds now, the target to be edited in."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -14,10 +14,10 @@ _SLOT = "{}"
 class Fact:
     """(s, r, o_true) -> (s, r, o_edit) of the paper, e.g. `prompt="{} is located in"`.
 
-    `prompt` holds the subject's place as `{}`, exactly once; other braces are ordinary characters. Subject and targets
-    are stripped and the prompt loses its trailing blanks, because the blank between a prompt and its target is added
-    when the two are joined for a tokenizer. The subject must occur nowhere else in the text, or nobody could tell which
-    of its occurrences is edited.
+    `prompt` holds the subject's place as `{}`, exactly once; other braces are ordinary characters. Subject
+    and targets are stripped and the prompt loses its trailing blanks, because the blank between a prompt and
+    its target is added when the two are joined for a tokenizer. The subject must occur nowhere else in the
+    text, or nobody could tell which of its occurrences is edited.
     """
 
     subject: str
@@ -35,8 +35,8 @@ class Fact:
 
         if (slots := self.prompt.count(_SLOT)) != 1:
             raise DriftlensError(
-                f"prompt {self.prompt!r} holds {slots} places {_SLOT!r} for the subject; write it exactly once, "
-                f"e.g. '{_SLOT} is located in'"
+                f"prompt {self.prompt!r} holds {slots} places {_SLOT!r} for the subject; write it exactly "
+                f"once, e.g. '{_SLOT} is located in'"
             )
         if (places := _occurrences(self.text, self.subject)) != 1:
             raise DriftlensError(
@@ -44,7 +44,7 @@ class Fact:
                 f"{_SLOT!r} stands, so reword the prompt"
             )
         if self.target_new == self.target_true:
-            raise DriftlensError(f"target_new {self.target_new!r} equals target_true; name another target to edit in")
+            raise DriftlensError(f"target_new {self.target_new!r} equals target_true; name another target")
 
     @classmethod
     def from_text(cls, text: str, *, subject: str, target_true: str, target_new: str) -> Self:
@@ -63,5 +63,5 @@ class Fact:
 
 
 def _occurrences(text: str, part: str) -> int:
-    """How often `part` stands in `text`, overlaps counted: "aa" is found twice in "aaa", `str.count` says once."""
+    """How often `part` stands in `text`, overlaps counted: "aa" is twice in "aaa", `str.count` says once."""
     return sum(text.startswith(part, start) for start in range(len(text) - len(part) + 1))

@@ -17,7 +17,8 @@ _NAMED = {"demo": Path(__file__).parents[1] / "demo" / "records.json"}
 def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None = None) -> list[Record]:
     """The records of a dataset, the first `limit` of them if given.
 
-    `source` is "demo" for the bundled world, or the path of a JSON file in the schema of `merged_counterfact.json`.
+    `source` is "demo" for the bundled world, or the path of a JSON file in the schema of
+    `merged_counterfact.json`.
     """
     if limit is not None and limit < 0:
         raise DriftlensError(f"limit {limit} is negative; give the number of records wanted, or none for all")

@@ -22,7 +22,8 @@ class Node:
 
     def fail(self, problem: str) -> NoReturn:
         """Raise the error that names file, record and field."""
-        raise DriftlensError(f"{self.file}, record {self.record}{self.field and f', field {self.field}'}: {problem}")
+        field = f", field {self.field}" if self.field else ""
+        raise DriftlensError(f"{self.file}, record {self.record}{field}: {problem}")
 
     def get(self, key: str) -> "Node | None":
         """The entry `key` of this object, or None where it is absent or null."""
@@ -63,18 +64,16 @@ def read_nodes(path: Path) -> Iterator[Node]:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise DriftlensError(f"{path} is damaged: line {line} is not UTF-8 text; fetch the file again") from error
+        raise DriftlensError(f"{path} is damaged: line {line} is not UTF-8; fetch the file again") from error
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise DriftlensError(f"cannot read {path}: {reason}; give the path of a JSON file of records") from error
+        raise DriftlensError(f"cannot read {path}: {reason}; give a JSON file of records") from error
 
     try:
         records = json.loads(content)
     except json.JSONDecodeError as error:
-        raise DriftlensError(
-            f"{path} is damaged: record {_record_at(content, error.pos)}, line {error.lineno}, column {error.colno} "
-            f"is not JSON ({error.msg}); mend that line or fetch the file again"
-        ) from error
+        place = f"record {_record_at(content, error.pos)}, line {error.lineno}, column {error.colno}"
+        raise DriftlensError(f"{path} is damaged: {place}: {error.msg}; mend it or fetch it again") from error
     except RecursionError as error:
         raise DriftlensError(f"{path} is no list of records: its JSON is nested too deeply") from error
     if not isinstance(records, list):
@@ -100,5 +99,5 @@ def _record_at(content: str, position: int) -> int:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    names = {"dict": "an object", "list": "a list", "str": "a text", "bool": "a boolean", "NoneType": "null"}
+    return names.get(type(value).__name__, "a number")

@@ -1,7 +1,8 @@
 """A benchmark record: the edit, and per task the prompts that show what the edit did.
 
-Each test prompt carries two targets. After a good edit `target_new` wins where the new fact should show (rewrite,
-paraphrase, alias, reasoning) and `target_true` wins where nothing should have changed (all other tasks).
+Each test prompt carries two targets. After a good edit `target_new` wins where the new fact should show
+(rewrite, paraphrase, alias, reasoning) and `target_true` wins where nothing should have changed (all other
+tasks).
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,9 @@ TASKS = (
 class TaskPrompt:
     """One test prompt and the pair of targets whose probabilities are compared on it.
 
-    `group` tells apart the prompts of one task where a dataset does ("same_type" and "other_type" relations). In the
-    distract tasks `text` begins with `distractor`, which is the edited sentence with its trailing blank.
+    `group` tells apart the prompts of one task where a dataset does ("same_type" and "other_type" relations).
+    In the distract tasks `text` begins with `distractor`, which is the edited sentence with its trailing
+    blank.
     """
 
     text: str
@@ -47,18 +49,19 @@ class TaskPrompt:
         for name in ("target_true", "target_new"):
             value = getattr(self, name).strip()
             if not value:
-                raise DriftlensError(f"{name} of prompt {self.text!r} is empty; give at least one visible character")
+                raise DriftlensError(f"{name} of prompt {self.text!r} is empty; give some visible text")
             object.__setattr__(self, name, value)
         if not self.text.startswith(self.distractor):
-            raise DriftlensError(f"prompt {self.text!r} does not begin with its distractor {self.distractor!r}")
+            raise DriftlensError(f"prompt {self.text!r} must begin with its distractor {self.distractor!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One edit of a dataset with the prompts that test it.
 
-    `index` is the record's place in its file, from 0. `tasks` has every name of `TASKS`, with no prompts where the
-    dataset has none. `generation` are prompts to be continued freely (fluency). `split` is the dataset's own, if any.
+    `index` is the record's place in its file, from 0. `tasks` has every name of `TASKS`, with no prompts
+    where the dataset has none. `generation` are prompts to be continued freely (fluency). `split` is the
+    dataset's own, if any.
     """
 
     index: int
@@ -70,4 +73,4 @@ class Record:
     def __post_init__(self) -> None:
         if set(self.tasks) != set(TASKS):
             odd = sorted(set(self.tasks) ^ set(TASKS))
-            raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected exactly {list(TASKS)}")
+            raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected {TASKS}")

@@ -1,0 +1,81 @@
+"""Text to tokens, with the place in the text that every token came from.
+
+Positions of words are found through these offsets, so a token never has to be searched for as a string. A BOS token
+is added exactly when the tokenizer itself adds one; TransformerLens's own BOS handling takes no part.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["Encoding", "adds_bos", "encode", "own_tokenizer", "target_prefix"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Token ids and, for each, the half-open range of characters of the text that it stands for; (0, 0) for a BOS."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(tokenizer: Any, text: str) -> Encoding:
+    """Tokens of the whole text, never truncated; a closing EOS that some tokenizers append is left out."""
+    # verbose=False: a long text is for the caller to judge, not a warning on the screen.
+    encoded = tokenizer(text, return_offsets_mapping=True, padding=False, truncation=False, verbose=False)
+    ids: list[int] = list(encoded["input_ids"])
+    offsets: list[tuple[int, int]] = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+        ids.pop()
+        offsets.pop()
+    return Encoding(ids=ids, offsets=offsets)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether this tokenizer puts a token that stands for no text in front of every text."""
+    return encode(tokenizer, "a").offsets[0] == (0, 0)
+
+
+def target_prefix(tokenizer: Any) -> str:
+    """What a target needs in front when it is tokenised apart from its prompt.
+
+    In a text, a target follows a space, and most tokenizers make that space part of its first token, so the target
+    alone is tokenised as " Paris". A tokenizer that itself puts a space before every text (Llama 2's) must be given
+    "Paris". When prompt and target are joined as text first, the joint is a space for every tokenizer.
+    """
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    in_text = ids("a b")[len(ids("a")) :]
+    return "" if ids(" b") != in_text and ids("b") == in_text else " "
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer as its checkpoint has it, given the one inside a TransformerLens model.
+
+    TransformerLens reloads the tokenizer it is given with `add_bos_token=True`, so that GPT-2's would put a BOS in
+    front of every text. The unchanged one is read again from where it came from, locally; where that place is gone,
+    the model's tokenizer is used as it is.
+    """
+    if tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        original: Any = AutoTokenizer.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        original = tokenizer
+    return fast(original)
+
+
+def fast(tokenizer: Any) -> Any:
+    if not tokenizer.is_fast:
+        raise DriftlensError(
+            f"tokenizer {type(tokenizer).__name__} has no fast version, so it cannot say which characters a token "
+            f"stands for; save one with a tokenizer.json"
+        )
+    return tokenizer

@@ -1,0 +1,41 @@
+"""What differs between the model families, as data.
+
+A family is chosen by the checkpoint's `architectures` entry, never by its name. The paths are those of Hugging Face's
+modules; the TransformerLens names are the same for all families.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["FAMILIES", "Family"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One architecture that driftlens can edit."""
+
+    name: str
+    blocks: str
+    """Path of the list of blocks inside the Hugging Face model."""
+    down_projection: str
+    """Path of the MLP's second linear map inside a block."""
+    transposed: bool
+    """Whether that map's weight is stored [d_model, d_mlp] (a Linear) rather than [d_mlp, d_model] (a Conv1D)."""
+    adds_bos: bool
+    """Whether this family's tokenizers put a BOS token in front; used only where the tokenizer itself is unknown."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    "GPT2LMHeadModel": Family(
+        name="gpt2", blocks="transformer.h", down_projection="mlp.c_proj", transposed=False, adds_bos=False
+    ),
+    "GPTJForCausalLM": Family(
+        name="gptj", blocks="transformer.h", down_projection="mlp.fc_out", transposed=True, adds_bos=False
+    ),
+    "GPTNeoXForCausalLM": Family(
+        name="neox", blocks="gpt_neox.layers", down_projection="mlp.dense_4h_to_h", transposed=True, adds_bos=False
+    ),
+    "LlamaForCausalLM": Family(
+        name="llama", blocks="model.layers", down_projection="mlp.down_proj", transposed=True, adds_bos=True
+    ),
+}

@@ -1,0 +1,67 @@
+"""Keys and values of a prefix, so that many passes over different endings compute the prefix once.
+
+Hugging Face's and TransformerLens's own caches grow in place when a pass uses them. `KeyValues` never changes: each
+pass gets a fresh `PassCache`, which puts the prefix's columns in front of the pass's own and, when asked, keeps the
+first columns of its own for a later pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["KeyValues", "PassCache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValues:
+    """The keys and values of some layers for the first columns of a batch, and which of those columns are real.
+
+    The layout of the tensors belongs to the backend that made them; only the first dimension is rows on both.
+    """
+
+    mask: Bool[Tensor, "rows columns"]
+    keys: Mapping[int, Tensor] = field(repr=False)
+    values: Mapping[int, Tensor] = field(repr=False)
+
+    def select(self, rows: Int[Tensor, " n"]) -> "KeyValues":
+        """The prefixes of these rows, in this order; a row may be repeated."""
+        return KeyValues(
+            mask=self.mask.index_select(0, rows),
+            keys={layer: keys.index_select(0, rows) for layer, keys in self.keys.items()},
+            values={layer: values.index_select(0, rows) for layer, values in self.values.items()},
+        )
+
+
+class PassCache:
+    """What one pass reads from a prefix and keeps for another; made anew for every pass."""
+
+    def __init__(self, past: KeyValues | None, *, keep: int, column_dim: int) -> None:
+        self.past = past
+        self.keep = keep
+        self.column_dim = column_dim
+        self.kept_keys: dict[int, Tensor] = {}
+        self.kept_values: dict[int, Tensor] = {}
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values that this layer's queries see: the prefix's, then the pass's own."""
+        if self.keep:
+            self.kept_keys[layer] = keys.narrow(self.column_dim, 0, self.keep)
+            self.kept_values[layer] = values.narrow(self.column_dim, 0, self.keep)
+        if self.past is None:
+            return keys, values
+        if layer not in self.past.keys:
+            raise DriftlensError(f"the given prefix holds no keys and values of layer {layer}; compute it from there on")
+        return (
+            torch.cat([self.past.keys[layer], keys], dim=self.column_dim),
+            torch.cat([self.past.values[layer], values], dim=self.column_dim),
+        )
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """`extend` under the name and order by which Hugging Face's attention layers call their cache."""
+        return self.extend(layer, keys, values)

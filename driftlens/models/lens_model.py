@@ -1,0 +1,237 @@
+"""`LensModel`: one model as driftlens sees it, whatever TransformerLens class is inside.
+
+A pass (`run`) goes from any layer to any layer and returns the residual stream; the head is a separate step
+(`unembed`), so that it is computed only at the positions that need it. What a pass costs is the blocks it names: lower
+blocks are not run when their result is given, and a prefix's keys and values can be computed once and reused.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.models.backend import Backend, Columns, attached
+from driftlens.models.batch import Batch, visible_columns
+from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, target_prefix
+from driftlens.models.key_values import KeyValues, PassCache
+
+__all__ = ["LensModel"]
+
+# TransformerLens's names; on a bridge they are aliases of its own, so hooks are written once for both.
+_SITES: Mapping[str, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_post": "mlp.hook_post",
+    "pattern": "attn.hook_pattern",
+    "attn_scores": "attn.hook_attn_scores",
+    "z": "attn.hook_z",
+}
+
+Hook = tuple[str, Callable[..., Any]]
+
+
+class LensModel:
+    """A TransformerLens model with raw weights, in eval mode, with frozen parameters.
+
+    `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it is put
+    into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the model is not to
+    be used. `check` runs the self-check, whose result is kept as `checked`.
+    """
+
+    def __init__(self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None) -> None:
+        backend = _backend_of(model)
+        reason = backend.processed()
+        if reason is not None:
+            raise DriftlensError(f"the model's weights are not the checkpoint's: {reason}; hand over an unprocessed model")
+        self._backend: Backend = backend
+        self.model = model
+        self.name: str = name or str(model.cfg.model_name)
+        self._tokenizer: Any = tokenizer if tokenizer is not None else own_tokenizer(model.tokenizer)
+        self.backend: str = backend.name
+        self.family: str = backend.family.name
+        self.parallel_blocks: bool = backend.parallel_blocks
+        dimensions = backend.dimensions
+        self.n_layers: int = dimensions.n_layers
+        self.n_heads: int = dimensions.n_heads
+        self.d_model: int = dimensions.d_model
+        self.d_mlp: int = dimensions.d_mlp
+        self.d_head: int = dimensions.d_head
+        self.d_vocab: int = dimensions.d_vocab
+        self.n_ctx: int = dimensions.n_ctx
+
+    def __repr__(self) -> str:
+        return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self._backend.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._backend.dtype
+
+    # --- tokens ---
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own fast tokenizer."""
+        if self._tokenizer is None:
+            raise DriftlensError(f"model {self.name} has no tokenizer; give one: LensModel(model, tokenizer=...)")
+        return self._tokenizer
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        return adds_bos(self.tokenizer)
+
+    @cached_property
+    def target_prefix(self) -> str:
+        """What a target needs in front when it is tokenised on its own (" ", or "" for Llama-2-like tokenizers)."""
+        return target_prefix(self.tokenizer)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """A token id for padding columns; which one does not matter, since masks say what is padding."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None and 0 <= token < self.d_vocab:
+                return int(token)
+        return 0
+
+    def encode(self, text: str) -> Encoding:
+        """Token ids and character offsets, with the BOS that the tokenizer adds; never truncated."""
+        return encode(self.tokenizer, text)
+
+    # --- names and weights ---
+
+    def hook_name(self, site: str, layer: int) -> str:
+        """The hook point of a site: resid_pre, resid_post, attn_out, mlp_out, mlp_post, pattern, attn_scores or z.
+
+        `mlp_post` is the input of the MLP's down-projection in every family.
+        """
+        if site not in _SITES:
+            raise DriftlensError(f"unknown site {site!r}; expected one of {', '.join(_SITES)}")
+        return f"blocks.{self._layer(layer)}.{_SITES[site]}"
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The MLP's down-projection as a live view: changing it in place changes the model."""
+        return self._backend.down_projection(self._layer(layer))[0]
+
+    # --- passes ---
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        hooks: Sequence[Hook] = (),
+        start: int = 0,
+        resid: Float[Tensor, "rows seq d_model"] | None = None,
+        stop: int | None = None,
+        past: KeyValues | None = None,
+    ) -> Float[Tensor, "rows seq d_model"]:
+        """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
+
+        With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`, the batch
+        holds only the columns after that prefix, and they attend to the prefix and to themselves. `hooks` are
+        TransformerLens hook functions on names of `hook_name`; those on blocks outside the pass do not fire.
+        """
+        return self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=0)[0]
+
+    def keys_values(
+        self,
+        batch: Batch,
+        *,
+        hooks: Sequence[Hook] = (),
+        start: int = 0,
+        resid: Float[Tensor, "rows seq d_model"] | None = None,
+        columns: int,
+    ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
+        """A pass to the last block that also keeps the keys and values of its first `columns` columns."""
+        if not 0 < columns <= batch.shape[1]:
+            raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
+        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=None, keep=columns)
+        assert cache is not None
+        kept = KeyValues(mask=batch.mask[:, :columns], keys=cache.kept_keys, values=cache.kept_values)
+        return resid, kept
+
+    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Final norm and head: `unembed(run(batch))` are the model's logits."""
+        return self._backend.unembed(resid.to(self.dtype))
+
+    def export(self, folder: str | PathLike[str], W_out: Mapping[int, Tensor] | None = None) -> None:
+        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
+        from driftlens.models.export import export
+
+        export(self, folder, W_out or {})
+
+    def _pass(
+        self,
+        batch: Batch,
+        *,
+        hooks: Sequence[Hook],
+        start: int,
+        resid: Tensor | None,
+        stop: int | None,
+        past: KeyValues | None,
+        keep: int,
+    ) -> tuple[Tensor, PassCache | None]:
+        stop = self.n_layers if stop is None else stop
+        if not 0 <= start <= stop <= self.n_layers:
+            raise DriftlensError(f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}")
+        if resid is None and start > 0:
+            raise DriftlensError(f"a pass that starts at block {start} needs resid, the input of that block")
+        columns = self._columns(batch, past)
+        if resid is None:
+            resid = self._backend.embed(batch.tokens, columns.positions)
+        elif resid.shape != (*batch.shape, self.d_model):
+            raise DriftlensError(
+                f"resid has shape {tuple(resid.shape)}; expected {(*batch.shape, self.d_model)} for this batch"
+            )
+        cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim) if past is not None or keep else None
+        with attached(self._backend, hooks):
+            return self._backend.run_blocks(resid.to(self.dtype), range(start, stop), columns, cache), cache
+
+    def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
+        positions, mask = batch.positions, batch.mask
+        if past is not None:
+            if past.mask.shape[0] != batch.shape[0]:
+                raise DriftlensError(
+                    f"the prefix has {past.mask.shape[0]} rows and the batch {batch.shape[0]}; "
+                    f"choose the prefix's rows with select()"
+                )
+            positions = positions + past.mask.sum(-1, keepdim=True)
+            mask = torch.cat([past.mask, mask], dim=-1)
+        if mask.shape[1] > self.n_ctx and int(mask.sum(-1).max()) > self.n_ctx:
+            raise DriftlensError(
+                f"a row has {int(mask.sum(-1).max())} tokens, more than the {self.n_ctx} that {self.name} can read; "
+                f"shorten the prompt"
+            )
+        visible = visible_columns(batch.mask, None if past is None else past.mask)
+        # A padding column on the right would otherwise stand beyond the context.
+        return Columns(positions=positions.clamp(max=self.n_ctx - 1), mask=mask, visible=visible)
+
+    def _layer(self, layer: int) -> int:
+        if not 0 <= layer < self.n_layers:
+            raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
+        return layer
+
+
+def _backend_of(model: Any) -> Backend:
+    kinds = {cls.__name__ for cls in type(model).__mro__}
+    if "HookedTransformer" in kinds:
+        from driftlens.models.hooked import HookedBackend
+
+        return HookedBackend(model)
+    if "TransformerBridge" in kinds:
+        from driftlens.models.bridge import BridgeBackend
+
+        return BridgeBackend(model)
+    raise DriftlensError(
+        f"cannot use a {type(model).__name__}; expected a TransformerBridge (transformer-lens 4.3 or later) or an "
+        f"unprocessed HookedTransformer (transformer-lens 3.9)"
+    )

@@ -1,0 +1,50 @@
+# `make trace` and `make test` work on a bare machine: the environment is made on demand, and made again when
+# pyproject.toml or the constraints change.
+#
+#   make trace ARGS="--record 12 --module mlp"     options of `driftlens trace`
+#   make test ARGS="tests/test_data.py -k limit"   options of pytest
+#   make test PYTHON=python3.12 VENV=/tmp/venv     another Python, another place for the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+python := $(VENV)/bin/python
+pip_install := $(python) -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
+
+.PHONY: trace test test-backend lint format dist install
+
+trace: $(VENV)/.installed
+	$(python) -m driftlens.trace $(ARGS)
+
+test: $(VENV)/.installed
+	$(python) -m pytest $(ARGS)
+
+# What must be the same on every supported transformer-lens; see constraints-transformer-lens-3.9.txt.
+test-backend: $(VENV)/.installed
+	$(python) -m pytest -m "backend and not slow" $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m pyright
+
+format: $(VENV)/.installed-dev
+	$(python) -m ruff format .
+	$(python) -m ruff check --fix .
+
+dist: $(VENV)/.installed-dev
+	$(python) -m hatchling build -d dist
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "driftlens needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(pip_install) '.[test,image]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(pip_install) '.[dev]'
+	@touch $@

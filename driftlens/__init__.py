@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import ROME, SADR, EditResult
-    from driftlens.edits import Edit
+    from driftlens.editors import ROME, SADR
+    from driftlens.edits import Edit, EditResult
     from driftlens.errors import DriftlensError
     from driftlens.models import LensModel, load_model
     from driftlens.trace import contaminating_substitution
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DriftlensError": "driftlens.errors",
     "Edit": "driftlens.edits",
-    "EditResult": "driftlens.editors",
+    "EditResult": "driftlens.edits",
     "Fact": "driftlens.data",
     "LensModel": "driftlens.models",
     "ROME": "driftlens.editors",

@@ -1,0 +1,25 @@
+"""Editors: from a fact to an :class:`~driftlens.edits.Edit`.  One file per method over a shared value optimiser."""
+
+from driftlens.editors.contexts import ContextSampling, sample_contexts
+from driftlens.editors.corpora import Corpus, open_corpus
+from driftlens.editors.presets import sadr_gamma
+from driftlens.editors.regularizers import LastTokenAttention, Regularizer
+from driftlens.editors.rome import ROME
+from driftlens.editors.sadr import SADR, last_token_kl
+from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
+
+__all__ = [
+    "ROME",
+    "SADR",
+    "ContextSampling",
+    "Corpus",
+    "LastTokenAttention",
+    "Regularizer",
+    "SecondMoment",
+    "last_token_kl",
+    "open_corpus",
+    "sadr_gamma",
+    "sample_contexts",
+    "second_moments",
+    "stream_second_moments",
+]

@@ -1,0 +1,94 @@
+"""Context prefixes x_j: texts put before the prompt so that a key and a value hold in more than one context.
+
+ROME takes 21: the bare prompt, ten prefixes of five tokens and ten of ten; MEMIT and PMET take six.  Prefixes are
+sampled from the vanilla model (top-5), starting from five common words, and joined as ``"{prefix}. {prompt}"``
+(notes 2 and 3 of the implementation notes; the same in ROME's published code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.prompts import pad_rows
+
+STARTS = ("The", "Therefore", "Because", "I", "You")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSampling:
+    """How context prefixes are sampled.
+
+    Attributes:
+        lengths: pairs (tokens of a prefix, how many such prefixes).
+        top_k: sampling is among the ``top_k`` most likely tokens.
+        seed: same seed and model, same prefixes, on every device.
+        starts: what the prefixes begin with, in turn.
+    """
+
+    lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    top_k: int = 5
+    seed: int = 0
+    starts: tuple[str, ...] = STARTS
+
+
+_sampled: WeakKeyDictionary[LensModel, dict[ContextSampling, tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def sample_contexts(model: LensModel, sampling: ContextSampling) -> tuple[str, ...]:
+    """Templates with one ``{}`` for the prompt: the bare ``"{}"`` first, then the sampled prefixes.
+
+    Kept per model, since an editor asks for the same ones for every fact.
+    """
+    known = _sampled.setdefault(model, {})
+    if sampling not in known:
+        prefixes = [prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)]
+        # Braces in a sampled text would read as the slot; line breaks would start a new document.
+        cleaned = [" ".join(prefix.replace("{", " ").replace("}", " ").split()) for prefix in prefixes]
+        known[sampling] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
+    return known[sampling]
+
+
+def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
+    """Given templates, checked.
+
+    Raises:
+        DriftlensError: there is none, or one does not hold exactly one ``{}``.
+    """
+    if not contexts:
+        raise DriftlensError('contexts is empty; give at least the bare template "{}"')
+    for context in contexts:
+        if context.count("{}") != 1:
+            raise DriftlensError(f'the context {context!r} must hold exactly one "{{}}", where the prompt goes')
+    return tuple(contexts)
+
+
+@torch.no_grad()
+def _sample(model: LensModel, sampling: ContextSampling, length: int, count: int) -> list[str]:
+    """``count`` continuations of the starts, ``length`` tokens long with their start."""
+    # Drawn on the CPU: a device's own generator would give other prefixes than another device's.
+    generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + length)
+    starts = [sampling.starts[i % len(sampling.starts)] for i in range(count)]
+    encodings = [list(model.encode(start).ids) for start in starts]
+    skipped = [1 if model.adds_bos else 0] * count
+    rows = encodings
+    while min(len(row) - skip for row, skip in zip(rows, skipped, strict=True)) < length:
+        batch, _ = pad_rows(model, rows)
+        last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+        resid = model.run(batch)
+        logits = model.unembed(resid[torch.arange(count, device=model.device), last]).float().cpu()
+        top = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
+        choice = torch.multinomial(top.values.softmax(dim=-1), 1, generator=generator)
+        chosen: list[int] = top.indices.gather(1, choice).squeeze(1).tolist()
+        rows = [
+            [*row, token] if len(row) - skip < length else row
+            for row, token, skip in zip(rows, chosen, skipped, strict=True)
+        ]
+    return [
+        model.tokenizer.decode(row[skip:], skip_special_tokens=True) for row, skip in zip(rows, skipped, strict=True)
+    ]

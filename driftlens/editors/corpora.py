@@ -1,0 +1,101 @@
+"""Text corpora for second moments: a name, a way to stream the texts, and a digest that says which texts they were."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from driftlens.errors import DriftlensError, unknown_name
+
+DATASETS = {
+    # name: (repository, configuration, split, revision, column)
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en", "train", "main", "text"),
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1", "train", "main", "text"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Texts that can be streamed again and again."""
+
+    name: str
+    digest: str
+    texts: Callable[[], Iterator[str]]
+
+
+def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
+    """A corpus from its name (``"demo"``, ``"wikipedia"``, ``"wikitext"``), a text file, or a list of texts.
+
+    In a text file every non-empty line is a text.
+
+    Raises:
+        DriftlensError: neither a known name nor a readable file; no text in it.
+    """
+    if isinstance(source, Corpus):
+        return source
+    if not isinstance(source, str | PathLike):
+        digest = hashlib.sha256("\0".join(source).encode()).hexdigest()[:16]
+        return Corpus(name=f"{len(source)} texts", digest=digest, texts=lambda: iter(source))
+    name = str(source)
+    if name == "demo":
+        return _demo()
+    if name in DATASETS:
+        return _dataset(name)
+    path = Path(source)
+    if path.is_file():
+        return _file(path)
+    raise unknown_name("corpus", name, ["demo", *DATASETS], instead="or the path of a text file")
+
+
+def _demo() -> Corpus:
+    from driftlens.demo import corpus, corpus_digest
+
+    return Corpus(name="demo", digest=corpus_digest(), texts=corpus)
+
+
+def _file(path: Path) -> Corpus:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise DriftlensError(f"cannot read the corpus {path}: {error.strerror}; give a readable text file") from error
+
+    def texts() -> Iterator[str]:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip():
+                    yield line.strip()
+
+    if next(texts(), None) is None:
+        raise DriftlensError(f"the corpus {path} holds no text; give a file with a text on each line")
+    return Corpus(name=path.name, digest=digest, texts=texts)
+
+
+def _dataset(name: str) -> Corpus:
+    repository, configuration, split, revision, column = DATASETS[name]
+
+    def texts() -> Iterator[str]:
+        import datasets
+
+        try:
+            stream: Any = datasets.load_dataset(
+                repository, configuration, split=split, revision=revision, streaming=True
+            )
+            first = list(islice(iter(stream), 1))
+        except Exception as error:
+            raise DriftlensError(
+                f"cannot reach the corpus {name!r} ({repository} on the Hugging Face hub: {type(error).__name__}); "
+                "go online once, or give a text file as the corpus"
+            ) from error
+        if not first:
+            raise DriftlensError(f"the corpus {name!r} came back empty; give a text file as the corpus")
+        for row in stream:
+            text = str(row[column]).strip()
+            if text:
+                yield text
+
+    return Corpus(name=name, digest=f"{repository}/{configuration}/{split}@{revision}", texts=texts)

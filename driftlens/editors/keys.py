@@ -1,0 +1,40 @@
+"""Keys: the input of an MLP's down-projection at ``subject_last``.
+
+A pass for keys reads each prompt only up to the subject's last token and runs only the layers up to the one asked
+for: nothing behind or above can change a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftlens.data import Fact
+from driftlens.hooks import Hook, record
+from driftlens.models import LensModel
+from driftlens.prompts import pad_rows, subject_last, tokenize_prompt
+
+
+@torch.no_grad()
+def subject_keys(
+    model: LensModel, facts: Sequence[Fact], contexts: Sequence[str], layer: int, *, hooks: Sequence[Hook] = ()
+) -> Float[Tensor, "facts contexts d_mlp"]:
+    """The key of every fact in every context (templates with one ``{}`` for the prompt), in the model's dtype.
+
+    ``hooks`` go on the pass as well, e.g. those of an edit of lower layers.
+    """
+    rows: list[tuple[int, ...]] = []
+    for fact in facts:
+        for context in contexts:
+            prompt = tokenize_prompt(model, context.replace("{}", fact.text))
+            # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
+            rows.append(prompt.ids[: subject_last(prompt, fact.subject, start=context.index("{}")) + 1])
+    # Aligned at their last token, which is subject_last in every row.
+    batch, _ = pad_rows(model, rows, align=[len(row) - 1 for row in rows])
+    store: dict[str, Tensor] = {}
+    keep: Hook = (model.hook_name("mlp_post", layer), record(store, "keys", lambda post: post[:, -1]))
+    model.run(batch, hooks=[*hooks, keep], stop=layer + 1)
+    return store["keys"].view(len(facts), len(contexts), -1)

@@ -1,0 +1,216 @@
+"""Second moments C = E[k kᵀ] of a down-projection's input over a text corpus (paper, Eq. 3 and 5).
+
+1. Texts are streamed, tokenised, cut to the model's context and run in batches of similar length, through the layers
+   up to the highest one asked for and no further; one pass over the corpus serves all layers.
+2. ``Kᵀ K`` of each batch is accumulated in float64 (float32 where a device has no float64); C is the mean over tokens.
+3. The result is cached on disk by a hash of model, layer, corpus and number of texts; written atomically and verified
+   when read.
+4. ``C⁻¹ k`` comes from one Cholesky factor in float64, computed when first needed and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path, writable_folder
+from driftlens.hooks import record
+from driftlens.models import LensModel
+from driftlens.prompts import pad_rows
+
+if TYPE_CHECKING:
+    from driftlens.editors.corpora import Corpus
+
+FORMAT = "driftlens-second-moment-1"
+SAMPLES = 100_000
+"""Texts the published statistics rest on (note 13)."""
+
+
+class SecondMoment:
+    """The uncentred second moment of one layer's keys, and the solve with it."""
+
+    def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"]) -> None:
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise DriftlensError(f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}")
+        self.matrix = matrix
+
+    @cached_property
+    def cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
+        """The lower factor in float64.  Computed on the matrix's device, or on the CPU where that has no float64."""
+        matrix = self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix
+        matrix = matrix.double()
+        factor, info = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
+        if int(info):
+            raise DriftlensError(
+                f"the second moment is singular (leading minor {int(info)} of {matrix.shape[0]} is not positive): "
+                "take it over more text than it has dimensions"
+            )
+        return factor
+
+    def solve(self, keys: Float[Tensor, "n d_mlp"]) -> Float[Tensor, "n d_mlp"]:
+        """C⁻¹ k for each row of ``keys``, in float64 on the factor's device."""
+        rhs = keys.to(device=self.cholesky.device, dtype=torch.float64).T
+        return torch.cholesky_solve(rhs, self.cholesky).T
+
+
+def cache_folder() -> Path:
+    """``$DRIFTLENS_CACHE``, else ``driftlens`` in the user's cache folder."""
+    given = os.environ.get("DRIFTLENS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(given) if given else Path(base) / "driftlens"
+
+
+def second_moments(
+    model: LensModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    *,
+    samples: int = SAMPLES,
+    folder: Path | None = None,
+    on_texts: Callable[[int], None] | None = None,
+) -> dict[int, SecondMoment]:
+    """The second moments of ``layers``, read from the cache where they are there, else computed and cached.
+
+    Args:
+        model: the vanilla model.
+        layers: which layers' down-projections.
+        corpus: the texts; see :func:`driftlens.editors.corpora.open_corpus`.
+        samples: how many texts at most.
+        folder: the cache; default :func:`cache_folder`.
+        on_texts: called with the number of texts done so far.
+
+    Raises:
+        DriftlensError: a cached file is damaged, or the corpus has no text.
+    """
+    folder = cache_folder() if folder is None else folder
+    names = {layer: cache_name(model, layer, corpus, samples) for layer in layers}
+    found: dict[int, SecondMoment] = {}
+    for layer, name in names.items():
+        for place in (folder, *_shipped(model)):
+            if (place / name).exists():
+                found[layer] = SecondMoment(read_second_moment(place / name, name).to(model.device))
+                break
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        writable_folder(folder)
+        for layer, matrix in stream_second_moments(model, missing, corpus.texts(), samples, on_texts).items():
+            write_second_moment(folder / names[layer], matrix, names[layer])
+            found[layer] = SecondMoment(matrix)
+    return found
+
+
+@torch.no_grad()
+def stream_second_moments(
+    model: LensModel,
+    layers: Sequence[int],
+    texts: Iterable[str],
+    samples: int = SAMPLES,
+    on_texts: Callable[[int], None] | None = None,
+    *,
+    batch_tokens: int = 4096,
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """E[k kᵀ] over all tokens of at most ``samples`` texts, one pass for all ``layers``; float32, on the model's device."""
+    precision = torch.float32 if model.device.type == "mps" else torch.float64
+    sums = {n: torch.zeros(model.d_mlp, model.d_mlp, device=model.device, dtype=precision) for n in layers}
+    tokens = 0
+    for done, batch_rows in _batches(model, islice(texts, samples), batch_tokens):
+        batch, _ = pad_rows(model, batch_rows)
+        store: dict[int, Tensor] = {}
+        hooks = [
+            (model.hook_name("mlp_post", n), record(store, n, lambda post: post[batch.mask])) for n in layers
+        ]
+        model.run(batch, hooks=hooks, stop=max(layers) + 1)
+        for n, keys in store.items():
+            keys = keys.float()
+            sums[n] += keys.T @ keys
+        tokens += int(batch.mask.sum())
+        if on_texts is not None:
+            on_texts(done)
+    if not tokens:
+        raise DriftlensError("the corpus holds no text; a second moment needs some")
+    return {n: (total / tokens).float() for n, total in sums.items()}
+
+
+def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Iterator[tuple[int, list[list[int]]]]:
+    """Token rows grouped into batches of about ``batch_tokens``, sorted by length within a stretch of texts."""
+    stretch: list[list[int]] = []
+    done = held = 0
+
+    def grouped() -> Iterator[list[list[int]]]:
+        group: list[list[int]] = []
+        for row in sorted(stretch, key=len):
+            if group and (len(group) + 1) * len(row) > batch_tokens:
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+    for text in texts:
+        ids = list(model.encode(text).ids)[: model.n_ctx]
+        if ids:
+            stretch.append(ids)
+        done, held = done + 1, held + len(ids)
+        if held > 16 * batch_tokens:
+            for group in grouped():
+                yield done, group
+            stretch, held = [], 0
+    for group in grouped():
+        yield done, group
+
+
+def cache_name(model: LensModel, layer: int, corpus: Corpus, samples: int) -> str:
+    """The cache's file name: readable, and different whenever model, layer, corpus or sample size differ."""
+    key = f"{model.checkpoint_hash}\0{layer}\0{corpus.digest}\0{samples}"
+    return f"second_moment-layer{layer}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+
+
+def write_second_moment(path: Path, matrix: Float[Tensor, "d_mlp d_mlp"], name: str) -> None:
+    """Write a second moment with its checksum, atomically."""
+    stored = matrix.detach().float().cpu().contiguous()
+    metadata = {"format": FORMAT, "name": name, "sha256": _digest(stored)}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(serialize({"second_moment": stored}, metadata=metadata))
+
+
+def read_second_moment(path: Path, name: str) -> Float[Tensor, "d_mlp d_mlp"]:
+    """Read and verify a cached second moment.
+
+    Raises:
+        DriftlensError: the file is truncated, altered, or another one under this name.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            handle: Any = file
+            metadata: dict[str, str] = handle.metadata() or {}
+            matrix: Tensor = handle.get_tensor("second_moment")
+    except (OSError, SafetensorError) as error:
+        raise DriftlensError(f"the cached second moment {path} is damaged ({error}); delete the file") from error
+    if metadata.get("format") != FORMAT or metadata.get("name") != name or metadata.get("sha256") != _digest(matrix):
+        raise DriftlensError(f"the cached second moment {path} is not what was written there; delete the file")
+    return matrix
+
+
+def _digest(matrix: Tensor) -> str:
+    return hashlib.sha256(matrix.numpy().tobytes()).hexdigest()
+
+
+def _shipped(model: LensModel) -> list[Path]:
+    """The bundled model's second moments come with it."""
+    if model.name != "demo":
+        return []
+    from driftlens.demo import SECOND_MOMENTS
+
+    return [SECOND_MOMENTS]

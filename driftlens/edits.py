@@ -1,0 +1,241 @@
+"""An edit is data, not a changed model.
+
+ROME, MEMIT and PMET all end in a low-rank change of MLP down-projections, so an :class:`Edit` holds the two factors
+per layer, ``W_out += left @ right``, and acts in either of two ways that give the same numbers:
+
+1. as **hooks** (:meth:`Edit.hooks`, :func:`edit_hooks`): ``mlp_out += (mlp_post @ left) @ right`` on the fly.  Nothing
+   is written, so many different edits run side by side as rows of one batch.
+2. as **weights** (:meth:`Edit.applied`, :meth:`Edit.export`): written into the model inside a context manager that
+   restores every bit on leaving, or into a Hugging Face folder for somebody else to load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path
+from driftlens.hooks import Hook, apply_low_rank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from driftlens.data import Fact
+    from driftlens.models import LensModel
+
+FORMAT = "driftlens-edit-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankUpdate:
+    """One layer's change of its down-projection: ``W_out += left @ right``, rank ``r``."""
+
+    left: Float[Tensor, "d_mlp r"]
+    right: Float[Tensor, "r d_model"]
+
+    def __post_init__(self) -> None:
+        if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise DriftlensError(
+                f"the factors have shapes {tuple(self.left.shape)} and {tuple(self.right.shape)}; "
+                "expected [d_mlp, r] and [r, d_model]"
+            )
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def matrix(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The change itself, in the factors' dtype."""
+        return self.left @ self.right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Low-rank updates by layer, and where they come from (``provenance``: flat strings, saved along)."""
+
+    updates: Mapping[int, LowRankUpdate]
+    provenance: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def hooks(self, model: LensModel) -> list[Hook]:
+        """Hooks that make ``model`` behave as edited, in every row of a batch."""
+        self.check(model)
+        hooks: list[Hook] = []
+        for layer, update in self.updates.items():
+            on_post, on_out = apply_low_rank(*_placed(model, update.left, update.right))
+            hooks += [(model.hook_name("mlp_post", layer), on_post), (model.hook_name("mlp_out", layer), on_out)]
+        return hooks
+
+    @contextmanager
+    def applied(self, model: LensModel) -> Iterator[LensModel]:
+        """The edit written into ``model``'s weights; every bit is restored on leaving, also after an exception.
+
+        Nests: several edits applied inside one another add up.
+        """
+        self.check(model)
+        saved = {layer: model.W_out(layer).detach().clone() for layer in self.updates}
+        try:
+            with torch.no_grad():
+                for layer in self.updates:
+                    W_out = model.W_out(layer)
+                    W_out.copy_(self.written(model, layer, W_out))
+            yield model
+        finally:
+            with torch.no_grad():
+                for layer, before in saved.items():
+                    model.W_out(layer).copy_(before)
+
+    def written(
+        self, model: LensModel, layer: int, W_out: Float[Tensor, "d_mlp d_model"]
+    ) -> Float[Tensor, "d_mlp d_model"]:
+        """``W_out`` with this edit's update of ``layer`` added, the sum formed in the factors' precision."""
+        left, right = _placed(model, self.updates[layer].left, self.updates[layer].right)
+        return (W_out.to(left.dtype) + left @ right).to(W_out.dtype)
+
+    def export(self, model: LensModel, folder: str | PathLike[str]) -> None:
+        """Write the edited model as a Hugging Face folder that any program can load.
+
+        Raises:
+            DriftlensError: the folder exists and is not empty, cannot be written, or the backend holds no Hugging
+                Face model.
+        """
+        self.check(model)
+        model.export(Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write factors and provenance to one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for layer, update in self.updates.items():
+            tensors[f"{layer}.left"] = update.left.detach().cpu().contiguous()
+            tensors[f"{layer}.right"] = update.right.detach().cpu().contiguous()
+        metadata = {"format": FORMAT, "provenance": json.dumps(dict(self.provenance))}
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(serialize(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Edit:
+        """Read an edit that :meth:`save` wrote.
+
+        Raises:
+            DriftlensError: the file is missing, damaged, or not an edit.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+                handle: Any = file
+                metadata: dict[str, str] = handle.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise DriftlensError(f"{path} is not a driftlens edit; expected a file that Edit.save wrote")
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+                provenance: dict[str, str] = json.loads(metadata["provenance"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            if isinstance(error, DriftlensError):
+                raise
+            raise DriftlensError(f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote") from error
+        layers = sorted({int(name.split(".")[0]) for name in tensors})
+        try:
+            updates = {n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers}
+        except KeyError as error:
+            raise DriftlensError(f"{path} lacks the factor {error}; save the edit again") from error
+        return cls(updates=updates, provenance=provenance)
+
+    def __add__(self, other: Edit) -> Edit:
+        """Both edits at once, as one edit: the ranks of shared layers add up, the matrices sum."""
+        updates = dict(self.updates)
+        for layer, update in other.updates.items():
+            if layer in updates:
+                mine = updates[layer]
+                update = LowRankUpdate(
+                    left=torch.cat([mine.left, update.left.to(mine.left)], dim=1),
+                    right=torch.cat([mine.right, update.right.to(mine.right)], dim=0),
+                )
+            updates[layer] = update
+        joined = {
+            key: " + ".join(part for part in (self.provenance.get(key), other.provenance.get(key)) if part)
+            for key in {**self.provenance, **other.provenance}
+        }
+        return Edit(updates=dict(sorted(updates.items())), provenance=joined)
+
+    def check(self, model: LensModel) -> None:
+        """Refuse a model that the edit does not fit.
+
+        Raises:
+            DriftlensError: a layer is out of range, or the factors' shapes are another model's.
+        """
+        for layer, update in self.updates.items():
+            if not 0 <= layer < model.n_layers:
+                raise DriftlensError(
+                    f"the edit changes layer {layer}, but {model.name} has layers 0 to {model.n_layers - 1}; "
+                    "apply it to the model it was made on"
+                )
+            if (update.left.shape[0], update.right.shape[1]) != (model.d_mlp, model.d_model):
+                raise DriftlensError(
+                    f"the edit is for a down-projection of {update.left.shape[0]} × {update.right.shape[1]}, but "
+                    f"{model.name}'s is {model.d_mlp} × {model.d_model}; apply it to the model it was made on"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    """What an editor gives back for one fact.
+
+    Attributes:
+        fact: the request.
+        edit: the low-rank update.
+        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay, sadr, probability``; the middle
+            four are the terms of the loss, with their factors, and sum to it.
+        keys: by layer, the key the update was solved for, ``[d_mlp]``.
+        values: by layer, the value that key is to give, ``[d_model]``.
+    """
+
+    fact: Fact
+    edit: Edit
+    history: pd.DataFrame
+    keys: Mapping[int, Float[Tensor, "d_mlp"]]
+    values: Mapping[int, Float[Tensor, "d_model"]]
+
+
+def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:
+    """Hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
+
+    ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.
+    """
+    for edit in {id(edit): edit for edit in edits if edit is not None}.values():
+        edit.check(model)
+    index = torch.arange(len(edits)) if rows is None else rows.cpu()
+    hooks: list[Hook] = []
+    for layer in sorted({layer for edit in edits if edit is not None for layer in edit.updates}):
+        left, right = _stacked([edit.updates.get(layer) if edit is not None else None for edit in edits])
+        left, right = _placed(model, left[index], right[index])
+        on_post, on_out = apply_low_rank(left, right)
+        hooks += [(model.hook_name("mlp_post", layer), on_post), (model.hook_name("mlp_out", layer), on_out)]
+    return hooks
+
+
+def _stacked(updates: Sequence[LowRankUpdate | None]) -> tuple[Tensor, Tensor]:
+    """Factors of different rank (``None``: no update) as two tensors, padded with zeros to the largest rank."""
+    present = [update for update in updates if update is not None]
+    rank = max(update.rank for update in present)
+    left = present[0].left.new_zeros(len(updates), present[0].left.shape[0], rank)
+    right = present[0].right.new_zeros(len(updates), rank, present[0].right.shape[1])
+    for i, update in enumerate(updates):
+        if update is not None:
+            left[i, :, : update.rank] = update.left
+            right[i, : update.rank] = update.right
+    return left, right
+
+
+def _placed(model: LensModel, *factors: Tensor) -> tuple[Tensor, ...]:
+    # At least float32: a bf16 model's edit must not lose its small entries before it is applied.
+    precision = torch.promote_types(model.dtype, torch.float32)
+    return tuple(factor.to(device=model.device, dtype=precision) for factor in factors)

@@ -1,0 +1,68 @@
+"""Working through many items in batches that fit into memory.
+
+The batch size a user gives is honoured until memory runs out; then it is halved, once and for all of that call, and
+the batch that failed is done again.  One warning says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from driftlens.errors import DriftlensError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_batches(
+    items: Sequence[Item],
+    batch_size: int,
+    work: Callable[[Sequence[Item]], Sequence[Result]],
+    *,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """``work`` on slices of at most ``batch_size`` items; its results in order.
+
+    Raises:
+        DriftlensError: ``batch_size`` is below 1, or one single item does not fit into memory.
+    """
+    if batch_size < 1:
+        raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
+    results: list[Result] = []
+    warned = False
+    while len(results) < len(items):
+        batch = items[len(results) : len(results) + batch_size]
+        done = _attempt(work, batch)
+        if done is not None:
+            results.extend(done)
+            if on_done is not None:
+                on_done(len(results))
+            continue
+        if len(batch) == 1:
+            raise DriftlensError("out of memory with a single item in the batch; use a smaller dtype or another device")
+        batch_size = len(batch) // 2
+        if not warned:
+            warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2)
+            warned = True
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results
+
+
+def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
+    """The results, or ``None`` when memory ran out.  Returns only after the failed attempt's tensors can be freed."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        # The CPU allocator and MPS raise a plain RuntimeError.
+        if "not enough memory" in str(error) or "MPS backend out of memory" in str(error):
+            return None
+        raise

@@ -71,6 +71,10 @@ class Backend(Protocol):
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]: ...
 
+    def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
+        """Logits of the wrapped model's own forward, for the self-check."""
+        ...
+
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
         """Weight (a view of the live parameter) and bias of the MLP's second linear map."""
         ...

@@ -110,6 +110,9 @@ class BridgeBackend:
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         return self.model.unembed(self.model.ln_final(resid))
 
+    def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
+        return self.huggingface(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
         linear = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
         weight: Tensor = linear.weight

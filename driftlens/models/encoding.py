@@ -9,7 +9,7 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["Encoding", "adds_bos", "encode", "own_tokenizer", "target_prefix"]
+__all__ = ["Encoding", "adds_bos", "encode", "own_tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +38,6 @@ def encode(tokenizer: Any, text: str) -> Encoding:
 def adds_bos(tokenizer: Any) -> bool:
     """Whether this tokenizer puts a token that stands for no text in front of every text."""
     return encode(tokenizer, "a").offsets[0] == (0, 0)
-
-
-def target_prefix(tokenizer: Any) -> str:
-    """What a target needs in front when it is tokenised apart from its prompt.
-
-    In a text, a target follows a space, and most tokenizers make that space part of its first token, so the target
-    alone is tokenised as " Paris". A tokenizer that itself puts a space before every text (Llama 2's) must be given
-    "Paris". When prompt and target are joined as text first, the joint is a space for every tokenizer.
-    """
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    in_text = ids("a b")[len(ids("a")) :]
-    return "" if ids(" b") != in_text and ids("b") == in_text else " "
 
 
 def own_tokenizer(tokenizer: Any) -> Any:

@@ -17,8 +17,10 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, attached
 from driftlens.models.batch import Batch, visible_columns
-from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, target_prefix
+from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer
+from driftlens.models.fingerprint import fingerprint
 from driftlens.models.key_values import KeyValues, PassCache
+from driftlens.models.self_check import SelfCheck, check_tokens, self_check
 
 __all__ = ["LensModel"]
 
@@ -45,6 +47,13 @@ class LensModel:
     be used. `check` runs the self-check, whose result is kept as `checked`.
     """
 
+    target_prefix: str = " "
+    """What stands between a prompt and its target when they are joined as text, which is then tokenised once.
+
+    It is a space for every tokenizer. Tokenizers that add a space of their own (Llama 2's) want none only before a
+    target that is tokenised apart, and driftlens never does that: such tokens need not be those of the whole text.
+    """
+
     def __init__(self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None) -> None:
         backend = _backend_of(model)
         reason = backend.processed()
@@ -65,6 +74,9 @@ class LensModel:
         self.d_head: int = dimensions.d_head
         self.d_vocab: int = dimensions.d_vocab
         self.n_ctx: int = dimensions.n_ctx
+        # Now, since an edit written into the weights would otherwise be part of it.
+        self.checkpoint_hash: str = fingerprint(backend)
+        self.checked: SelfCheck | None = self._check() if check else None
 
     def __repr__(self) -> str:
         return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device})"
@@ -91,11 +103,6 @@ class LensModel:
         return adds_bos(self.tokenizer)
 
     @cached_property
-    def target_prefix(self) -> str:
-        """What a target needs in front when it is tokenised on its own (" ", or "" for Llama-2-like tokenizers)."""
-        return target_prefix(self.tokenizer)
-
-    @cached_property
     def pad_id(self) -> int:
         """A token id for padding columns; which one does not matter, since masks say what is padding."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
@@ -120,7 +127,11 @@ class LensModel:
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The MLP's down-projection as a live view: changing it in place changes the model."""
-        return self._backend.down_projection(self._layer(layer))[0]
+        return self.down_projection(layer)[0]
+
+    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
+        """`W_out` and the bias added behind it; None where the family has none."""
+        return self._backend.down_projection(self._layer(layer))
 
     # --- passes ---
 
@@ -167,7 +178,11 @@ class LensModel:
         """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
         from driftlens.models.export import export
 
-        export(self, folder, W_out or {})
+        export(self, self._backend, folder, W_out or {})
+
+    def _check(self) -> SelfCheck:
+        tokens = check_tokens(self.d_vocab, self.n_ctx).to(self.device)
+        return self_check(self, self._backend.reference_logits(tokens))
 
     def _pass(
         self,

@@ -7,8 +7,7 @@
 4. Hugging Face's own forward gives reference logits, the bridge is put around the model, and the self-check compares.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.models.families import FAMILIES
 from driftlens.models.lens_model import LensModel
+from driftlens.models.self_check import check_tokens, self_check
 
 __all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "load_model"]
 
@@ -91,8 +92,18 @@ def load_model(
         )
         tokenizer = _read_tokenizer(source, local)
     model = model.to(target).eval().requires_grad_(False)
-    bridge = _bridge(model, tokenizer, fspath(name))
-    return LensModel(bridge, name=fspath(name), check=check, tokenizer=tokenizer)
+    # Before the bridge takes the model apart, so that the comparison is with Hugging Face alone.
+    reference = _reference_logits(model) if check else None
+    lens = LensModel(_bridge(model, tokenizer, fspath(name)), name=fspath(name), check=False, tokenizer=tokenizer)
+    if reference is not None:
+        lens.checked = self_check(lens, reference)
+    return lens
+
+
+@torch.no_grad()
+def _reference_logits(model: Any) -> Tensor:
+    tokens = check_tokens(model.get_output_embeddings().weight.shape[0], model.config.max_position_embeddings)
+    return model(input_ids=tokens.to(model.device), use_cache=False).logits
 
 
 def _bridge(model: Any, tokenizer: Any, name: str) -> Any:

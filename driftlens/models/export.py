@@ -1,0 +1,76 @@
+"""A model, edited or not, as a Hugging Face folder that any other program loads.
+
+The bridge's own `save_pretrained` fails, since its components stand in the place of Hugging Face's modules. So an empty
+twin of the model (same class, no storage) says what a checkpoint must hold, each tensor is read off the live model by
+its name there, and the twin writes them.
+"""
+
+import secrets
+import shutil
+from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.files import writable_folder
+from driftlens.models.bridge import BridgeBackend, empty_twin
+
+if TYPE_CHECKING:
+    from driftlens.models.lens_model import LensModel
+
+__all__ = ["export"]
+
+
+def export(
+    model: "LensModel", backend: object, folder: str | PathLike[str], replacements: Mapping[int, Tensor]
+) -> None:
+    """Write `model` to `folder`, with the W_out [d_mlp, d_model] of some layers replaced; all of it or nothing."""
+    if not isinstance(backend, BridgeBackend):
+        raise DriftlensError(
+            f"cannot export {model.name}: a HookedTransformer has no Hugging Face model behind it; "
+            f"load the checkpoint with load_model and export the edit from there"
+        )
+    target = Path(fspath(folder)).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DriftlensError(f"cannot export to {target}: it exists and is not empty; choose another folder")
+    tensors = {name: tensor.detach() for name, tensor in backend.named_tensors()}
+    for layer, weight in replacements.items():
+        name, value = _checkpoint_tensor(model, backend, layer, weight)
+        tensors[name] = value.to(tensors[name])
+
+    temporary = writable_folder(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
+    try:
+        _write(backend, model.tokenizer, tensors, temporary)
+        if target.exists():
+            target.rmdir()
+        temporary.replace(target)
+    except OSError as error:
+        raise DriftlensError(f"cannot export to {target}: {error.strerror or error}; free space or choose another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(backend: BridgeBackend, tokenizer: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    twin = empty_twin(backend.huggingface)
+    twin.config.dtype = backend.dtype
+    twin.generation_config = backend.huggingface.generation_config
+    # Tied weights are one tensor here as in the model, and are written once.
+    twin.save_pretrained(folder, state_dict=tensors)
+    tokenizer.save_pretrained(folder)
+
+
+def _checkpoint_tensor(
+    model: "LensModel", backend: BridgeBackend, layer: int, weight: Tensor
+) -> tuple[str, Tensor]:
+    """The checkpoint's name for a layer's W_out, and the weight as the checkpoint stores it."""
+    if weight.shape != (model.d_mlp, model.d_model):
+        raise DriftlensError(
+            f"W_out of layer {layer} has shape {tuple(weight.shape)}; expected {(model.d_mlp, model.d_model)}"
+        )
+    family = backend.family
+    stored = weight.detach().T if family.transposed else weight.detach()
+    return f"{family.blocks}.{layer}.{family.down_projection}.weight", stored.contiguous()

@@ -1,0 +1,171 @@
+"""An unprocessed `HookedTransformer` of transformer-lens 3.9, the class in most people's notebooks.
+
+Its blocks are run as they are, with two things put right for the length of a pass. Its attention mask leaves a padding
+column in front of a row with nothing to attend to, and the NaN of that softmax, scrubbed on the way forward, comes
+back in every gradient; so the mask is the one of `visible_columns` here too. And its cache grows in place, so each
+pass gets cache entries of its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.models.backend import Columns, Dimensions, find_hook_point
+from driftlens.models.families import FAMILIES
+from driftlens.models.key_values import PassCache
+
+__all__ = ["HookedBackend"]
+
+# The parts of a HookedTransformerConfig that, with the weights, make the function.
+_MEANINGFUL = (
+    "original_architecture n_layers d_model n_heads d_head d_mlp n_ctx d_vocab act_fn eps normalization_type "
+    "positional_embedding_type rotary_dim rotary_base n_key_value_heads gated_mlp parallel_attn_mlp final_rms"
+).split()
+
+
+class HookedBackend:
+    """A `HookedTransformer`, run block by block."""
+
+    name = "hooked"
+    column_dim = 1  # [rows, columns, heads, d_head]
+
+    def __init__(self, model: Any) -> None:
+        cfg = model.cfg
+        _require_supported(cfg)
+        self.model = model
+        self.family = FAMILIES[_architecture(cfg)]
+        self.dimensions = Dimensions(
+            n_layers=int(cfg.n_layers),
+            n_heads=int(cfg.n_heads),
+            d_model=int(cfg.d_model),
+            d_mlp=int(cfg.d_mlp),
+            d_head=int(cfg.d_head),
+            d_vocab=int(cfg.d_vocab),
+            n_ctx=int(cfg.n_ctx),
+        )
+        self.parallel_blocks = bool(cfg.parallel_attn_mlp)
+        self._hook_points: dict[str, Any] = {}
+        model.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed.W_E.dtype
+
+    def hook_point(self, name: str) -> Any:
+        point = self._hook_points.get(name)
+        if point is None:
+            point = self._hook_points[name] = find_hook_point(self.model, name)
+        return point
+
+    def embed(
+        self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
+    ) -> Float[Tensor, "rows seq d_model"]:
+        resid = self.model.hook_embed(self.model.embed(tokens))
+        if self.model.cfg.positional_embedding_type == "standard":
+            resid = resid + self.model.hook_pos_embed(self.model.pos_embed.W_pos[positions])
+        return resid
+
+    def run_blocks(
+        self, resid: Float[Tensor, "rows seq d_model"], layers: range, columns: Columns, cache: PassCache | None
+    ) -> Float[Tensor, "rows seq d_model"]:
+        mask = columns.mask.long()  # the rotary positions follow from it, by the same rule as Batch.positions
+        blocks = [self.model.blocks[layer] for layer in layers]
+        with _mask_replaced(blocks, columns.visible):
+            for layer, block in zip(layers, blocks, strict=True):
+                entry = None if cache is None else _CacheEntry(cache, layer)
+                resid = block(resid, past_kv_cache_entry=entry, attention_mask=mask)
+        return resid
+
+    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        flat = resid.reshape(1, -1, resid.shape[-1])  # TransformerLens's head takes three dimensions only
+        return self.model.unembed(self.model.ln_final(flat)).reshape(*resid.shape[:-1], -1)
+
+    def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
+        return self.model(tokens, return_type="logits", prepend_bos=False)
+
+    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
+        mlp = self.model.blocks[layer].mlp
+        return mlp.W_out, mlp.b_out
+
+    def processed(self) -> str | None:
+        normalization = str(self.model.cfg.normalization_type)
+        if normalization.endswith("Pre"):
+            return "the layer norms are folded into them (load with from_pretrained_no_processing)"
+        weight = self.down_projection(0)[0].float()
+        spread = float(weight.abs().mean())
+        if normalization == "LN" and spread and float(weight.mean(-1).abs().max()) < 1e-5 * spread:
+            return "the writing weights are centred (load with from_pretrained_no_processing)"
+        return None
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.named_parameters()
+
+    def description(self) -> dict[str, Any]:
+        return {key: getattr(self.model.cfg, key, None) for key in _MEANINGFUL}
+
+
+class _CacheEntry:
+    """What a block of a `HookedTransformer` expects of its cache, over a `PassCache`."""
+
+    def __init__(self, cache: PassCache, layer: int) -> None:
+        self._cache = cache
+        self._layer = layer
+
+    @property
+    def past_keys(self) -> Tensor:
+        """Only its number of columns is looked at."""
+        past = self._cache.past
+        return torch.empty(0, 0) if past is None else torch.empty(0, past.mask.shape[1])
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._cache.extend(self._layer, keys, values)
+
+
+@contextmanager
+def _mask_replaced(blocks: list[Any], visible: Bool[Tensor, "rows seq past+seq"]) -> Iterator[None]:
+    hidden = ~visible[:, None]
+
+    def apply_causal_mask(scores: Tensor, *_: Any, **__: Any) -> Tensor:
+        return scores.masked_fill(hidden, -torch.inf)
+
+    try:
+        for block in blocks:
+            block.attn.apply_causal_mask = apply_causal_mask
+        yield
+    finally:
+        for block in blocks:
+            block.attn.__dict__.pop("apply_causal_mask", None)
+
+
+def _require_supported(cfg: Any) -> None:
+    if cfg.positional_embedding_type not in ("standard", "rotary"):
+        raise DriftlensError(
+            f"unsupported positional embedding {cfg.positional_embedding_type!r}; expected standard or rotary"
+        )
+    if cfg.use_local_attn or cfg.attention_dir != "causal" or cfg.attn_only:
+        raise DriftlensError("unsupported attention: expected causal, global attention with an MLP in every block")
+    if cfg.n_devices > 1:
+        raise DriftlensError(f"the model is spread over {cfg.n_devices} devices; load it on one (n_devices=1)")
+
+
+def _architecture(cfg: Any) -> str:
+    """The checkpoint's architecture; for a model built by hand, the family whose blocks it has."""
+    architecture = cfg.original_architecture
+    if architecture in FAMILIES:
+        return str(architecture)
+    if architecture is not None:
+        raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
+    if cfg.gated_mlp:
+        return "LlamaForCausalLM"
+    if cfg.positional_embedding_type == "standard":
+        return "GPT2LMHeadModel"
+    return "GPTJForCausalLM" if cfg.rotary_adjacent_pairs else "GPTNeoXForCausalLM"

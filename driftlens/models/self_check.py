@@ -1,0 +1,134 @@
+"""Proof, on the very model that was loaded, that what driftlens writes takes effect.
+
+A hook point that only shows values, or shows them too late, makes every intervention on it a silent no-op, and it has
+happened: GPT-J's pattern in transformer-lens 4.3. So at load, on a short prompt of random tokens and one block:
+
+1. The logits of a pass agree with those of the model that is wrapped.
+2. The rows of the attention pattern sum to one, and the MLP's output is `mlp_post @ W_out + b_out`.
+3. A random vector written at each site changes what comes after it: scores, pattern and z change the attention output,
+   `mlp_post` changes the MLP's, and these two and the residual stream change the block's result.
+
+The vectors are random since a constant shift is invisible behind a LayerNorm.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from driftlens.errors import DriftlensError
+from driftlens.models.batch import Batch
+
+if TYPE_CHECKING:
+    from driftlens.models.lens_model import LensModel
+
+__all__ = ["SelfCheck", "check_tokens", "self_check"]
+
+# Each site and the site behind it where its effect must show.
+_EFFECTS = {
+    "attn_scores": "attn_out",
+    "pattern": "attn_out",
+    "z": "attn_out",
+    "mlp_post": "mlp_out",
+    "attn_out": "resid_post",
+    "mlp_out": "resid_post",
+    "resid_pre": "resid_post",
+}
+_SMALLEST_EFFECT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """What the self-check found; errors are relative to the size of what is compared."""
+
+    sites: tuple[str, ...]
+    """The sites at which a write was proven to take effect."""
+    logits_error: float
+    pattern_error: float
+    mlp_error: float
+
+
+def check_tokens(d_vocab: int, n_ctx: int) -> Int[Tensor, "1 seq"]:
+    """The prompt of the self-check, the same for the same vocabulary."""
+    return torch.randint(d_vocab, (1, min(8, n_ctx)), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) -> SelfCheck:
+    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what fails."""
+    tokens = check_tokens(model.d_vocab, model.n_ctx).to(model.device)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    half = model.dtype in (torch.float16, torch.bfloat16)
+
+    logits_error = _relative(model.unembed(model.run(batch)), reference)
+    _require(logits_error < (0.1 if half else 1e-4), model, f"its logits are off by {logits_error:.1e}")
+
+    layer = model.n_layers // 2
+    resid = model.run(batch, stop=layer)
+    seen = _values(model, batch, layer, resid)
+
+    pattern_error = float((seen["pattern"].float().sum(-1) - 1).abs().max())
+    _require(pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one")
+
+    weight, bias = model.down_projection(layer)
+    by_hand = seen["mlp_post"].float() @ weight.float() + (0 if bias is None else bias.float())
+    mlp_error = _relative(seen["mlp_out"], by_hand)
+    _require(mlp_error < (0.05 if half else 1e-4), model, "mlp_post @ W_out + b_out is not its MLP's output")
+
+    for site, behind in _EFFECTS.items():
+        # The residual stream may be a hundred times larger than what is added to it; in half precision a smaller
+        # vector would be rounded away there.
+        scale = seen["resid_post" if behind == "resid_post" else site]
+        changed = _values(model, batch, layer, resid, hook=(model.hook_name(site, layer), _adding_noise(scale)))
+        effect = _relative(changed[behind], seen[behind])
+        name = model.hook_name(site, layer)
+        _require(effect > _SMALLEST_EFFECT, model, f"what is written to {name} has no effect")
+    return SelfCheck(
+        sites=tuple(_EFFECTS), logits_error=logits_error, pattern_error=pattern_error, mlp_error=mlp_error
+    )
+
+
+def _values(
+    model: "LensModel", batch: Batch, layer: int, resid: Tensor, hook: tuple[str, Callable[..., Any]] | None = None
+) -> dict[str, Tensor]:
+    """The values at all sites of one block, with `hook` on it."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(site: str) -> Callable[..., None]:
+        def record(tensor: Tensor, hook: Any) -> None:
+            seen[site] = tensor.clone()
+
+        return record
+
+    hooks = [(model.hook_name(site, layer), keep(site)) for site in (*_EFFECTS, "resid_post")]
+    model.run(batch, hooks=[hook, *hooks] if hook else hooks, start=layer, stop=layer + 1, resid=resid)
+    missing = [model.hook_name(site, layer) for site in (*_EFFECTS, "resid_post") if site not in seen]
+    _require(not missing, model, f"{', '.join(missing)} never fires")
+    return seen
+
+
+def _adding_noise(like: Tensor) -> Callable[..., Tensor]:
+    finite = like[like.float() > -1e4].float()  # masked scores are -inf, or the least number there is
+    scale = max(float(finite.std()), 1e-3)
+
+    def add(tensor: Tensor, hook: Any) -> Tensor:
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        return tensor + (scale * noise).to(tensor)
+
+    return add
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.float(), expected.float().to(found.device)
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def _require(holds: bool, model: "LensModel", what: str) -> None:
+    if not holds:
+        raise DriftlensError(
+            f"the self-check of {model.name} failed: {what}; interventions on it cannot be trusted "
+            f"(check=False loads it all the same)"
+        )

@@ -1,0 +1,67 @@
+import os
+import warnings
+
+# Before anything imports transformers: a test that reached the network would be a bug.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint
+
+BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
+
+_loaded: dict[str, Any] = {}
+
+
+def load_tiny(folder: Path) -> Any:
+    """The checkpoint as a LensModel on the backend that this environment's transformer-lens has."""
+    from driftlens.models import LensModel, load_model
+
+    if BRIDGE:
+        return load_model(folder, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return LensModel(hooked_transformer(folder))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function from a family's name to its tiny checkpoint, written once a session."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def get(family: str) -> Path:
+        folder = root / family
+        return folder if (folder / "config.json").exists() else tiny_checkpoint(family, folder)
+
+    return get
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
+    """A tiny random checkpoint, one of every family."""
+    return checkpoints(request.param)
+
+
+@pytest.fixture(scope="session")
+def lens_model(checkpoint_folder: Path) -> Any:
+    """The tiny checkpoint as a LensModel. Shared by all tests: leave its weights as they were."""
+    name = checkpoint_folder.name
+    if name not in _loaded:
+        _loaded[name] = load_tiny(checkpoint_folder)
+    return _loaded[name]
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Any:
+    """The bundled model. Shared by all tests: leave its weights as they were."""
+    from driftlens.models import load_model
+    from driftlens.models.loading import DEMO_WEIGHTS
+
+    if not BRIDGE:
+        pytest.skip("load_model needs transformer-lens 4.3")
+    if not (DEMO_WEIGHTS / "config.json").is_file():
+        pytest.skip(f"the bundled weights are not at {DEMO_WEIGHTS}")
+    return load_model("demo", device="cpu")

@@ -28,7 +28,7 @@ test-backend: $(VENV)/.installed
 lint: $(VENV)/.installed-dev
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
-	$(python) -m pyright
+	$(python) -m pyright --pythonpath $(python)
 
 format: $(VENV)/.installed-dev
 	$(python) -m ruff format .

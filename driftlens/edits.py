@@ -1,18 +1,18 @@
 """An edit is data, not a changed model.
 
-ROME, MEMIT and PMET all end in a low-rank change of MLP down-projections, so an :class:`Edit` holds the two factors
-per layer, ``W_out += left @ right``, and acts in either of two ways that give the same numbers:
+ROME, MEMIT and PMET all end in a low-rank change of MLP down-projections, so an :class:`Edit` holds the two
+factors per layer, ``W_out += left @ right``, and acts in either of two ways that give the same numbers:
 
-1. as **hooks** (:meth:`Edit.hooks`, :func:`edit_hooks`): ``mlp_out += (mlp_post @ left) @ right`` on the fly.  Nothing
-   is written, so many different edits run side by side as rows of one batch.
-2. as **weights** (:meth:`Edit.applied`, :meth:`Edit.export`): written into the model inside a context manager that
-   restores every bit on leaving, or into a Hugging Face folder for somebody else to load.
+1. as **hooks** (:meth:`Edit.hooks`, :func:`edit_hooks`): ``mlp_out += (mlp_post @ left) @ right`` on the fly.
+   Nothing is written, so many different edits run side by side as rows of one batch.
+2. as **weights** (:meth:`Edit.applied`, :meth:`Edit.export`): written into the model inside a context manager
+   that restores every bit on leaving, or into a Hugging Face folder for somebody else to load.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -54,6 +54,7 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
+        """The largest rank that the change can have."""
         return self.left.shape[1]
 
     def matrix(self) -> Float[Tensor, "d_mlp d_model"]:
@@ -74,12 +75,16 @@ class Edit:
         hooks: list[Hook] = []
         for layer, update in self.updates.items():
             on_post, on_out = apply_low_rank(*_placed(model, update.left, update.right))
-            hooks += [(model.hook_name("mlp_post", layer), on_post), (model.hook_name("mlp_out", layer), on_out)]
+            hooks += [
+                (model.hook_name("mlp_post", layer), on_post),
+                (model.hook_name("mlp_out", layer), on_out),
+            ]
         return hooks
 
     @contextmanager
-    def applied(self, model: LensModel) -> Iterator[LensModel]:
-        """The edit written into ``model``'s weights; every bit is restored on leaving, also after an exception.
+    def applied(self, model: LensModel) -> Generator[LensModel]:
+        """The edit written into ``model``'s weights; every bit is restored on leaving, also after an
+        exception.
 
         Nests: several edits applied inside one another add up.
         """
@@ -107,11 +112,13 @@ class Edit:
         """Write the edited model as a Hugging Face folder that any program can load.
 
         Raises:
-            DriftlensError: the folder exists and is not empty, cannot be written, or the backend holds no Hugging
-                Face model.
+            DriftlensError: the folder exists and is not empty, cannot be written, or the backend holds no
+                Hugging Face model.
         """
         self.check(model)
-        model.export(Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
+        model.export(
+            Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates}
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write factors and provenance to one safetensors file, atomically."""
@@ -135,16 +142,22 @@ class Edit:
                 handle: Any = file
                 metadata: dict[str, str] = handle.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise DriftlensError(f"{path} is not a driftlens edit; expected a file that Edit.save wrote")
+                    raise DriftlensError(
+                        f"{path} is not a driftlens edit; expected a file that Edit.save wrote"
+                    )
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
                 provenance: dict[str, str] = json.loads(metadata["provenance"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, DriftlensError):
                 raise
-            raise DriftlensError(f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote") from error
+            raise DriftlensError(
+                f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote"
+            ) from error
         layers = sorted({int(name.split(".")[0]) for name in tensors})
         try:
-            updates = {n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers}
+            updates = {
+                n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers
+            }
         except KeyError as error:
             raise DriftlensError(f"{path} lacks the factor {error}; save the edit again") from error
         return cls(updates=updates, provenance=provenance)
@@ -152,14 +165,15 @@ class Edit:
     def __add__(self, other: Edit) -> Edit:
         """Both edits at once, as one edit: the ranks of shared layers add up, the matrices sum."""
         updates = dict(self.updates)
-        for layer, update in other.updates.items():
-            if layer in updates:
-                mine = updates[layer]
-                update = LowRankUpdate(
-                    left=torch.cat([mine.left, update.left.to(mine.left)], dim=1),
-                    right=torch.cat([mine.right, update.right.to(mine.right)], dim=0),
-                )
-            updates[layer] = update
+        for layer, theirs in other.updates.items():
+            if layer not in updates:
+                updates[layer] = theirs
+                continue
+            mine = updates[layer]
+            updates[layer] = LowRankUpdate(
+                left=torch.cat([mine.left, theirs.left.to(mine.left)], dim=1),
+                right=torch.cat([mine.right, theirs.right.to(mine.right)], dim=0),
+            )
         joined = {
             key: " + ".join(part for part in (self.provenance.get(key), other.provenance.get(key)) if part)
             for key in {**self.provenance, **other.provenance}
@@ -180,8 +194,9 @@ class Edit:
                 )
             if (update.left.shape[0], update.right.shape[1]) != (model.d_mlp, model.d_model):
                 raise DriftlensError(
-                    f"the edit is for a down-projection of {update.left.shape[0]} × {update.right.shape[1]}, but "
-                    f"{model.name}'s is {model.d_mlp} × {model.d_model}; apply it to the model it was made on"
+                    f"the edit is for a down-projection of {update.left.shape[0]} × {update.right.shape[1]}, "
+                    f"but {model.name}'s is {model.d_mlp} × {model.d_model}; "
+                    "apply it to the model it was made on"
                 )
 
 
@@ -192,8 +207,8 @@ class EditResult:
     Attributes:
         fact: the request.
         edit: the low-rank update.
-        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay, sadr, probability``; the middle
-            four are the terms of the loss, with their factors, and sum to it.
+        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay, sadr, probability``; the
+            middle four are the terms of the loss, with their factors, and sum to it.
         keys: by layer, the key the update was solved for, ``[d_mlp]``.
         values: by layer, the value that key is to give, ``[d_model]``.
     """
@@ -205,7 +220,9 @@ class EditResult:
     values: Mapping[int, Float[Tensor, "d_model"]]
 
 
-def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:
+def edit_hooks(
+    model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None
+) -> list[Hook]:
     """Hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
 
     ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.
@@ -223,7 +240,9 @@ def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor,
 
 
 def _stacked(updates: Sequence[LowRankUpdate | None]) -> tuple[Tensor, Tensor]:
-    """Factors of different rank (``None``: no update) as two tensors, padded with zeros to the largest rank."""
+    """Factors of different rank (``None``: no update) as two tensors, padded with zeros to the largest
+    rank.
+    """
     present = [update for update in updates if update is not None]
     rank = max(update.rank for update in present)
     left = present[0].left.new_zeros(len(updates), present[0].left.shape[0], rank)

@@ -1,9 +1,10 @@
 """Prompts as tokens: where the subject ends, where the target begins, and how rows become a batch.
 
-Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text*, the
-text is tokenised once, and character spans are carried over to tokens by the tokenizer's offset mapping.  Nothing is
-searched for among tokens, so a BOS token, a leading space or a token that splits a UTF-8 character cannot shift a
-position (see note 20 of the implementation notes: some benchmark targets end in the middle of a character).
+Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text*,
+the text is tokenised once, and character spans are carried over to tokens by the tokenizer's offset mapping.
+Nothing is searched for among tokens, so a BOS token, a leading space or a token that splits a UTF-8 character
+cannot shift a position (see note 20 of the implementation notes: some benchmark targets end in the middle of
+a character).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from driftlens.models import Batch, LensModel
 class TokenizedPrompt:
     """A prompt, with or without a target behind it, as tokens.
 
-    ``ids`` holds the prompt's tokens (BOS included where the tokenizer adds one) and then the target's; the first
-    ``n_prompt`` are the prompt's.  ``offsets`` are character spans into ``text`` + " " + ``target``.
+    ``ids`` holds the prompt's tokens (BOS included where the tokenizer adds one) and then the target's; the
+    first ``n_prompt`` are the prompt's.  ``offsets`` are character spans into ``text`` + " " + ``target``.
     """
 
     text: str
@@ -35,7 +36,9 @@ class TokenizedPrompt:
 
     @property
     def last(self) -> int:
-        """Index of the last *prompt* token: the one whose attention drifts and whose logits predict the target."""
+        """Index of the last *prompt* token: the one whose attention drifts and whose logits predict the
+        target.
+        """
         return self.n_prompt - 1
 
     @property
@@ -45,7 +48,9 @@ class TokenizedPrompt:
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """The tokens a model has to read to score the whole target: the prompt and all of the target but its last."""
+        """The tokens a model has to read to score the whole target: the prompt and all of the target but its
+        last.
+        """
         return self.ids[:-1] if self.target else self.ids
 
     def tokens_of(self, start: int, stop: int) -> range:
@@ -57,7 +62,8 @@ class TokenizedPrompt:
         inside = [i for i, (a, b) in enumerate(self.offsets) if a < stop and b > start]
         if not inside:
             raise DriftlensError(
-                f"no token covers characters {start}–{stop} of {self.text!r}; expected a span inside the prompt"
+                f"no token covers characters {start}–{stop} of {self.text!r}; "
+                "expected a span inside the prompt"
             )
         return range(inside[0], inside[-1] + 1)
 
@@ -65,8 +71,8 @@ class TokenizedPrompt:
 def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedPrompt:
     """Tokenise ``text``, joined with ``target`` when one is given.
 
-    They are joined by a space, as in running text, whatever the tokenizer makes of one.  A token that straddles the
-    joint counts as the target's first.
+    They are joined by a space, as in running text, whatever the tokenizer makes of one.  A token that
+    straddles the joint counts as the target's first.
 
     Raises:
         DriftlensError: the text is empty, or the tokens exceed the model's context.
@@ -79,11 +85,13 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
     if target:
         n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > len(text)), n_prompt)
         if n_prompt == len(encoding.ids):
-            raise DriftlensError(f"the target {target!r} has no token of its own behind {text!r}; give a longer target")
+            raise DriftlensError(
+                f"the target {target!r} has no token of its own behind {text!r}; give a longer target"
+            )
     if len(encoding.ids) > model.n_ctx:
         raise DriftlensError(
-            f"the prompt {text[:40]!r}… has {len(encoding.ids)} tokens with its target, but {model.name} reads at most "
-            f"{model.n_ctx}; shorten it"
+            f"the prompt {text[:40]!r}… has {len(encoding.ids)} tokens with its target, but {model.name} "
+            f"reads at most {model.n_ctx}; shorten it"
         )
     return TokenizedPrompt(
         text=text, target=target, ids=tuple(encoding.ids), offsets=tuple(encoding.offsets), n_prompt=n_prompt
@@ -93,15 +101,17 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
 def find_subject(text: str, subject: str, *, start: int = 0) -> tuple[int, int]:
     """Character span of the first occurrence of ``subject`` in ``text`` at or after ``start``.
 
-    In a distracted prompt the edited subject's first occurrence is the one in the distractor, which is the one that
-    over-attention is about.
+    In a distracted prompt the edited subject's first occurrence is the one in the distractor, which is the
+    one that over-attention is about.
 
     Raises:
         DriftlensError: the subject does not occur.
     """
     at = text.find(subject, start)
     if at < 0:
-        raise DriftlensError(f"the subject {subject!r} does not occur in {text!r}; expected it there word for word")
+        raise DriftlensError(
+            f"the subject {subject!r} does not occur in {text!r}; expected it there word for word"
+        )
     return at, at + len(subject)
 
 
@@ -120,8 +130,9 @@ def pad_rows(
 ) -> tuple[Batch, Int[Tensor, "rows"]]:
     """Token rows of different lengths as one batch.
 
-    Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the same column
-    for all rows (padding on both sides), so that what changes can start in one column for all of them.
+    Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the
+    same column for all rows (padding on both sides), so that what changes can start in one column for all of
+    them.
 
     Returns:
         The batch, and per row the column of its first token.
@@ -140,10 +151,12 @@ def pad_rows(
 def target_positions(
     prompts: Sequence[TokenizedPrompt], shifts: Int[Tensor, "rows"]
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Where the targets of ``prompts`` are predicted in a batch made by :func:`pad_rows` of their ``forced`` tokens.
+    """Where the targets of ``prompts`` are predicted in a batch made by :func:`pad_rows` of their ``forced``
+    tokens.
 
     Returns:
-        Three tensors with one entry per target token: its row, the column whose logits predict it, and its id.
+        Three tensors with one entry per target token: its row, the column whose logits predict it, and its
+        id.
     """
     entries = [
         (row, prompt.last + k, token)

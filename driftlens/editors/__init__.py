@@ -1,4 +1,6 @@
-"""Editors: from a fact to an :class:`~driftlens.edits.Edit`.  One file per method over a shared value optimiser."""
+"""Editors: from a fact to an :class:`~driftlens.edits.Edit`.  One file per method over a shared value
+optimiser.
+"""
 
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.editors.corpora import Corpus, open_corpus

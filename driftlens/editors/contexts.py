@@ -1,8 +1,8 @@
 """Context prefixes x_j: texts put before the prompt so that a key and a value hold in more than one context.
 
-ROME takes 21: the bare prompt, ten prefixes of five tokens and ten of ten; MEMIT and PMET take six.  Prefixes are
-sampled from the vanilla model (top-5), starting from five common words, and joined as ``"{prefix}. {prompt}"``
-(notes 2 and 3 of the implementation notes; the same in ROME's published code).
+ROME takes 21: the bare prompt, ten prefixes of five tokens and ten of ten; MEMIT and PMET take six.  Prefixes
+are sampled from the vanilla model (top-5), starting from five common words, and joined as ``"{prefix}.
+{prompt}"`` (notes 2 and 3 of the implementation notes; the same in ROME's published code).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def sample_contexts(model: LensModel, sampling: ContextSampling) -> tuple[str, .
     """
     known = _sampled.setdefault(model, {})
     if sampling not in known:
-        prefixes = [prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)]
+        prefixes = [
+            prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)
+        ]
         # Braces in a sampled text would read as the slot; line breaks would start a new document.
         cleaned = [" ".join(prefix.replace("{", " ").replace("}", " ").split()) for prefix in prefixes]
         known[sampling] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
@@ -64,7 +66,9 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
         raise DriftlensError('contexts is empty; give at least the bare template "{}"')
     for context in contexts:
         if context.count("{}") != 1:
-            raise DriftlensError(f'the context {context!r} must hold exactly one "{{}}", where the prompt goes')
+            raise DriftlensError(
+                f'the context {context!r} must hold exactly one "{{}}", where the prompt goes'
+            )
     return tuple(contexts)
 
 
@@ -90,5 +94,6 @@ def _sample(model: LensModel, sampling: ContextSampling, length: int, count: int
             for row, token, skip in zip(rows, chosen, skipped, strict=True)
         ]
     return [
-        model.tokenizer.decode(row[skip:], skip_special_tokens=True) for row, skip in zip(rows, skipped, strict=True)
+        model.tokenizer.decode(row[skip:], skip_special_tokens=True)
+        for row, skip in zip(rows, skipped, strict=True)
     ]

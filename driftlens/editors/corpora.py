@@ -1,4 +1,6 @@
-"""Text corpora for second moments: a name, a way to stream the texts, and a digest that says which texts they were."""
+"""Text corpora for second moments: a name, a way to stream the texts, and a digest that says which texts they
+were.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from typing import Any
 
 from driftlens.errors import DriftlensError, unknown_name
 
+# By name: repository, configuration, split, revision and the column that holds the text.
 DATASETS = {
-    # name: (repository, configuration, split, revision, column)
     "wikipedia": ("wikimedia/wikipedia", "20231101.en", "train", "main", "text"),
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1", "train", "main", "text"),
 }
@@ -62,7 +64,9 @@ def _file(path: Path) -> Corpus:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise DriftlensError(f"cannot read the corpus {path}: {error.strerror}; give a readable text file") from error
+        raise DriftlensError(
+            f"cannot read the corpus {path}: {error.strerror}; give a readable text file"
+        ) from error
 
     def texts() -> Iterator[str]:
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -88,8 +92,8 @@ def _dataset(name: str) -> Corpus:
             first = list(islice(iter(stream), 1))
         except Exception as error:
             raise DriftlensError(
-                f"cannot reach the corpus {name!r} ({repository} on the Hugging Face hub: {type(error).__name__}); "
-                "go online once, or give a text file as the corpus"
+                f"cannot reach the corpus {name!r} ({repository} on the Hugging Face hub: "
+                f"{type(error).__name__}); go online once, or give a text file as the corpus"
             ) from error
         if not first:
             raise DriftlensError(f"the corpus {name!r} came back empty; give a text file as the corpus")

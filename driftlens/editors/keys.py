@@ -1,7 +1,7 @@
 """Keys: the input of an MLP's down-projection at ``subject_last``.
 
-A pass for keys reads each prompt only up to the subject's last token and runs only the layers up to the one asked
-for: nothing behind or above can change a key.
+A pass for keys reads each prompt only up to the subject's last token and runs only the layers up to the one
+asked for: nothing behind or above can change a key.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from driftlens.prompts import pad_rows, subject_last, tokenize_prompt
 
 @torch.no_grad()
 def subject_keys(
-    model: LensModel, facts: Sequence[Fact], contexts: Sequence[str], layer: int, *, hooks: Sequence[Hook] = ()
+    model: LensModel,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    layer: int,
+    *,
+    hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "facts contexts d_mlp"]:
-    """The key of every fact in every context (templates with one ``{}`` for the prompt), in the model's dtype.
+    """The key of every fact in every context (templates with one ``{}`` for the prompt), in the model's
+    dtype.
 
     ``hooks`` go on the pass as well, e.g. those of an edit of lower layers.
     """

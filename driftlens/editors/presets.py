@@ -41,7 +41,13 @@ SADR_GAMMA: dict[str, float] = {
 def rome_preset(model: LensModel, *, regularized: bool) -> dict[str, Any]:
     """Keyword arguments of :class:`driftlens.ROME` for ``model``."""
     if model.name == "demo":
-        return {"layer": 2, "lr": 2.5, "weight_decay": 0.1, "clamp_norm_factor": 20.0, "steps": 60 if regularized else 25}
+        return {
+            "layer": 2,
+            "lr": 2.5,
+            "weight_decay": 0.1,
+            "clamp_norm_factor": 20.0,
+            "steps": 60 if regularized else 25,
+        }
     steps = {"steps": 80 if regularized else 20}
     name = known_name(model)
     if name is not None:
@@ -61,7 +67,9 @@ def known_name(model: LensModel) -> str | None:
 
 
 def default_layer(model: LensModel) -> int:
-    """An early-middle layer: about a fifth of the depth, where C.2's choices for GPT-J, Llama-3 and TinyLlama lie."""
+    """An early-middle layer: about a fifth of the depth, where C.2's choices for GPT-J, Llama-3 and TinyLlama
+    lie.
+    """
     return min(max(1, round(model.n_layers / 5)), model.n_layers - 1)
 
 
@@ -69,10 +77,10 @@ def default_layer(model: LensModel) -> int:
 def scaled_to(model: LensModel) -> dict[str, float]:
     """Learning rate and clamp for a model nobody has tuned, from the size of its residual stream.
 
-    An Adam step moves δ by about lr · √d_model.  What matters is that length against the residual stream it is added
-    to, and small models trained without weight decay can have residuals a hundred times GPT-J's.  The rate is set to
-    a tenth of the residual's norm at the edit layer, the clamp to one and a half times it, and neither below the
-    paper's 0.5 and 4.
+    An Adam step moves δ by about lr · √d_model.  What matters is that length against the residual stream it
+    is added to, and small models trained without weight decay can have residuals a hundred times GPT-J's.
+    The rate is set to a tenth of the residual's norm at the edit layer, the clamp to one and a half times it,
+    and neither below the paper's 0.5 and 4.
     """
     layer = default_layer(model)
     batch, _ = pad_rows(model, [list(model.encode("The name of the capital of the country is").ids)])
@@ -80,7 +88,9 @@ def scaled_to(model: LensModel) -> dict[str, float]:
     hooks = [(model.hook_name(site, layer), record(store, site)) for site in ("resid_post", "mlp_out")]
     model.run(batch, hooks=hooks, stop=layer + 1)
     # The first token's residual is an outlier in most models.
-    resid, mlp_out = (float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out"))
+    resid, mlp_out = (
+        float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out")
+    )
     return {
         "lr": max(0.5, 0.1 * resid / model.d_model**0.5),
         "clamp_norm_factor": max(4.0, 1.5 * resid / mlp_out),

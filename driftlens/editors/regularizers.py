@@ -1,8 +1,9 @@
 """What a regulariser of the value optimisation is: a penalty on the attention of the last prompt token.
 
-A regulariser sees, for every row (one context of one fact), what the last prompt token attends to in every layer
-above the edit, in the vanilla model and with the current δ, and gives one penalty per row.  The optimiser averages a
-fact's rows and adds the sum to its loss.  Layers up to the edit cannot change, so they are never computed.
+A regulariser sees, for every row (one context of one fact), what the last prompt token attends to in every
+layer above the edit, in the vanilla model and with the current δ, and gives one penalty per row.  The
+optimiser averages a fact's rows and adds the sum to its loss.  Layers up to the edit cannot change, so they
+are never computed.
 """
 
 from __future__ import annotations

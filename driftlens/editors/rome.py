@@ -3,11 +3,11 @@
 1. δ is optimised at ``subject_last`` of the MLP output in the edit layer (:mod:`driftlens.editors.value`);
    v* = target_init + δ.
 2. k̄ is the mean over contexts of the down-projection's input at ``subject_last``, k₀ the bare prompt's.
-3. ``W_out += left @ right`` with left = C⁻¹k̄ / ‖C⁻¹k̄‖ and right = (v* − W k₀) / (k₀ · left), so that Ŵ k₀ = v*,
-   and keys that are C-orthogonal to k̄ are left as they are.
+3. ``W_out += left @ right`` with left = C⁻¹k̄ / ‖C⁻¹k̄‖ and right = (v* − W k₀) / (k₀ · left), so that Ŵ k₀ =
+   v*, and keys that are C-orthogonal to k̄ are left as they are.
 
-The paper's Eq. 3 uses one key throughout; the published code, whose numbers the paper reports, uses the bare prompt's
-in the residual (note 10).  ``residual_key="mean"`` gives the paper's form.
+The paper's Eq. 3 uses one key throughout; the published code, whose numbers the paper reports, uses the bare
+prompt's in the residual (note 10).  ``residual_key="mean"`` gives the paper's form.
 """
 
 from __future__ import annotations
@@ -37,26 +37,29 @@ from driftlens.models.memory import in_batches
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ROME:
-    """Settings of ROME; :meth:`edit` and :meth:`edit_many` do the work.  :meth:`for_model` gives the paper's presets.
+    """Settings of ROME; :meth:`edit` and :meth:`edit_many` do the work.  :meth:`for_model` gives the paper's
+    presets.
 
     Attributes:
         layer: the layer whose down-projection is edited.
         steps: optimisation steps; the last one only measures, so n steps make at most n − 1 updates.
         lr: Adam's learning rate for δ.
-        weight_decay: factor of ‖δ‖ / ‖target_init‖² (not in the paper's objective; 0.5 for GPT-J, 1e-3 for Llama).
+        weight_decay: factor of ‖δ‖ / ‖target_init‖² (not in the paper's objective; 0.5 for GPT-J, 1e-3 for
+            Llama).
         kl_factor: ω, the weight of the essence KL on "{subject} is a", read at the subject's last token.
         clamp_norm_factor: δ is projected onto ‖δ‖ ≤ this · ‖target_init‖ after each step.
-        contexts: templates with one ``{}`` for the prompt; ``None`` samples them from the model (``sampling``).
+        contexts: templates with one ``{}`` for the prompt; ``None`` samples them from the model
+            (``sampling``).
         sampling: how contexts are sampled.
         second_moment: C = E[k kᵀ], ``[d_mlp, d_mlp]``; ``None`` takes it over ``corpus``.
-        corpus: text for C: a known name, a text file, a list of texts; ``None``: the bundled model's own, or Wikipedia
-            for a model from the hub.
+        corpus: text for C: a known name, a text file, a list of texts; ``None``: the bundled model's own, or
+            Wikipedia for a model from the hub.
         samples: how many texts of the corpus.
         early_stop_loss: a fact stops when its whole loss is below this.
         regularizers: added to the objective, e.g. ``(SADR(),)``.
         essence: the essence prompt's template.
-        essence_kl: the KL's direction; ``"edited_from_vanilla"``, KL(edited ‖ vanilla), is the published code's,
-            ``"vanilla_from_edited"`` the paper's Eq. 1.
+        essence_kl: the KL's direction; ``"edited_from_vanilla"``, KL(edited ‖ vanilla), is the published
+            code's, ``"vanilla_from_edited"`` the paper's Eq. 1.
         residual_key: ``"bare"`` (published code) or ``"mean"`` (the paper's Eq. 3).
         detach_attention: optimise δ without a gradient through attention weights (ROME-AWD; paper, D.4).
 
@@ -96,7 +99,9 @@ class ROME:
             if not value > 0:
                 raise DriftlensError(f"{name} is {value}; expected a number above 0")
         if self.essence.count("{}") != 1:
-            raise DriftlensError(f'essence is {self.essence!r}; it must hold exactly one "{{}}" for the subject')
+            raise DriftlensError(
+                f'essence is {self.essence!r}; it must hold exactly one "{{}}" for the subject'
+            )
         if self.essence_kl not in ("edited_from_vanilla", "vanilla_from_edited"):
             raise DriftlensError(
                 f"essence_kl is {self.essence_kl!r}; expected 'edited_from_vanilla' or 'vanilla_from_edited'"
@@ -112,7 +117,8 @@ class ROME:
 
     @classmethod
     def for_model(cls, model: LensModel, **changes: Any) -> ROME:
-        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
+        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override
+        them.
 
         With regularizers the number of steps is the paper's for SADR (80), without it is 20.
         """
@@ -133,7 +139,8 @@ class ROME:
     ) -> list[EditResult]:
         """A separate edit for each of ``facts``, ``batch_size`` of them optimised at a time.
 
-        Each fact gets the numbers it has alone, up to float rounding.  Out of memory halves the batch and goes on.
+        Each fact gets the numbers it has alone, up to float rounding.  Out of memory halves the batch and
+        goes on.
 
         Args:
             model: the vanilla model; it stays as it is.
@@ -147,7 +154,8 @@ class ROME:
         """
         if self.layer >= model.n_layers:
             raise DriftlensError(
-                f"layer is {self.layer}, but {model.name} has layers 0 to {model.n_layers - 1}; choose one of them"
+                f"layer is {self.layer}, but {model.name} has layers 0 to {model.n_layers - 1}; "
+                "choose one of them"
             )
         contexts = self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
         moment = self._second_moment(model)
@@ -166,7 +174,13 @@ class ROME:
 
         def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
             values = optimize_values(
-                model, batch, layer=self.layer, site="mlp_out", contexts=contexts, settings=settings, on_step=on_step
+                model,
+                batch,
+                layer=self.layer,
+                site="mlp_out",
+                contexts=contexts,
+                settings=settings,
+                on_step=on_step,
             )
             keys = subject_keys(model, batch, ("{}", *contexts), self.layer)
             return [
@@ -211,8 +225,8 @@ class ROME:
         if isinstance(self.second_moment, SecondMoment):
             if self.second_moment.matrix.shape[0] != model.d_mlp:
                 raise DriftlensError(
-                    f"the second moment is for d_mlp = {self.second_moment.matrix.shape[0]}, but {model.name} has "
-                    f"{model.d_mlp}; give the one of layer {self.layer} of this model"
+                    f"the second moment is for d_mlp = {self.second_moment.matrix.shape[0]}, but "
+                    f"{model.name} has {model.d_mlp}; give the one of layer {self.layer} of this model"
                 )
             return self.second_moment
         corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)

@@ -2,9 +2,10 @@
 
 For each context S_j = x_j ⊕ (s, r) and with W the vanilla model's attention weights, W^δ the edited model's:
 
-1. M_l(S_j) = max_h W_{l,h}(S_j)[-1, s]: the most that any vanilla head of the layer gives to ``subject_last``.
-2. H_l(S_j) = {h : W^δ_{l,h}(S_j)[-1, s] > M_l(S_j)}: heads that now give more.  Found anew at every step, strictly
-   greater, without a gradient.
+1. M_l(S_j) = max_h W_{l,h}(S_j)[-1, s]: the most that any vanilla head of the layer gives to
+   ``subject_last``.
+2. H_l(S_j) = {h : W^δ_{l,h}(S_j)[-1, s] > M_l(S_j)}: heads that now give more.  Found anew at every step,
+   strictly greater, without a gradient.
 3. γ · mean_j Σ_l Σ_{h ∈ H_l(S_j)} KL(W_{l,h}(S_j)[-1, :] ‖ W^δ_{l,h}(S_j)[-1, :]).
 """
 
@@ -30,7 +31,8 @@ class SADR:
         gamma: γ, the weight.  (The published settings file writes γ · 10⁴ as ``attn_W_loss_weight``.)
         heads: ``"selected"`` restrains the heads of H_l only; ``"all"`` restrains every head (ablation, 6.1).
         layers: the layers to restrain, or ``None`` for all.  Layers at or below the edit cannot drift.
-        eps: added to both distributions before the logarithm, as in the published code (10⁻⁸; its fp16 runs 10⁻⁷).
+        eps: added to both distributions before the logarithm, as in the published code (10⁻⁸; its fp16 runs
+            10⁻⁷).
 
     Raises:
         DriftlensError: γ negative or not finite, or an unknown choice of heads.
@@ -45,7 +47,9 @@ class SADR:
         if not 0 <= self.gamma < float("inf"):
             raise DriftlensError(f"gamma is {self.gamma}; expected a number ≥ 0, e.g. 0.01")
         if self.heads not in ("selected", "all"):
-            raise DriftlensError(f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)")
+            raise DriftlensError(
+                f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)"
+            )
         if self.layers is not None:
             layers: Iterable[int] = self.layers
             object.__setattr__(self, "layers", tuple(layers))  # a range is welcome
@@ -66,7 +70,8 @@ class SADR:
 def last_token_kl(
     vanilla: Float[Tensor, "*batch keys"], edited: Float[Tensor, "*batch keys"], *, eps: float = 1e-8
 ) -> Float[Tensor, "*batch"]:
-    """KL(vanilla ‖ edited) in nats between attention rows, ``eps`` added to both (note 8; also the drift of 3.3).
+    """KL(vanilla ‖ edited) in nats between attention rows, ``eps`` added to both (note 8; also the drift of
+    3.3).
 
     Masked keys are zero in both and contribute nothing.
     """
@@ -79,7 +84,9 @@ def over_attending(
     edited: Float[Tensor, "layers rows heads keys"],
     subject: Tensor,
 ) -> Bool[Tensor, "layers rows heads"]:
-    """H_l: heads that give ``subject_last`` more than any vanilla head of their layer did.  Carries no gradient."""
+    """H_l: heads that give ``subject_last`` more than any vanilla head of their layer did.  Carries no
+    gradient.
+    """
     index = subject.view(1, -1, 1, 1).expand(*vanilla.shape[:-1], 1)
     threshold = vanilla.detach().gather(-1, index).squeeze(-1).amax(dim=-1, keepdim=True)
     return edited.detach().gather(-1, index).squeeze(-1) > threshold

@@ -1,10 +1,11 @@
 """Second moments C = E[k kᵀ] of a down-projection's input over a text corpus (paper, Eq. 3 and 5).
 
-1. Texts are streamed, tokenised, cut to the model's context and run in batches of similar length, through the layers
-   up to the highest one asked for and no further; one pass over the corpus serves all layers.
-2. ``Kᵀ K`` of each batch is accumulated in float64 (float32 where a device has no float64); C is the mean over tokens.
-3. The result is cached on disk by a hash of model, layer, corpus and number of texts; written atomically and verified
-   when read.
+1. Texts are streamed, tokenised, cut to the model's context and run in batches of similar length, through the
+   layers up to the highest one asked for and no further; one pass over the corpus serves all layers.
+2. ``Kᵀ K`` of each batch is accumulated in float64 (float32 where a device has no float64); C is the mean
+   over tokens.
+3. The result is cached on disk by a hash of model, layer, corpus and number of texts; written atomically and
+   verified when read.
 4. ``C⁻¹ k`` comes from one Cholesky factor in float64, computed when first needed and kept.
 """
 
@@ -43,19 +44,23 @@ class SecondMoment:
 
     def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"]) -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise DriftlensError(f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}")
+            raise DriftlensError(
+                f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}"
+            )
         self.matrix = matrix
 
     @cached_property
     def cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        """The lower factor in float64.  Computed on the matrix's device, or on the CPU where that has no float64."""
+        """The lower factor in float64.  Computed on the matrix's device, or on the CPU where that has no
+        float64.
+        """
         matrix = self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix
         matrix = matrix.double()
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
         if int(info):
             raise DriftlensError(
-                f"the second moment is singular (leading minor {int(info)} of {matrix.shape[0]} is not positive): "
-                "take it over more text than it has dimensions"
+                f"the second moment is singular (leading minor {int(info)} of {matrix.shape[0]} is not "
+                "positive): take it over more text than it has dimensions"
             )
         return factor
 
@@ -121,19 +126,19 @@ def stream_second_moments(
     *,
     batch_tokens: int = 4096,
 ) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """E[k kᵀ] over all tokens of at most ``samples`` texts, one pass for all ``layers``; float32, on the model's device."""
+    """E[k kᵀ] over all tokens of at most ``samples`` texts, one pass for all ``layers``; float32, on the
+    model's device.
+    """
     precision = torch.float32 if model.device.type == "mps" else torch.float64
     sums = {n: torch.zeros(model.d_mlp, model.d_mlp, device=model.device, dtype=precision) for n in layers}
     tokens = 0
     for done, batch_rows in _batches(model, islice(texts, samples), batch_tokens):
         batch, _ = pad_rows(model, batch_rows)
         store: dict[int, Tensor] = {}
-        hooks = [
-            (model.hook_name("mlp_post", n), record(store, n, lambda post: post[batch.mask])) for n in layers
-        ]
+        hooks = [(model.hook_name("mlp_post", n), record(store, n)) for n in layers]
         model.run(batch, hooks=hooks, stop=max(layers) + 1)
-        for n, keys in store.items():
-            keys = keys.float()
+        for n, post in store.items():
+            keys = post[batch.mask].float()
             sums[n] += keys.T @ keys
         tokens += int(batch.mask.sum())
         if on_texts is not None:
@@ -143,8 +148,12 @@ def stream_second_moments(
     return {n: (total / tokens).float() for n, total in sums.items()}
 
 
-def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Iterator[tuple[int, list[list[int]]]]:
-    """Token rows grouped into batches of about ``batch_tokens``, sorted by length within a stretch of texts."""
+def _batches(
+    model: LensModel, texts: Iterable[str], batch_tokens: int
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Token rows grouped into batches of about ``batch_tokens``, sorted by length within a stretch of
+    texts.
+    """
     stretch: list[list[int]] = []
     done = held = 0
 
@@ -197,9 +206,17 @@ def read_second_moment(path: Path, name: str) -> Float[Tensor, "d_mlp d_mlp"]:
             metadata: dict[str, str] = handle.metadata() or {}
             matrix: Tensor = handle.get_tensor("second_moment")
     except (OSError, SafetensorError) as error:
-        raise DriftlensError(f"the cached second moment {path} is damaged ({error}); delete the file") from error
-    if metadata.get("format") != FORMAT or metadata.get("name") != name or metadata.get("sha256") != _digest(matrix):
-        raise DriftlensError(f"the cached second moment {path} is not what was written there; delete the file")
+        raise DriftlensError(
+            f"the cached second moment {path} is damaged ({error}); delete the file"
+        ) from error
+    if (
+        metadata.get("format") != FORMAT
+        or metadata.get("name") != name
+        or metadata.get("sha256") != _digest(matrix)
+    ):
+        raise DriftlensError(
+            f"the cached second moment {path} is not what was written there; delete the file"
+        )
     return matrix
 
 

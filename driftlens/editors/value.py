@@ -4,17 +4,17 @@ For every fact, δ is added at ``subject_last`` to the output of one layer and o
 
     mean_j −log P(o_edit | x_j ⊕ p)  +  ω · KL  +  λ · ‖δ‖ / ‖target_init‖²  +  Σ regularisers (SADR)
 
-1. **One vanilla pass** over all rows (contexts of all facts, and the essence prompt "{subject} is a"), aligned so that
-   ``subject_last`` stands in one column.  It gives the keys and values of everything left of that column, and the
-   residual stream at the edit layer's output right of it.
-2. **Each step** adds δ to that residual stream and runs only the layers above the edit, only from that column on:
-   nothing else can have changed.  The head sees only the positions that predict target tokens.
-3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ and
-   leaves the batch.
+1. **One vanilla pass** over all rows (contexts of all facts, and the essence prompt "{subject} is a"),
+   aligned so that ``subject_last`` stands in one column.  It gives the keys and values of everything left of
+   that column, and the residual stream at the edit layer's output right of it.
+2. **Each step** adds δ to that residual stream and runs only the layers above the edit, only from that column
+   on: nothing else can have changed.  The head sees only the positions that predict target tokens.
+3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ
+   and leaves the batch.
 
-Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding).  The order within a
-step is the published code's: forward, stop if the loss is low or it is the last step, backward, Adam, project; so n
-steps make at most n − 1 updates (note 6).
+Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding).  The order
+within a step is the published code's: forward, stop if the loss is low or it is the last step, backward,
+Adam, project; so n steps make at most n − 1 updates (note 6).
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ from driftlens.editors.regularizers import LastTokenAttention, Regularizer
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, detach_pattern, record
 from driftlens.models import Batch, KeyValues, LensModel
-from driftlens.prompts import TokenizedPrompt, find_subject, pad_rows, subject_last, target_positions, tokenize_prompt
+from driftlens.prompts import (
+    TokenizedPrompt,
+    pad_rows,
+    subject_last,
+    target_positions,
+    tokenize_prompt,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,8 @@ class OptimizedValue:
 
     Attributes:
         delta: δ, ``[d_model]``.
-        target_init: the optimised output at ``subject_last`` of the bare prompt, ``[d_model]``; v* = target_init + δ.
+        target_init: the optimised output at ``subject_last`` of the bare prompt, ``[d_model]``; v* =
+            target_init + δ.
         history: a row per step, see :class:`driftlens.edits.EditResult`.
     """
 
@@ -69,7 +76,9 @@ class OptimizedValue:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """The rows of several facts, after the vanilla pass: all that the steps need.  Columns count from subject_last."""
+    """The rows of several facts, after the vanilla pass: all that the steps need.  Columns count from
+    subject_last.
+    """
 
     fact: Int[Tensor, "rows"]
     is_context: Tensor  # [rows] bool; the others are essence prompts
@@ -175,7 +184,9 @@ def optimize_values(
 
 @dataclass(frozen=True)
 class _Vanilla:
-    """What the steps compare with: last-token attention above the edit, and the essence prompts' log-probabilities."""
+    """What the steps compare with: last-token attention above the edit, and the essence prompts'
+    log-probabilities.
+    """
 
     attention: Tensor | None  # [layers, context rows, heads, keys]
     essence: Tensor | None  # [essence rows, d_vocab]
@@ -218,7 +229,13 @@ def _vanilla_pass(
             # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
             add(number, "context", context.replace("{}", fact.text), fact.target_new, context.index("{}"))
         if settings.kl_factor:
-            add(number, "essence", settings.essence.replace("{}", fact.subject), "", settings.essence.index("{}"))
+            add(
+                number,
+                "essence",
+                settings.essence.replace("{}", fact.subject),
+                "",
+                settings.essence.index("{}"),
+            )
         add(number, "bare", fact.text, "", 0)
 
     batch, shifts = pad_rows(model, [prompt.forced for prompt in prompts], align=subject)
@@ -271,7 +288,9 @@ def _forward(
     vanilla: _Vanilla | None,
     target_norm: Float[Tensor, "facts"],
 ) -> tuple[dict[str, Float[Tensor, "facts"]], _Vanilla]:
-    """One pass with δ: the terms of the loss per fact, and what this pass saw (the vanilla model's at step 0)."""
+    """One pass with δ: the terms of the loss per fact, and what this pass saw (the vanilla model's at step
+    0).
+    """
     n_facts, precision = delta.shape[0], delta.dtype
     above = range(layer + 1, model.n_layers)
     n_rows = torch.arange(rows.fact.shape[0], device=delta.device)
@@ -290,7 +309,9 @@ def _forward(
     resid = model.run(rows.batch, hooks=hooks, start=layer + 1, resid=resid, past=rows.past)
 
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
-        return torch.zeros(n_facts, device=delta.device, dtype=precision).index_add(0, fact, values.to(precision))
+        return torch.zeros(n_facts, device=delta.device, dtype=precision).index_add(
+            0, fact, values.to(precision)
+        )
 
     logits = model.unembed(resid[rows.target_row, rows.target_column]).to(precision)
     token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
@@ -304,7 +325,9 @@ def _forward(
         "kl": torch.zeros(n_facts, device=delta.device, dtype=precision),
         "sadr": torch.zeros(n_facts, device=delta.device, dtype=precision),
         # sqrt of a clamped square: the norm's own gradient at δ = 0 is undefined.
-        "weight_decay": settings.weight_decay * delta.square().sum(-1).clamp_min(1e-30).sqrt() / target_norm.square(),
+        "weight_decay": settings.weight_decay
+        * delta.square().sum(-1).clamp_min(1e-30).sqrt()
+        / target_norm.square(),
     }
 
     essence = None
@@ -334,7 +357,9 @@ def _forward(
 def _essence_kl(
     before: Float[Tensor, "rows d_vocab"], now: Float[Tensor, "rows d_vocab"], direction: str
 ) -> Float[Tensor, "rows"]:
-    """KL between next-token distributions given as log-probabilities; the published code's direction is edited ‖ vanilla."""
+    """KL between next-token distributions given as log-probabilities; the published code's direction is
+    edited ‖ vanilla.
+    """
     p, q = (now, before) if direction == "edited_from_vanilla" else (before, now)
     return (p.exp() * (p - q)).sum(dim=-1)
 
@@ -353,7 +378,7 @@ def _log(
         values = table[:, at].tolist()
         if not all(abs(value) < float("inf") for value in values):
             raise DriftlensError(
-                f"the loss of {facts[number].text!r} → {facts[number].target_new!r} is not finite at step {step}; "
-                "lower lr, or load the model in float32"
+                f"the loss of {facts[number].text!r} → {facts[number].target_new!r} is not finite at step "
+                f"{step}; lower lr, or load the model in float32"
             )
         histories[number].append({"step": step, **dict(zip(("loss", *names), values, strict=True))})

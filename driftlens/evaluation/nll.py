@@ -1,7 +1,8 @@
 """Per-prompt NLLs: one long table that every score is computed from.
 
-Different edits run as rows of one batch, through hooks; no weight is written.  Prompts are bucketed by length.  The
-two targets of a prompt share a row where they need the same forced tokens, as two single-token targets do.
+Different edits run as rows of one batch, through hooks; no weight is written.  Prompts are bucketed by
+length.  The two targets of a prompt share a row where they need the same forced tokens, as two single-token
+targets do.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def evaluate(
         on_rows: called with (rows done, rows in all).
 
     Returns:
-        One row per prompt: ``record`` (its index), ``task``, ``prompt_index``, ``group`` (the data set's own grouping
-        of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token.
+        One row per prompt: ``record`` (its index), ``task``, ``prompt_index``, ``group`` (the data set's own
+        grouping of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token.
 
     Raises:
         DriftlensError: the numbers of records and edits differ, or a prompt is too long for the model.
@@ -63,7 +64,9 @@ def evaluate(
     if edits is None:
         edit_list = [None] * len(record_list)
     if len(edit_list) != len(record_list):
-        raise DriftlensError(f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record")
+        raise DriftlensError(
+            f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record"
+        )
     wanted = None if tasks is None else set(tasks)
 
     entries: list[dict[str, object]] = []
@@ -74,7 +77,9 @@ def evaluate(
                 continue
             for at, prompt in enumerate(prompts):
                 rows += _rows_of(model, prompt, len(entries), number)
-                entries.append({"record": record.index, "task": task, "prompt_index": at, "group": prompt.group})
+                entries.append(
+                    {"record": record.index, "task": task, "prompt_index": at, "group": prompt.group}
+                )
 
     # Long rows first: if memory runs out it does so at once.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt.forced))

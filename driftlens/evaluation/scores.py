@@ -15,8 +15,8 @@ OS              other_task               P(true) > P(new)             –
 DOS             distract_other_task      P(true) > P(new)             –
 ==============  =======================  ===========================  =====================
 
-Comparisons are strict, so a tie fails.  Means are over prompts, not over records (note 15).  Avg.S is the harmonic
-mean of ES, PS, NS, RS and DNS.  Everything is in percent.
+Comparisons are strict, so a tie fails.  Means are over prompts, not over records (note 15).  Avg.S is the
+harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.
 """
 
 from __future__ import annotations
@@ -47,16 +47,19 @@ def summarize(nlls: pd.DataFrame) -> pd.DataFrame:
     """The scores of a long table with at least the columns ``task, nll_true, nll_new``.
 
     Returns:
-        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``; columns ``value, low, high, n``: percent, its 95 %
-        interval (1.96 · standard error over prompts, the paper's), and the number of prompts.  A score without a
-        prompt is NaN with n = 0; Avg.S is NaN unless all its parts are there, and has no interval.
+        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``; columns ``value, low, high, n``: percent,
+        its 95 % interval (1.96 · standard error over prompts, the paper's), and the number of prompts.  A
+        score without a prompt is NaN with n = 0; Avg.S is NaN unless all its parts are there, and has no
+        interval.
 
     Raises:
         DriftlensError: a column is missing.
     """
     for column in ("task", "nll_true", "nll_new"):
         if column not in nlls.columns:
-            raise DriftlensError(f"the table has no column {column!r}; expected at least task, nll_true, nll_new")
+            raise DriftlensError(
+                f"the table has no column {column!r}; expected at least task, nll_true, nll_new"
+            )
     rows: dict[str, tuple[float, float, float, int]] = {}
     for score, (task, wanted) in SCORES.items():
         of_task = nlls[nlls["task"] == task]
@@ -67,7 +70,9 @@ def summarize(nlls: pd.DataFrame) -> pd.DataFrame:
             if of == score:
                 rows[magnitude] = _mean(p_new if wanted == "new" else p_true)
     parts = np.array([rows[score][0] for score in AVERAGED])
-    average = float("nan") if np.isnan(parts).any() else 0.0 if (parts == 0).any() else float(stats.hmean(parts))
+    average = (
+        float("nan") if np.isnan(parts).any() else 0.0 if (parts == 0).any() else float(stats.hmean(parts))
+    )
     rows["Avg.S"] = (average, float("nan"), float("nan"), min(rows[score][3] for score in AVERAGED))
     return pd.DataFrame.from_dict(
         {score: rows[score] for score in ORDER}, orient="index", columns=["value", "low", "high", "n"]

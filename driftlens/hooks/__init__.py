@@ -1,7 +1,8 @@
 """The reusable hook functions: small, pure, and written to TransformerLens hook names.
 
-Each function here takes tensors and returns a TransformerLens hook ``(activation, hook) -> activation | None``.  They
-know nothing of editors or experiments and work on any TransformerLens model, wrapped by driftlens or not.
+Each function here takes tensors and returns a TransformerLens hook ``(activation, hook) -> activation |
+None``.  They know nothing of editors or experiments and work on any TransformerLens model, wrapped by
+driftlens or not.
 
 =============================  ====================================  =======================================
 function                       goes on                               paper

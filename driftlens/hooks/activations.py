@@ -1,5 +1,7 @@
 """Hooks on activations: keep one, put another in its place, add to it, apply a low-rank edit on the fly."""
 
+# ruff: noqa: ARG001 (every hook takes `hook`, as TransformerLens calls it)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, MutableMapping
@@ -9,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 HookFunction: TypeAlias = Callable[..., Tensor | None]
-"""A TransformerLens hook: ``(activation, hook) -> replacement``, or ``None`` to leave the activation alone."""
+"""A TransformerLens hook: ``(activation, hook) -> replacement``, or ``None`` to leave the activation
+alone."""
 
 Hook: TypeAlias = tuple[str, HookFunction]
 """A hook point's name and the function that goes on it, as :meth:`driftlens.LensModel.run` takes them."""
@@ -34,8 +37,8 @@ def substitute(
 ) -> HookFunction:
     """Contaminating substitution (paper, 3.2): put ``replacement[i]`` at ``[rows[i], columns[i]]``.
 
-    Rows of the activation ``[batch, seq, d]`` that ``rows`` does not name pass through unchanged, so that one pass
-    can hold cells whose windows do not cover the hooked layer.
+    Rows of the activation ``[batch, seq, d]`` that ``rows`` does not name pass through unchanged, so that one
+    pass can hold cells whose windows do not cover the hooked layer.
     """
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
@@ -49,7 +52,9 @@ def substitute(
 def add_delta(
     delta: Float[Tensor, "rows d"], rows: Int[Tensor, "rows"], columns: Int[Tensor, "rows"]
 ) -> HookFunction:
-    """Add ``delta[i]`` at ``[rows[i], columns[i]]`` of an activation ``[batch, seq, d]``; differentiable in ``delta``."""
+    """Add ``delta[i]`` at ``[rows[i], columns[i]]`` of an activation ``[batch, seq, d]``; differentiable in
+    ``delta``.
+    """
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
         return activation.index_put((rows, columns), delta.to(activation.dtype), accumulate=True)
@@ -63,7 +68,8 @@ def apply_low_rank(
 ) -> tuple[HookFunction, HookFunction]:
     """A low-rank change of a down-projection, applied on the fly: ``mlp_out += (mlp_post @ left) @ right``.
 
-    With a leading ``rows`` dimension every row of the batch gets its own edit; without one all rows get the same.
+    With a leading ``rows`` dimension every row of the batch gets its own edit; without one all rows get the
+    same.
 
     Returns:
         Two hooks that belong together: the first goes on the input of the down-projection (``mlp_post``,
@@ -75,7 +81,8 @@ def apply_low_rank(
         coefficients[:] = [activation.to(left.dtype) @ left]
 
     def on_mlp_out(activation: Tensor, hook: Any = None) -> Tensor:
-        # The sum is formed in the factors' precision: in bf16 a small change would vanish in a large output twice.
+        # The sum is formed in the factors' precision: in bf16 a small change would vanish in a large output
+        # twice.
         changed = activation.to(right.dtype) + coefficients.pop() @ right
         return changed.to(activation.dtype)
 

@@ -1,7 +1,7 @@
 """Working through many items in batches that fit into memory.
 
-The batch size a user gives is honoured until memory runs out; then it is halved, once and for all of that call, and
-the batch that failed is done again.  One warning says so.
+The batch size a user gives is honoured until memory runs out; then it is halved, once and for all of that
+call, and the batch that failed is done again.  One warning says so.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ def in_batches(
                 on_done(len(results))
             continue
         if len(batch) == 1:
-            raise DriftlensError("out of memory with a single item in the batch; use a smaller dtype or another device")
+            raise DriftlensError(
+                "out of memory with a single item in the batch; use a smaller dtype or another device"
+            )
         batch_size = len(batch) // 2
         if not warned:
-            warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2
+            )
             warned = True
         gc.collect()
         if torch.cuda.is_available():
@@ -55,8 +59,12 @@ def in_batches(
     return results
 
 
-def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """The results, or ``None`` when memory ran out.  Returns only after the failed attempt's tensors can be freed."""
+def _attempt(
+    work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]
+) -> Sequence[Result] | None:
+    """The results, or ``None`` when memory ran out.  Returns only after the failed attempt's tensors can be
+    freed.
+    """
     try:
         return work(batch)
     except torch.OutOfMemoryError:

@@ -58,7 +58,7 @@ def lens_model(checkpoint_folder: Path) -> Any:
 def demo_model() -> Any:
     """The bundled model. Shared by all tests: leave its weights as they were."""
     from driftlens.models import load_model
-    from driftlens.models.loading import DEMO_WEIGHTS
+    from driftlens.models.names import DEMO_WEIGHTS
 
     if not BRIDGE:
         pytest.skip("load_model needs transformer-lens 4.3")

@@ -1,14 +1,16 @@
 """What `LensModel` needs from the model inside it, whichever TransformerLens class that is.
 
-Both implementations run the blocks themselves, one after the other, instead of calling the whole model: that is how a
-pass can start at any layer, stop at any layer and leave out the head without computing what it does not need.
+Both implementations run the blocks themselves, one after the other, instead of calling the whole model: that
+is how a pass can start at any layer, stop at any layer and leave out the head without computing what it does
+not need.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,13 +20,16 @@ from driftlens.errors import DriftlensError
 from driftlens.models.families import Family
 from driftlens.models.key_values import PassCache
 
-__all__ = ["Backend", "Columns", "Dimensions", "attached", "find_hook_point"]
+__all__ = ["Backend", "Columns", "Dimensions", "Hook"]
 
 Hook = tuple[str, Callable[..., Any]]
+"""A hook point's name and a TransformerLens hook function, `(tensor, hook) -> tensor | None`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimensions:
+    """The sizes of a model."""
+
     n_layers: int
     n_heads: int
     d_model: int
@@ -43,82 +48,109 @@ class Columns:
     visible: Bool[Tensor, "rows seq past+seq"]
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """A TransformerLens model with raw weights, run block by block."""
 
-    name: str
+    name: ClassVar[str]
     """"bridge" or "hooked"."""
+    column_dim: ClassVar[int]
+    """The dimension of cached keys and values that counts columns."""
+
     model: Any
     family: Family
     dimensions: Dimensions
     parallel_blocks: bool
-    column_dim: int
-    """The dimension of cached keys and values that counts columns."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._hook_points: dict[str, Any] = {}
 
     @property
-    def device(self) -> torch.device: ...
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights and of the residual stream."""
 
-    def hook_point(self, name: str) -> Any: ...
-
-    def embed(self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]) -> Tensor: ...
-
-    def run_blocks(
-        self, resid: Float[Tensor, "rows seq d_model"], layers: range, columns: Columns, cache: PassCache | None
-    ) -> Float[Tensor, "rows seq d_model"]: ...
-
-    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]: ...
-
-    def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
-        """Logits of the wrapped model's own forward, for the self-check."""
-        ...
-
-    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
-        """Weight (a view of the live parameter) and bias of the MLP's second linear map."""
-        ...
-
+    @abstractmethod
     def processed(self) -> str | None:
         """How the weights differ from the checkpoint's, or None when they are raw."""
-        ...
 
+    @abstractmethod
+    def embed(
+        self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
+    ) -> Float[Tensor, "rows seq d_model"]:
+        """The input of block 0."""
+
+    @abstractmethod
+    def run_blocks(
+        self,
+        resid: Float[Tensor, "rows seq d_model"],
+        layers: range,
+        columns: Columns,
+        cache: PassCache | None,
+    ) -> Float[Tensor, "rows seq d_model"]:
+        """The residual stream after these blocks, one behind the other, given the input of the first."""
+
+    @abstractmethod
+    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Final norm and head."""
+
+    @abstractmethod
+    def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
+        """Logits of the wrapped model's own forward, for the self-check."""
+
+    @abstractmethod
+    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
+        """Weight (a view of the live parameter) and bias of the MLP's second linear map."""
+
+    @abstractmethod
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight, under the checkpoint's names where the backend knows them."""
-        ...
 
+    @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What besides the weights makes the model: its configuration, without names, paths and versions."""
-        ...
+        """What besides the weights makes the function: the configuration, less names, paths and versions."""
 
+    def hook_point(self, name: str) -> Any:
+        """The hook point behind a name such as `blocks.3.attn.hook_pattern`.
 
-def find_hook_point(model: Any, name: str) -> Any:
-    """The hook point behind a name such as `blocks.3.attn.hook_pattern`; an unknown name is an error, never ignored."""
-    try:
-        point = reduce(getattr, name.split("."), model) if name.startswith("blocks.") else None
-    except AttributeError:
-        point = None
-    if not hasattr(point, "add_hook") or not hasattr(point, "fwd_hooks"):
-        raise DriftlensError(
-            f"unknown hook {name!r}; expected a block's hook point such as 'blocks.0.attn.hook_pattern' "
-            f"(LensModel.hook_name makes these names)"
-        )
-    return point
+        An unknown name is an error: a hook that is silently ignored looks like an intervention without
+        effect.
+        """
+        point = self._hook_points.get(name)
+        if point is None:
+            try:
+                point = reduce(getattr, name.split("."), self.model) if name.startswith("blocks.") else None
+            except AttributeError:
+                point = None
+            if not hasattr(point, "add_hook") or not hasattr(point, "fwd_hooks"):
+                raise DriftlensError(
+                    f"unknown hook {name!r}; expected a hook point of a block such as "
+                    f"'blocks.0.attn.hook_pattern' (LensModel.hook_name makes these names)"
+                )
+            self._hook_points[name] = point
+        return point
 
-
-@contextmanager
-def attached(backend: Backend, hooks: Iterable[Hook] | Sequence[Hook]) -> Iterator[None]:
-    """Have these hooks on the model while the body runs; afterwards exactly these are gone, whatever happened."""
-    with ExitStack() as stack:
-        for name, function in hooks:
-            point = backend.hook_point(name)
-            point.add_hook(_plain(function))
-            stack.callback(_remove, point, point.fwd_hooks[-1])
-        yield
+    @contextmanager
+    def attached(self, hooks: Iterable[Hook]) -> Generator[None]:
+        """Have these hooks on the model while the body runs; then exactly these are gone, whatever
+        happened.
+        """
+        with ExitStack() as stack:
+            for name, function in hooks:
+                point = self.hook_point(name)
+                point.add_hook(_plain(function))
+                stack.callback(_remove, point, point.fwd_hooks[-1])
+            yield
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    # TransformerLens keeps repr(function) as a label; for a hook object that holds tensors that would print them all.
+    # TransformerLens keeps repr(function) as a label; that of an object which holds tensors would print them
+    # all.
     def hook_function(tensor: Tensor, hook: Any) -> Any:
         return function(tensor, hook=hook)
 

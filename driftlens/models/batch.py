@@ -1,8 +1,8 @@
 """Rows of tokens with an explicit mask: padding is described, never guessed.
 
-Positions follow from the mask alone, so a row may be padded on the left, on the right or on both sides and still gives
-the numbers that it gives on its own. Nothing here looks at a tokenizer's `padding_side` or at which token stands in
-the padded columns.
+Positions follow from the mask alone, so a row may be padded on the left, on the right or on both sides and
+still gives the numbers that it gives on its own. Nothing here looks at a tokenizer's `padding_side` or at
+which token stands in the padded columns.
 """
 
 from dataclasses import dataclass
@@ -39,10 +39,12 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
         rows, columns = self.tokens.shape
         return rows, columns
 
     def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
         return Batch(self.tokens.to(device), self.mask.to(device))
 
 
@@ -51,8 +53,8 @@ def visible_columns(
 ) -> Bool[Tensor, "rows seq past+seq"]:
     """For every query column the key columns that it may attend to: real ones, not later than itself.
 
-    A column always sees itself, even where it is padding: a row of attention with nothing to see is 0/0, and its NaN
-    would reach real tokens through the backward pass although no real token attends to padding.
+    A column always sees itself, even where it is padding: a row of attention with nothing to see is 0/0, and
+    its NaN would reach real tokens through the backward pass although no real token attends to padding.
     """
     columns = mask.shape[1]
     causal = torch.ones(columns, columns, dtype=torch.bool, device=mask.device).tril()

@@ -1,8 +1,9 @@
-"""`TransformerBridge` of transformer-lens 4.x in raw mode: Hugging Face's own modules with hook points put in.
+"""`TransformerBridge` of transformer-lens 4.x in raw mode: Hugging Face's modules with hook points put in.
 
-A pass calls the Hugging Face block inside each `BlockBridge` and fires the block's two hook points itself. That is
-what `BlockBridge.forward` comes down to, less the inspection of signatures that it repeats on every call. All hook
-points inside the block fire as always, since the bridge's components sit inside Hugging Face's block.
+A pass calls the Hugging Face block inside each `BlockBridge` and fires the block's two hook points itself.
+That is what `BlockBridge.forward` comes down to, less the inspection of signatures that it repeats on every
+call. All hook points inside the block fire as always, since the bridge's components sit inside Hugging Face's
+block.
 """
 
 import inspect
@@ -13,52 +14,64 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Columns, Dimensions, find_hook_point
+from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import FAMILIES
 from driftlens.models.gptj import make_patchable
 from driftlens.models.key_values import PassCache
 
-__all__ = ["BridgeBackend"]
+__all__ = ["BridgeBackend", "empty_twin"]
 
 # What Hugging Face's blocks call their cache; the name differs by family and by release.
 _CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 # Parts of a configuration that say nothing about the function it computes.
-_INCIDENTAL = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation"}
+_INCIDENTAL = {
+    "_name_or_path",
+    "_attn_implementation",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
-class BridgeBackend:
+class BridgeBackend(Backend):
+    """A raw `TransformerBridge`, run block by block."""
+
     name = "bridge"
     column_dim = 2  # [rows, heads, columns, d_head]
 
     def __init__(self, model: Any) -> None:
-        architecture = str(model.cfg.architecture)
+        super().__init__(model)
+        cfg = model.cfg
+        architecture = str(cfg.architecture)
         if architecture not in FAMILIES:
-            raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
-        self.model = model
+            raise DriftlensError(
+                f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}"
+            )
         self.family = FAMILIES[architecture]
         if self.family.name == "gptj":
             make_patchable(model)
         if self.huggingface.config._attn_implementation != "eager":
             self.huggingface.set_attn_implementation("eager")
-        # After bridging, not before: splitting a joint QKV weight makes new parameters that ask for gradients.
-        model.eval().requires_grad_(False)
-        cfg = model.cfg
+        # After bridging, not before: splitting a joint QKV weight makes new parameters that ask for
+        # gradients.
+        model.eval().requires_grad_(requires_grad=False)
         self.dimensions = Dimensions(
             n_layers=int(cfg.n_layers),
             n_heads=int(cfg.n_heads),
             d_model=int(cfg.d_model),
             d_mlp=self.down_projection(0)[0].shape[0],
             d_head=int(cfg.d_head),
-            d_vocab=int(self._parameter("unembed").shape[0]),
+            d_vocab=self._weight("unembed").shape[0],
             n_ctx=int(cfg.n_ctx),
         )
         self.parallel_blocks = "Parallel" in type(model.blocks[0]).__name__
         parameters = inspect.signature(self._block(0).forward).parameters
         self._cache_name = next(name for name in _CACHE_NAMES if name in parameters)
-        self._hook_points: dict[str, Any] = {}
 
     @property
     def huggingface(self) -> Any:
@@ -66,31 +79,39 @@ class BridgeBackend:
         return self.model.original_model
 
     @property
+    @override
     def device(self) -> torch.device:
-        return self._parameter("embed").device
+        return self._weight("embed").device
 
     @property
+    @override
     def dtype(self) -> torch.dtype:
-        return self._parameter("embed").dtype
+        return self._weight("embed").dtype
 
-    def hook_point(self, name: str) -> Any:
-        point = self._hook_points.get(name)
-        if point is None:
-            point = self._hook_points[name] = find_hook_point(self.model, name)
-        return point
+    @override
+    def processed(self) -> str | None:
+        if getattr(self.model, "_weights_processed", False):
+            return "enable_compatibility_mode() folded and centred them (no_processing=True would not)"
+        return None
 
+    @override
     def embed(
         self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
     ) -> Float[Tensor, "rows seq d_model"]:
-        resid = self.model.embed(tokens)
+        resid: Tensor = self.model.embed(tokens)
         if hasattr(self.model, "pos_embed"):
             resid = resid + self.model.pos_embed(positions)
         return resid
 
+    @override
     def run_blocks(
-        self, resid: Float[Tensor, "rows seq d_model"], layers: range, columns: Columns, cache: PassCache | None
+        self,
+        resid: Float[Tensor, "rows seq d_model"],
+        layers: range,
+        columns: Columns,
+        cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
-        # Finite, as in Hugging Face's own masks: half-precision scores plus -inf are safe only in some kernels.
+        # Finite, as in Hugging Face's own masks: with -inf some half-precision kernels give NaN.
         hidden = torch.finfo(resid.dtype).min
         mask = torch.zeros_like(columns.visible, dtype=resid.dtype).masked_fill_(~columns.visible, hidden)
         inputs: dict[str, Any] = {
@@ -107,28 +128,30 @@ class BridgeBackend:
             resid = block.hook_out(output[0] if isinstance(output, tuple) else output)
         return resid
 
+    @override
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         return self.model.unembed(self.model.ln_final(resid))
 
+    @override
     def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
-        return self.huggingface(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+        mask = torch.ones_like(tokens)
+        return self.huggingface(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
+    @override
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
-        linear = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
+        linear: Any = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
         weight: Tensor = linear.weight
         return (weight.T if self.family.transposed else weight), linear.bias
 
-    def processed(self) -> str | None:
-        if getattr(self.model, "_weights_processed", False):
-            return "enable_compatibility_mode() folded and centred its weights (use no_processing=True)"
-        return None
-
+    @override
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        # The bridge's components answer for the modules that they replaced, so the checkpoint's own names lead to
-        # the live tensors; the bridge's state dict would list its components' names, and some weights twice.
-        for name in checkpoint_names(self.huggingface):
+        # The bridge's components answer for the modules that they replaced, so the checkpoint's own names
+        # lead to the live tensors; the bridge's state dict would list its components' names, and some weights
+        # twice.
+        for name in empty_twin(self.huggingface).state_dict():
             yield name, reduce(getattr, name.split("."), self.huggingface)
 
+    @override
     def description(self) -> dict[str, Any]:
         config: dict[str, Any] = self.huggingface.config.to_dict()
         return {key: value for key, value in config.items() if key not in _INCIDENTAL}
@@ -136,15 +159,12 @@ class BridgeBackend:
     def _block(self, layer: int) -> Any:
         return self.model.blocks[layer].original_component
 
-    def _parameter(self, component: str) -> Tensor:
+    def _weight(self, component: str) -> Tensor:
         return getattr(self.model, component).original_component.weight
 
 
 def empty_twin(model: Any) -> Any:
-    """The same Hugging Face class with the same configuration and no storage: it knows names, shapes and ties."""
+    """The same Hugging Face class and configuration without storage: it knows names, shapes and ties."""
+    config = type(model.config).from_dict(model.config.to_dict())
     with torch.device("meta"):
-        return type(model)(type(model.config).from_dict(model.config.to_dict()))
-
-
-def checkpoint_names(model: Any) -> list[str]:
-    return list(empty_twin(model).state_dict())
+        return type(model)(config)

@@ -1,7 +1,7 @@
 """Text to tokens, with the place in the text that every token came from.
 
-Positions of words are found through these offsets, so a token never has to be searched for as a string. A BOS token
-is added exactly when the tokenizer itself adds one; TransformerLens's own BOS handling takes no part.
+Positions of words are found through these offsets, so a token never has to be searched for as a string. A BOS
+token is added exactly when the tokenizer itself adds one; TransformerLens's own BOS handling takes no part.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["Encoding", "adds_bos", "encode", "own_tokenizer"]
+__all__ = ["Encoding", "adds_bos", "encode", "fast", "own_tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Token ids and, for each, the half-open range of characters of the text that it stands for; (0, 0) for a BOS."""
+    """Token ids and, for each, the range of characters that it stands for; (0, 0) for a BOS."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -36,16 +36,16 @@ def encode(tokenizer: Any, text: str) -> Encoding:
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether this tokenizer puts a token that stands for no text in front of every text."""
+    """Whether this tokenizer puts a BOS, a token that stands for no text, in front of every text."""
     return encode(tokenizer, "a").offsets[0] == (0, 0)
 
 
 def own_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer as its checkpoint has it, given the one inside a TransformerLens model.
 
-    TransformerLens reloads the tokenizer it is given with `add_bos_token=True`, so that GPT-2's would put a BOS in
-    front of every text. The unchanged one is read again from where it came from, locally; where that place is gone,
-    the model's tokenizer is used as it is.
+    TransformerLens reloads the tokenizer it is given with `add_bos_token=True`, so that GPT-2's would put a
+    BOS in front of every text. The unchanged one is read again from where it came from, locally; where that
+    place is gone, the model's tokenizer is used as it is.
     """
     if tokenizer is None:
         return None
@@ -59,9 +59,10 @@ def own_tokenizer(tokenizer: Any) -> Any:
 
 
 def fast(tokenizer: Any) -> Any:
+    """The tokenizer itself, if it can give offsets."""
     if not tokenizer.is_fast:
         raise DriftlensError(
-            f"tokenizer {type(tokenizer).__name__} has no fast version, so it cannot say which characters a token "
-            f"stands for; save one with a tokenizer.json"
+            f"tokenizer {type(tokenizer).__name__} cannot say which characters a token stands for; "
+            f"expected a fast one (a tokenizer.json beside the weights)"
         )
     return tokenizer

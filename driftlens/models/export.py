@@ -1,8 +1,8 @@
 """A model, edited or not, as a Hugging Face folder that any other program loads.
 
-The bridge's own `save_pretrained` fails, since its components stand in the place of Hugging Face's modules. So an empty
-twin of the model (same class, no storage) says what a checkpoint must hold, each tensor is read off the live model by
-its name there, and the twin writes them.
+The bridge's own `save_pretrained` fails, since its components stand in the place of Hugging Face's modules.
+So an empty twin of the model (same class, no storage) says what a checkpoint must hold, each tensor is read
+off the live model by its name there, and the twin writes them.
 """
 
 import secrets
@@ -12,12 +12,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
-from driftlens.models.bridge import BridgeBackend, empty_twin
+from driftlens.models.backend import Backend
+from driftlens.models.families import Family
+from driftlens.models.progress import quiet_bars
 
 if TYPE_CHECKING:
     from driftlens.models.lens_model import LensModel
@@ -26,51 +28,52 @@ __all__ = ["export"]
 
 
 def export(
-    model: "LensModel", backend: object, folder: str | PathLike[str], replacements: Mapping[int, Tensor]
+    model: "LensModel", backend: Backend, folder: str | PathLike[str], replacements: Mapping[int, Tensor]
 ) -> None:
-    """Write `model` to `folder`, with the W_out [d_mlp, d_model] of some layers replaced; all of it or nothing."""
-    if not isinstance(backend, BridgeBackend):
+    """Write `model` to `folder`, the W_out [d_mlp, d_model] of some layers replaced; all of it or nothing."""
+    if backend.name != "bridge":
         raise DriftlensError(
             f"cannot export {model.name}: a HookedTransformer has no Hugging Face model behind it; "
-            f"load the checkpoint with load_model and export the edit from there"
+            f"load the checkpoint with load_model and export from there"
         )
     target = Path(fspath(folder)).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DriftlensError(f"cannot export to {target}: it exists and is not empty; choose another folder")
     tensors = {name: tensor.detach() for name, tensor in backend.named_tensors()}
     for layer, weight in replacements.items():
-        name, value = _checkpoint_tensor(model, backend, layer, weight)
+        model.hook_name("mlp_post", layer)  # refuses a layer that is not there
+        name, value = _as_stored(model, backend.family, layer, weight)
         tensors[name] = value.to(tensors[name])
 
     temporary = writable_folder(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
     try:
-        _write(backend, model.tokenizer, tensors, temporary)
+        _write(backend.model.original_model, model, tensors, temporary)
         if target.exists():
             target.rmdir()
         temporary.replace(target)
-    except OSError as error:
-        raise DriftlensError(f"cannot export to {target}: {error.strerror or error}; free space or choose another") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DriftlensError(f"cannot export to {target}: {reason}; free space or choose another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(backend: BridgeBackend, tokenizer: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    twin = empty_twin(backend.huggingface)
-    twin.config.dtype = backend.dtype
-    twin.generation_config = backend.huggingface.generation_config
-    # Tied weights are one tensor here as in the model, and are written once.
-    twin.save_pretrained(folder, state_dict=tensors)
-    tokenizer.save_pretrained(folder)
+def _write(huggingface: Any, model: "LensModel", tensors: dict[str, Tensor], folder: Path) -> None:
+    from driftlens.models.bridge import empty_twin
+
+    twin = empty_twin(huggingface)
+    twin.config.dtype = model.dtype
+    twin.generation_config = huggingface.generation_config
+    with quiet_bars(quiet=True):
+        twin.save_pretrained(folder, state_dict=tensors)
+    model.tokenizer.save_pretrained(folder)
 
 
-def _checkpoint_tensor(
-    model: "LensModel", backend: BridgeBackend, layer: int, weight: Tensor
-) -> tuple[str, Tensor]:
-    """The checkpoint's name for a layer's W_out, and the weight as the checkpoint stores it."""
+def _as_stored(model: "LensModel", family: Family, layer: int, weight: Tensor) -> tuple[str, Tensor]:
+    """The checkpoint's name for a layer's W_out, and the weight in the orientation it has there."""
     if weight.shape != (model.d_mlp, model.d_model):
         raise DriftlensError(
             f"W_out of layer {layer} has shape {tuple(weight.shape)}; expected {(model.d_mlp, model.d_model)}"
         )
-    family = backend.family
     stored = weight.detach().T if family.transposed else weight.detach()
     return f"{family.blocks}.{layer}.{family.down_projection}.weight", stored.contiguous()

@@ -1,7 +1,7 @@
 """What differs between the model families, as data.
 
-A family is chosen by the checkpoint's `architectures` entry, never by its name. The paths are those of Hugging Face's
-modules; the TransformerLens names are the same for all families.
+A family is chosen by the checkpoint's `architectures` entry, never by its name. The paths are those of
+Hugging Face's modules; the TransformerLens names are the same for all families.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,20 @@ class Family:
     down_projection: str
     """Path of the MLP's second linear map inside a block."""
     transposed: bool
-    """Whether that map's weight is stored [d_model, d_mlp] (a Linear) rather than [d_mlp, d_model] (a Conv1D)."""
-    adds_bos: bool
-    """Whether this family's tokenizers put a BOS token in front; used only where the tokenizer itself is unknown."""
+    """Whether its weight is stored as [d_model, d_mlp] (a Linear), not as [d_mlp, d_model] (a Conv1D)."""
 
 
 FAMILIES: Mapping[str, Family] = {
     "GPT2LMHeadModel": Family(
-        name="gpt2", blocks="transformer.h", down_projection="mlp.c_proj", transposed=False, adds_bos=False
+        name="gpt2", blocks="transformer.h", down_projection="mlp.c_proj", transposed=False
     ),
     "GPTJForCausalLM": Family(
-        name="gptj", blocks="transformer.h", down_projection="mlp.fc_out", transposed=True, adds_bos=False
+        name="gptj", blocks="transformer.h", down_projection="mlp.fc_out", transposed=True
     ),
     "GPTNeoXForCausalLM": Family(
-        name="neox", blocks="gpt_neox.layers", down_projection="mlp.dense_4h_to_h", transposed=True, adds_bos=False
+        name="neox", blocks="gpt_neox.layers", down_projection="mlp.dense_4h_to_h", transposed=True
     ),
     "LlamaForCausalLM": Family(
-        name="llama", blocks="model.layers", down_projection="mlp.down_proj", transposed=True, adds_bos=True
+        name="llama", blocks="model.layers", down_projection="mlp.down_proj", transposed=True
     ),
 }

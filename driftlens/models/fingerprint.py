@@ -1,4 +1,6 @@
-"""A short name for a model's exact weights, so that caches and results can say what they were computed with."""
+"""A short name for a model's exact weights, so that caches and results can say what they were computed
+with.
+"""
 
 import hashlib
 import json
@@ -16,8 +18,9 @@ _SAMPLES = 64
 def fingerprint(backend: Backend) -> str:
     """16 hexadecimal digits over configuration, names, shapes, precision and a sample of every tensor.
 
-    The sample is evenly spaced over each tensor. A low-rank edit changes every element of the matrix that it is
-    added to, so an edited model has another fingerprint; reading the whole of a large model would take minutes.
+    The sample is evenly spaced over each tensor. A low-rank edit changes every element of the matrix that it
+    is added to, so an edited model has another fingerprint; reading the whole of a large model would take
+    minutes.
     """
     digest = hashlib.sha256()
     digest.update(json.dumps(backend.description(), sort_keys=True, default=str).encode())

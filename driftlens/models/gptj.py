@@ -1,8 +1,9 @@
 """GPT-J's attention for the bridge, written out so that its scores and its pattern can be changed.
 
 transformer-lens 4.3 hands GPT-J's attention to Hugging Face as a whole and fires `hook_attn_scores` and
-`hook_pattern` afterwards, on the finished weights: reading the scores gives the pattern, and writing to either does
-nothing. `PatchableGPTJAttention` does the same computation step by step, with both hooks where they belong.
+`hook_pattern` afterwards, on the finished weights: reading the scores gives the pattern, and writing to
+either does nothing. `PatchableGPTJAttention` does the same computation step by step, with both hooks where
+they belong.
 
 Everything is reached through `self`, so a deep copy of a model runs its own hooks.
 """
@@ -16,13 +17,15 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 from transformer_lens.model_bridge.supported_architectures.gptj import GptjArchitectureAdapter
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb
+from typing_extensions import override
 
-__all__ = ["PatchableGPTJAdapter", "PatchableGPTJAttention", "make_patchable"]
+__all__ = ["PatchableGPTJAdapter", "PatchableGPTJAttention", "make_patchable", "register"]
 
 
 class PatchableGPTJAttention(AttentionBridge):
     """scores → `hook_attn_scores` → softmax → `hook_pattern` → values, as `GPTJAttention` computes them."""
 
+    @override
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         attention: Any = self.original_component
         inputs: Tensor = self.hook_in(args[0] if args else kwargs["hidden_states"])
@@ -30,8 +33,11 @@ class PatchableGPTJAttention(AttentionBridge):
         heads = (rows, columns, attention.num_attention_heads, attention.head_dim)
         sin, cos = attention.embed_positions[kwargs["position_ids"]].to(inputs.dtype).chunk(2, dim=-1)
 
-        query = self.hook_rot_q(_rotate(self.q(inputs).view(heads), sin, cos, attention.rotary_dim).transpose(1, 2))
-        key = self.hook_rot_k(_rotate(self.k(inputs).view(heads), sin, cos, attention.rotary_dim).transpose(1, 2))
+        def rotated(states: Tensor) -> Tensor:
+            return _rotate(states.view(heads), sin, cos, attention.rotary_dim).transpose(1, 2)
+
+        query = self.hook_rot_q(rotated(self.q(inputs)))
+        key = self.hook_rot_k(rotated(self.k(inputs)))
         key, value = self._update_kv_cache(key, self.v(inputs).view(heads).transpose(1, 2), **kwargs)
 
         # Hugging Face computes GPT-J's scores and their softmax in float32, whatever the model's precision.
@@ -59,6 +65,11 @@ class PatchableGPTJAdapter(GptjArchitectureAdapter):
         )
 
 
+def register() -> None:
+    """Have transformer-lens use the adapter above for every GPT-J that it bridges from now on."""
+    ArchitectureAdapterFactory.register_adapter("GPTJForCausalLM", PatchableGPTJAdapter)
+
+
 def make_patchable(bridge: Any) -> None:
     """Give a GPT-J that was bridged without the adapter above its attention; a no-op for one that has it.
 
@@ -76,6 +87,3 @@ def _rotate(
         return apply_rotary_pos_emb(states, sin, cos)
     rotated = apply_rotary_pos_emb(states[..., :rotary_dim], sin, cos)
     return torch.cat([rotated, states[..., rotary_dim:]], dim=-1)
-
-
-ArchitectureAdapterFactory.register_adapter("GPTJForCausalLM", PatchableGPTJAdapter)

@@ -1,21 +1,22 @@
 """An unprocessed `HookedTransformer` of transformer-lens 3.9, the class in most people's notebooks.
 
-Its blocks are run as they are, with two things put right for the length of a pass. Its attention mask leaves a padding
-column in front of a row with nothing to attend to, and the NaN of that softmax, scrubbed on the way forward, comes
-back in every gradient; so the mask is the one of `visible_columns` here too. And its cache grows in place, so each
-pass gets cache entries of its own.
+Its blocks are run as they are, with two things put right for the length of a pass. Its attention mask leaves
+a padding column in front of a row with nothing to attend to, and the NaN of that softmax, scrubbed on the way
+forward, comes back in every gradient; so the mask is the one of `visible_columns` here too. And its cache
+grows in place, so each pass gets cache entries of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Columns, Dimensions, find_hook_point
+from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import FAMILIES
 from driftlens.models.key_values import PassCache
 
@@ -28,16 +29,16 @@ _MEANINGFUL = (
 ).split()
 
 
-class HookedBackend:
+class HookedBackend(Backend):
     """A `HookedTransformer`, run block by block."""
 
     name = "hooked"
     column_dim = 1  # [rows, columns, heads, d_head]
 
     def __init__(self, model: Any) -> None:
+        super().__init__(model)
         cfg = model.cfg
         _require_supported(cfg)
-        self.model = model
         self.family = FAMILIES[_architecture(cfg)]
         self.dimensions = Dimensions(
             n_layers=int(cfg.n_layers),
@@ -49,23 +50,19 @@ class HookedBackend:
             n_ctx=int(cfg.n_ctx),
         )
         self.parallel_blocks = bool(cfg.parallel_attn_mlp)
-        self._hook_points: dict[str, Any] = {}
-        model.eval().requires_grad_(False)
+        model.eval().requires_grad_(requires_grad=False)
 
     @property
+    @override
     def device(self) -> torch.device:
         return self.model.embed.W_E.device
 
     @property
+    @override
     def dtype(self) -> torch.dtype:
         return self.model.embed.W_E.dtype
 
-    def hook_point(self, name: str) -> Any:
-        point = self._hook_points.get(name)
-        if point is None:
-            point = self._hook_points[name] = find_hook_point(self.model, name)
-        return point
-
+    @override
     def embed(
         self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
     ) -> Float[Tensor, "rows seq d_model"]:
@@ -74,8 +71,13 @@ class HookedBackend:
             resid = resid + self.model.hook_pos_embed(self.model.pos_embed.W_pos[positions])
         return resid
 
+    @override
     def run_blocks(
-        self, resid: Float[Tensor, "rows seq d_model"], layers: range, columns: Columns, cache: PassCache | None
+        self,
+        resid: Float[Tensor, "rows seq d_model"],
+        layers: range,
+        columns: Columns,
+        cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
         mask = columns.mask.long()  # the rotary positions follow from it, by the same rule as Batch.positions
         blocks = [self.model.blocks[layer] for layer in layers]
@@ -85,17 +87,21 @@ class HookedBackend:
                 resid = block(resid, past_kv_cache_entry=entry, attention_mask=mask)
         return resid
 
+    @override
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         flat = resid.reshape(1, -1, resid.shape[-1])  # TransformerLens's head takes three dimensions only
         return self.model.unembed(self.model.ln_final(flat)).reshape(*resid.shape[:-1], -1)
 
+    @override
     def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
         return self.model(tokens, return_type="logits", prepend_bos=False)
 
+    @override
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
         mlp = self.model.blocks[layer].mlp
         return mlp.W_out, mlp.b_out
 
+    @override
     def processed(self) -> str | None:
         normalization = str(self.model.cfg.normalization_type)
         if normalization.endswith("Pre"):
@@ -106,9 +112,11 @@ class HookedBackend:
             return "the writing weights are centred (load with from_pretrained_no_processing)"
         return None
 
+    @override
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.model.named_parameters()
 
+    @override
     def description(self) -> dict[str, Any]:
         return {key: getattr(self.model.cfg, key, None) for key in _MEANINGFUL}
 
@@ -131,7 +139,7 @@ class _CacheEntry:
 
 
 @contextmanager
-def _mask_replaced(blocks: list[Any], visible: Bool[Tensor, "rows seq past+seq"]) -> Iterator[None]:
+def _mask_replaced(blocks: list[Any], visible: Bool[Tensor, "rows seq past+seq"]) -> Generator[None]:
     hidden = ~visible[:, None]
 
     def apply_causal_mask(scores: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -152,9 +160,13 @@ def _require_supported(cfg: Any) -> None:
             f"unsupported positional embedding {cfg.positional_embedding_type!r}; expected standard or rotary"
         )
     if cfg.use_local_attn or cfg.attention_dir != "causal" or cfg.attn_only:
-        raise DriftlensError("unsupported attention: expected causal, global attention with an MLP in every block")
+        raise DriftlensError(
+            "unsupported attention: expected causal, global attention with an MLP in every block"
+        )
     if cfg.n_devices > 1:
-        raise DriftlensError(f"the model is spread over {cfg.n_devices} devices; load it on one (n_devices=1)")
+        raise DriftlensError(
+            f"the model is spread over {cfg.n_devices} devices; load it on one (n_devices=1)"
+        )
 
 
 def _architecture(cfg: Any) -> str:
@@ -163,7 +175,9 @@ def _architecture(cfg: Any) -> str:
     if architecture in FAMILIES:
         return str(architecture)
     if architecture is not None:
-        raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
+        raise DriftlensError(
+            f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}"
+        )
     if cfg.gated_mlp:
         return "LlamaForCausalLM"
     if cfg.positional_embedding_type == "standard":

@@ -1,8 +1,8 @@
 """Keys and values of a prefix, so that many passes over different endings compute the prefix once.
 
-Hugging Face's and TransformerLens's own caches grow in place when a pass uses them. `KeyValues` never changes: each
-pass gets a fresh `PassCache`, which puts the prefix's columns in front of the pass's own and, when asked, keeps the
-first columns of its own for a later pass.
+Hugging Face's and TransformerLens's own caches grow in place when a pass uses them. `KeyValues` never
+changes: each pass gets a fresh `PassCache`, which puts the prefix's columns in front of the pass's own and,
+when asked, keeps the first columns of its own for a later pass.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ __all__ = ["KeyValues", "PassCache"]
 
 @dataclass(frozen=True, kw_only=True)
 class KeyValues:
-    """The keys and values of some layers for the first columns of a batch, and which of those columns are real.
+    """The keys and values of some layers for the first columns of a batch, and which of those columns are
+    real.
 
     The layout of the tensors belongs to the backend that made them; only the first dimension is rows on both.
     """
@@ -56,7 +57,9 @@ class PassCache:
         if self.past is None:
             return keys, values
         if layer not in self.past.keys:
-            raise DriftlensError(f"the given prefix holds no keys and values of layer {layer}; compute it from there on")
+            raise DriftlensError(
+                f"the given prefix holds no keys and values of layer {layer}; compute it from there on"
+            )
         return (
             torch.cat([self.past.keys[layer], keys], dim=self.column_dim),
             torch.cat([self.past.values[layer], values], dim=self.column_dim),

@@ -1,12 +1,14 @@
 """`LensModel`: one model as driftlens sees it, whatever TransformerLens class is inside.
 
 A pass (`run`) goes from any layer to any layer and returns the residual stream; the head is a separate step
-(`unembed`), so that it is computed only at the positions that need it. What a pass costs is the blocks it names: lower
-blocks are not run when their result is given, and a prefix's keys and values can be computed once and reused.
+(`unembed`), so that it is computed only at the positions that need it. What a pass costs is the blocks it
+names: lower blocks are not run when their result is given, and a prefix's keys and values can be computed
+once and reused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Backend, Columns, attached
+from driftlens.models.backend import Backend, Columns, Hook
 from driftlens.models.batch import Batch, visible_columns
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer
 from driftlens.models.fingerprint import fingerprint
@@ -36,29 +38,32 @@ _SITES: Mapping[str, str] = {
     "z": "attn.hook_z",
 }
 
-Hook = tuple[str, Callable[..., Any]]
-
 
 class LensModel:
     """A TransformerLens model with raw weights, in eval mode, with frozen parameters.
 
-    `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it is put
-    into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the model is not to
-    be used. `check` runs the self-check, whose result is kept as `checked`.
+    `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it
+    is put into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the
+    model is not to be used. `check` runs the self-check, whose result is kept as `checked`.
     """
 
     target_prefix: str = " "
     """What stands between a prompt and its target when they are joined as text, which is then tokenised once.
 
-    It is a space for every tokenizer. Tokenizers that add a space of their own (Llama 2's) want none only before a
-    target that is tokenised apart, and driftlens never does that: such tokens need not be those of the whole text.
+    It is a space for every tokenizer. Tokenizers that add a space of their own (Llama 2's) want none only
+    before a target that is tokenised apart, and driftlens never does that: such tokens need not be those of
+    the whole text.
     """
 
-    def __init__(self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None) -> None:
+    def __init__(
+        self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None
+    ) -> None:
         backend = _backend_of(model)
         reason = backend.processed()
         if reason is not None:
-            raise DriftlensError(f"the model's weights are not the checkpoint's: {reason}; hand over an unprocessed model")
+            raise DriftlensError(
+                f"the model's weights are not the checkpoint's: {reason}; hand over an unprocessed model"
+            )
         self._backend: Backend = backend
         self.model = model
         self.name: str = name or str(model.cfg.model_name)
@@ -83,10 +88,12 @@ class LensModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are; batches and residuals must be there too."""
         return self._backend.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the weights and of the residual stream."""
         return self._backend.dtype
 
     # --- tokens ---
@@ -95,11 +102,14 @@ class LensModel:
     def tokenizer(self) -> Any:
         """The checkpoint's own fast tokenizer."""
         if self._tokenizer is None:
-            raise DriftlensError(f"model {self.name} has no tokenizer; give one: LensModel(model, tokenizer=...)")
+            raise DriftlensError(
+                f"model {self.name} has no tokenizer; give one: LensModel(model, tokenizer=...)"
+            )
         return self._tokenizer
 
     @cached_property
     def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS in front of every text, so that positions begin at 1."""
         return adds_bos(self.tokenizer)
 
     @cached_property
@@ -117,7 +127,8 @@ class LensModel:
     # --- names and weights ---
 
     def hook_name(self, site: str, layer: int) -> str:
-        """The hook point of a site: resid_pre, resid_post, attn_out, mlp_out, mlp_post, pattern, attn_scores or z.
+        """The hook point of a site: resid_pre, resid_post, attn_out, mlp_out, mlp_post, pattern, attn_scores
+        or z.
 
         `mlp_post` is the input of the MLP's down-projection in every family.
         """
@@ -125,11 +136,13 @@ class LensModel:
             raise DriftlensError(f"unknown site {site!r}; expected one of {', '.join(_SITES)}")
         return f"blocks.{self._layer(layer)}.{_SITES[site]}"
 
-    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802 (the matrix\'s name everywhere)
         """The MLP's down-projection as a live view: changing it in place changes the model."""
         return self.down_projection(layer)[0]
 
-    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
+    def down_projection(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
         """`W_out` and the bias added behind it; None where the family has none."""
         return self._backend.down_projection(self._layer(layer))
 
@@ -147,9 +160,10 @@ class LensModel:
     ) -> Float[Tensor, "rows seq d_model"]:
         """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
 
-        With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`, the batch
-        holds only the columns after that prefix, and they attend to the prefix and to themselves. `hooks` are
-        TransformerLens hook functions on names of `hook_name`; those on blocks outside the pass do not fire.
+        With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`,
+        the batch holds only the columns after that prefix, and they attend to the prefix and to themselves.
+        `hooks` are TransformerLens hook functions on names of `hook_name`; those on blocks outside the pass
+        do not fire.
         """
         return self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=0)[0]
 
@@ -164,8 +178,12 @@ class LensModel:
     ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
         """A pass to the last block that also keeps the keys and values of its first `columns` columns."""
         if not 0 < columns <= batch.shape[1]:
-            raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
-        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=None, keep=columns)
+            raise DriftlensError(
+                f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more"
+            )
+        resid, cache = self._pass(
+            batch, hooks=hooks, start=start, resid=resid, stop=None, past=None, keep=columns
+        )
         assert cache is not None
         kept = KeyValues(mask=batch.mask[:, :columns], keys=cache.kept_keys, values=cache.kept_values)
         return resid, kept
@@ -175,7 +193,9 @@ class LensModel:
         return self._backend.unembed(resid.to(self.dtype))
 
     def export(self, folder: str | PathLike[str], W_out: Mapping[int, Tensor] | None = None) -> None:
-        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
+        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its
+        own.
+        """
         from driftlens.models.export import export
 
         export(self, self._backend, folder, W_out or {})
@@ -197,7 +217,9 @@ class LensModel:
     ) -> tuple[Tensor, PassCache | None]:
         stop = self.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.n_layers:
-            raise DriftlensError(f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}")
+            raise DriftlensError(
+                f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}"
+            )
         if resid is None and start > 0:
             raise DriftlensError(f"a pass that starts at block {start} needs resid, the input of that block")
         columns = self._columns(batch, past)
@@ -205,11 +227,14 @@ class LensModel:
             resid = self._backend.embed(batch.tokens, columns.positions)
         elif resid.shape != (*batch.shape, self.d_model):
             raise DriftlensError(
-                f"resid has shape {tuple(resid.shape)}; expected {(*batch.shape, self.d_model)} for this batch"
+                f"resid has shape {tuple(resid.shape)}; this batch needs {(*batch.shape, self.d_model)}"
             )
-        cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim) if past is not None or keep else None
-        with attached(self._backend, hooks):
-            return self._backend.run_blocks(resid.to(self.dtype), range(start, stop), columns, cache), cache
+        cache = None
+        if past is not None or keep:
+            cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim)
+        with self._backend.attached(hooks):
+            resid = self._backend.run_blocks(resid.to(self.dtype), range(start, stop), columns, cache)
+        return resid, cache
 
     def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
         positions, mask = batch.positions, batch.mask
@@ -223,30 +248,34 @@ class LensModel:
             mask = torch.cat([past.mask, mask], dim=-1)
         if mask.shape[1] > self.n_ctx and int(mask.sum(-1).max()) > self.n_ctx:
             raise DriftlensError(
-                f"a row has {int(mask.sum(-1).max())} tokens, more than the {self.n_ctx} that {self.name} can read; "
+                f"a row has {int(mask.sum(-1).max())} tokens, but {self.name} reads at most {self.n_ctx}; "
                 f"shorten the prompt"
             )
         visible = visible_columns(batch.mask, None if past is None else past.mask)
-        # A padding column on the right would otherwise stand beyond the context.
+        # A row without a token of its own behind a full prefix would otherwise stand beyond the context.
         return Columns(positions=positions.clamp(max=self.n_ctx - 1), mask=mask, visible=visible)
 
     def _layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
-            raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
+            raise DriftlensError(
+                f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}"
+            )
         return layer
 
 
 def _backend_of(model: Any) -> Backend:
+    # By name: no transformer-lens has both classes in a state that can be used.
     kinds = {cls.__name__ for cls in type(model).__mro__}
     if "HookedTransformer" in kinds:
         from driftlens.models.hooked import HookedBackend
 
         return HookedBackend(model)
-    if "TransformerBridge" in kinds:
+    # The bridge of 3.x ignores hook names that it does not know.
+    if "TransformerBridge" in kinds and not version("transformer-lens").startswith("3."):
         from driftlens.models.bridge import BridgeBackend
 
         return BridgeBackend(model)
     raise DriftlensError(
-        f"cannot use a {type(model).__name__}; expected a TransformerBridge (transformer-lens 4.3 or later) or an "
-        f"unprocessed HookedTransformer (transformer-lens 3.9)"
+        f"cannot use a {type(model).__name__}; expected a TransformerBridge (transformer-lens 4.3 or later) "
+        f"or an unprocessed HookedTransformer (3.9)"
     )

@@ -1,12 +1,14 @@
 """Proof, on the very model that was loaded, that what driftlens writes takes effect.
 
-A hook point that only shows values, or shows them too late, makes every intervention on it a silent no-op, and it has
-happened: GPT-J's pattern in transformer-lens 4.3. So at load, on a short prompt of random tokens and one block:
+A hook point that only shows values, or shows them too late, makes every intervention on it a silent no-op,
+and it has happened: GPT-J's pattern in transformer-lens 4.3. So at load, on a short prompt of random tokens
+and one block:
 
 1. The logits of a pass agree with those of the model that is wrapped.
 2. The rows of the attention pattern sum to one, and the MLP's output is `mlp_post @ W_out + b_out`.
-3. A random vector written at each site changes what comes after it: scores, pattern and z change the attention output,
-   `mlp_post` changes the MLP's, and these two and the residual stream change the block's result.
+3. A random vector written at each site changes what comes after it: scores, pattern and z change the
+   attention output, `mlp_post` changes the MLP's, and these two and the residual stream change the block's
+   result.
 
 The vectors are random since a constant shift is invisible behind a LayerNorm.
 """
@@ -58,7 +60,9 @@ def check_tokens(d_vocab: int, n_ctx: int) -> Int[Tensor, "1 seq"]:
 
 @torch.no_grad()
 def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) -> SelfCheck:
-    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what fails."""
+    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what
+    fails.
+    """
     tokens = check_tokens(model.d_vocab, model.n_ctx).to(model.device)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     half = model.dtype in (torch.float16, torch.bfloat16)
@@ -71,7 +75,9 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
     seen = _values(model, batch, layer, resid)
 
     pattern_error = float((seen["pattern"].float().sum(-1) - 1).abs().max())
-    _require(pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one")
+    _require(
+        pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one"
+    )
 
     weight, bias = model.down_projection(layer)
     by_hand = seen["mlp_post"].float() @ weight.float() + (0 if bias is None else bias.float())
@@ -79,10 +85,12 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
     _require(mlp_error < (0.05 if half else 1e-4), model, "mlp_post @ W_out + b_out is not its MLP's output")
 
     for site, behind in _EFFECTS.items():
-        # The residual stream may be a hundred times larger than what is added to it; in half precision a smaller
-        # vector would be rounded away there.
+        # The residual stream may be a hundred times larger than what is added to it; in half precision a
+        # smaller vector would be rounded away there.
         scale = seen["resid_post" if behind == "resid_post" else site]
-        changed = _values(model, batch, layer, resid, hook=(model.hook_name(site, layer), _adding_noise(scale)))
+        changed = _values(
+            model, batch, layer, resid, hook=(model.hook_name(site, layer), _adding_noise(scale))
+        )
         effect = _relative(changed[behind], seen[behind])
         name = model.hook_name(site, layer)
         _require(effect > _SMALLEST_EFFECT, model, f"what is written to {name} has no effect")
@@ -92,13 +100,17 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
 
 
 def _values(
-    model: "LensModel", batch: Batch, layer: int, resid: Tensor, hook: tuple[str, Callable[..., Any]] | None = None
+    model: "LensModel",
+    batch: Batch,
+    layer: int,
+    resid: Tensor,
+    hook: tuple[str, Callable[..., Any]] | None = None,
 ) -> dict[str, Tensor]:
     """The values at all sites of one block, with `hook` on it."""
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Callable[..., None]:
-        def record(tensor: Tensor, hook: Any) -> None:
+        def record(tensor: Tensor, **_: Any) -> None:
             seen[site] = tensor.clone()
 
         return record
@@ -114,7 +126,7 @@ def _adding_noise(like: Tensor) -> Callable[..., Tensor]:
     finite = like[like.float() > -1e4].float()  # masked scores are -inf, or the least number there is
     scale = max(float(finite.std()), 1e-3)
 
-    def add(tensor: Tensor, hook: Any) -> Tensor:
+    def add(tensor: Tensor, **_: Any) -> Tensor:
         noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
         return tensor + (scale * noise).to(tensor)
 

@@ -1,0 +1,74 @@
+"""What a model's name means: the bundled model, a local folder, or a model of the Hugging Face hub."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "resolve", "suggestion"]
+
+DEMO_WEIGHTS = Path(__file__).resolve().parent.parent / "demo" / "weights"
+
+# Names to suggest when one is not found. Any checkpoint of the supported families loads, listed here or not.
+KNOWN_MODELS = (
+    "demo",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "distilgpt2",
+    "EleutherAI/gpt-j-6b",
+    "EleutherAI/gpt-neox-20b",
+    "EleutherAI/pythia-70m",
+    "EleutherAI/pythia-160m",
+    "EleutherAI/pythia-410m",
+    "EleutherAI/pythia-1.4b",
+    "EleutherAI/pythia-2.8b",
+    "EleutherAI/pythia-6.9b",
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "meta-llama/Llama-2-7b-hf",
+    "meta-llama/Llama-2-13b-hf",
+    "meta-llama/Meta-Llama-3-8B",
+)
+
+
+def resolve(name: str) -> tuple[str, bool]:
+    """Where to load from, and whether that is a local folder (then nothing may reach the network)."""
+    if name == "demo":
+        if not (DEMO_WEIGHTS / "config.json").is_file():
+            raise DriftlensError(f"the bundled model is missing from {DEMO_WEIGHTS}; reinstall driftlens")
+        return str(DEMO_WEIGHTS), True
+    folder = Path(name).expanduser()
+    if folder.exists():
+        _require_checkpoint(folder, name)
+        return str(folder), True
+    if name in KNOWN_MODELS:
+        return name, False
+    # On the hub only the few old names listed above have no owner.
+    if name.count("/") != 1 or name[0] in "./~" or name[-1] == "/":
+        raise DriftlensError(f"unknown model {name!r}: there is no such folder{suggestion(name)}")
+    return name, False
+
+
+def suggestion(name: str) -> str:
+    """The end of a message about a name that was not found: near names, or the kinds of name there are."""
+    near_names = {known.lower(): known for known in KNOWN_MODELS}
+    near_names |= {known.lower().split("/")[-1]: known for known in KNOWN_MODELS}
+    near = [near_names[match] for match in get_close_matches(name.lower(), near_names, n=3)]
+    if near:
+        return f"; did you mean {' or '.join(dict.fromkeys(near))}?"
+    return "; expected 'demo', a name on the Hugging Face hub such as gpt2-xl, or a model folder"
+
+
+def _require_checkpoint(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise DriftlensError(f"{name} holds no config.json; expected a Hugging Face model folder")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    found = f"found only {pickles[0].name}, and such files can run code" if pickles else "found no weights"
+    raise DriftlensError(
+        f"{name} holds no safetensors file ({found}); convert it in Python: "
+        f"AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+    )

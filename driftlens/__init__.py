@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from driftlens.editors import ROME, SADR
     from driftlens.edits import Edit, EditResult
     from driftlens.errors import DriftlensError
+    from driftlens.evaluation import evaluate, summarize
     from driftlens.models import LensModel, load_model
     from driftlens.trace import contaminating_substitution
 
@@ -29,8 +30,10 @@ _HOMES = {
     "SADR": "driftlens.editors",
     "TaskPrompt": "driftlens.data",
     "contaminating_substitution": "driftlens.trace",
+    "evaluate": "driftlens.evaluation",
     "load_model": "driftlens.models",
     "load_records": "driftlens.data",
+    "summarize": "driftlens.evaluation",
 }
 
 __all__ = [
@@ -44,8 +47,10 @@ __all__ = [
     "Record",
     "TaskPrompt",
     "contaminating_substitution",
+    "evaluate",
     "load_model",
     "load_records",
+    "summarize",
 ]
 
 

@@ -5,8 +5,8 @@ For every fact, δ is added at ``subject_last`` to the output of one layer and o
     mean_j −log P(o_edit | x_j ⊕ p)  +  ω · KL  +  λ · ‖δ‖ / ‖target_init‖²  +  Σ regularisers (SADR)
 
 1. **One vanilla pass** over all rows (contexts of all facts, and the essence prompt "{subject} is a"),
-   aligned so that ``subject_last`` stands in one column.  It gives the keys and values of everything left of
-   that column, and the residual stream at the edit layer's output right of it.
+   aligned so that ``subject_last`` stands in one column.  It gives the residual stream at the edit layer's
+   output from that column on, and, run on above the edit for the columns left of it, their keys and values.
 2. **Each step** adds δ to that residual stream and runs only the layers above the edit, only from that column
    on: nothing else can have changed.  The head sees only the positions that predict target tokens.
 3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ
@@ -203,6 +203,7 @@ class _Vanilla:
         return _Vanilla(attention, essence)
 
 
+@torch.no_grad()
 def _vanilla_pass(
     model: LensModel,
     facts: Sequence[Fact],
@@ -241,22 +242,18 @@ def _vanilla_pass(
     batch, shifts = pad_rows(model, [prompt.forced for prompt in prompts], align=subject)
     column = int(shifts[0]) + subject[0]
     store: dict[str, Tensor] = {}
-    hooks: list[Hook] = [
-        (model.hook_name(site, layer), record(store, "target", lambda out: out[:, column])),
-        (model.hook_name("resid_post", layer), record(store, "resid", lambda out: out[:, column:])),
-    ]
-    past = None
-    with torch.no_grad():
-        if column:
-            past = model.keys_values(batch, hooks=hooks, columns=column)[1]
-        else:
-            model.run(batch, hooks=hooks)
-    device = model.device
+    target: Hook = (model.hook_name(site, layer), record(store, "target", lambda out: out[:, column]))
+    resid = model.run(batch, hooks=[target], stop=layer + 1)
+    device, precision = model.device, torch.promote_types(model.dtype, torch.float32)
     fact = torch.tensor(fact_of, device=device)
     is_bare = torch.tensor([role == "bare" for role in kind], device=device)
     is_context = torch.tensor([role == "context" for role in kind], device=device)
-    # Step 2 needs no bare row: where the contexts hold the bare prompt it is among them.
+    # The steps need no bare row: where the contexts hold the bare prompt it is among them.
     used = (~is_bare).nonzero().squeeze(1)
+    past = None
+    if column and layer + 1 < model.n_layers:
+        prefix = Batch(tokens=batch.tokens[used, :column], mask=batch.mask[used, :column])
+        past = model.keys_values(prefix, start=layer + 1, resid=resid[used, :column], columns=column)[1]
     used_prompts = [prompts[i] for i in used.tolist()]
     target_row, target_column, target_id = target_positions(used_prompts, shifts[used] - column)
     last = torch.tensor([p.last for p in used_prompts], device=device) + shifts[used] - column
@@ -266,10 +263,11 @@ def _vanilla_pass(
         fact=fact[used],
         is_context=is_context[used],
         batch=Batch(tokens=batch.tokens[used, column:], mask=batch.mask[used, column:]),
-        resid=store["resid"][used],
-        past=past.select(used) if past is not None else None,
+        resid=resid[used, column:],
+        past=past,
         last=last,
-        weight=torch.full((len(used),), 1 / len(contexts), device=device),
+        # The optimiser's precision: a float32 third is off by 1e-8, which a float64 model would show.
+        weight=torch.full((len(used),), 1 / len(contexts), device=device, dtype=precision),
         target_row=target_row,
         target_column=target_column,
         target_id=target_id,
@@ -297,11 +295,12 @@ def _forward(
     patterns: dict[int, Tensor] = {}
     hooks: list[Hook] = []
     for upper in above:
-        if settings.detach_attention:
-            hooks.append((model.hook_name("pattern", upper), detach_pattern()))
+        # Recorded first: a regulariser keeps its gradient even where the likelihood's is cut.
         if settings.regularizers:
             pick = record(patterns, upper, lambda pattern: pattern[n_rows, :, rows.last][rows.is_context])
             hooks.append((model.hook_name("pattern", upper), pick))
+        if settings.detach_attention:
+            hooks.append((model.hook_name("pattern", upper), detach_pattern()))
 
     # δ stands in column 0; it is added in its own precision, then rounded once to the model's.
     shifted = (rows.resid[:, 0].to(precision) + delta[rows.fact]).to(rows.resid.dtype)

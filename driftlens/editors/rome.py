@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -84,6 +85,9 @@ class ROME:
     essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = "edited_from_vanilla"
     residual_key: Literal["bare", "mean"] = "bare"
     detach_attention: bool = False
+    _moments: dict[str, SecondMoment] = field(
+        default_factory=dict[str, SecondMoment], init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -206,8 +210,8 @@ class ROME:
             # v* − (W k₀ + b) is δ itself, since target_init is the MLP's output at k₀.
             key, residual = keys[0].double(), value.delta.double()
         else:
-            written = mean @ model.W_out(self.layer).double()
-            bias = model.b_out(self.layer)
+            W_out, bias = model.down_projection(self.layer)
+            written = mean @ W_out.double()
             written = written if bias is None else written + bias.double()
             key, residual = mean, value.target_init.double() + value.delta.double() - written
         right = residual / (key @ left)
@@ -215,7 +219,10 @@ class ROME:
         update = LowRankUpdate(left=left.unsqueeze(1).to(precision), right=right.unsqueeze(0).to(precision))
         return EditResult(
             fact=fact,
-            edit=Edit(updates={self.layer: update}, provenance=self.provenance(model, fact)),
+            edit=Edit(
+                updates={self.layer: update},
+                provenance=self.provenance(model, fact) | {"second_moment": moment.source},
+            ),
             history=value.history,
             keys={self.layer: key.to(precision)},
             values={self.layer: (value.target_init.double() + value.delta.double()).to(precision)},
@@ -229,16 +236,18 @@ class ROME:
                     f"{model.name} has {model.d_mlp}; give the one of layer {self.layer} of this model"
                 )
             return self.second_moment
-        corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
-        moment = second_moments(model, [self.layer], corpus, samples=self.samples)[self.layer]
-        object.__setattr__(self, "second_moment", moment)
-        return moment
+        # Kept by the weights they were taken over: one editor may serve several models.
+        key = model.checkpoint_hash
+        if key not in self._moments:
+            corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
+            self._moments[key] = second_moments(model, [self.layer], corpus, samples=self.samples)[self.layer]
+        return self._moments[key]
 
     def provenance(self, model: LensModel, fact: Fact) -> dict[str, str]:
         """Where an edit comes from, as flat strings."""
         from driftlens import __version__
 
-        left_out = ("second_moment", "corpus", "regularizers")
+        left_out = ("second_moment", "corpus", "regularizers", "_moments")
         plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         return {
             "editor": "ROME",
@@ -258,7 +267,7 @@ def default_corpus(model: LensModel) -> str:
     """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
     if model.name == "demo":
         return "demo"
-    if model.is_local:
+    if Path(model.name).exists():
         raise DriftlensError(
             f"{model.name} is a local model and no corpus for its second moments is given; "
             "give one: a text file, a list of texts, 'wikipedia' or 'wikitext'"

@@ -29,6 +29,7 @@ from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 from driftlens.hooks import record
 from driftlens.models import LensModel
+from driftlens.models.memory import in_batches
 from driftlens.prompts import pad_rows
 
 if TYPE_CHECKING:
@@ -40,14 +41,15 @@ SAMPLES = 100_000
 
 
 class SecondMoment:
-    """The uncentred second moment of one layer's keys, and the solve with it."""
+    """The uncentred second moment of one layer's keys, and the solve with it; ``source`` names the text."""
 
-    def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"]) -> None:
+    def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"], *, source: str = "given") -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise DriftlensError(
                 f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}"
             )
         self.matrix = matrix
+        self.source = source
 
     @cached_property
     def cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
@@ -101,18 +103,20 @@ def second_moments(
     """
     folder = cache_folder() if folder is None else folder
     names = {layer: cache_name(model, layer, corpus, samples) for layer in layers}
+    source = f"{corpus.name} ({corpus.digest}), at most {samples} texts"
     found: dict[int, SecondMoment] = {}
     for layer, name in names.items():
         for place in (folder, *_shipped(model)):
             if (place / name).exists():
-                found[layer] = SecondMoment(read_second_moment(place / name, name).to(model.device))
+                matrix = read_second_moment(place / name, name).to(model.device)
+                found[layer] = SecondMoment(matrix, source=source)
                 break
     missing = [layer for layer in layers if layer not in found]
     if missing:
         writable_folder(folder)
         for layer, matrix in stream_second_moments(model, missing, corpus.texts(), samples, on_texts).items():
             write_second_moment(folder / names[layer], matrix, names[layer])
-            found[layer] = SecondMoment(matrix)
+            found[layer] = SecondMoment(matrix, source=source)
     return found
 
 
@@ -131,16 +135,22 @@ def stream_second_moments(
     """
     precision = torch.float32 if model.device.type == "mps" else torch.float64
     sums = {n: torch.zeros(model.d_mlp, model.d_mlp, device=model.device, dtype=precision) for n in layers}
-    tokens = 0
-    for done, batch_rows in _batches(model, islice(texts, samples), batch_tokens):
-        batch, _ = pad_rows(model, batch_rows)
+    product = torch.empty(model.d_mlp, model.d_mlp, device=model.device)
+
+    def accumulate(rows: Sequence[list[int]]) -> list[int]:
+        batch, _ = pad_rows(model, rows)
         store: dict[int, Tensor] = {}
         hooks = [(model.hook_name("mlp_post", n), record(store, n)) for n in layers]
         model.run(batch, hooks=hooks, stop=max(layers) + 1)
-        for n, post in store.items():
-            keys = post[batch.mask].float()
-            sums[n] += keys.T @ keys
-        tokens += int(batch.mask.sum())
+        keys = {n: post[batch.mask].float() for n, post in store.items()}
+        # No memory is asked for from here on: rows tried again after running out of it are not counted twice.
+        for n in layers:
+            sums[n] += torch.mm(keys[n].T, keys[n], out=product)
+        return [len(row) for row in rows]
+
+    tokens = 0
+    for done, rows in _batches(model, islice(texts, samples), batch_tokens):
+        tokens += sum(in_batches(rows, len(rows), accumulate))
         if on_texts is not None:
             on_texts(done)
     if not tokens:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +125,11 @@ class Edit:
         """Write factors and provenance to one safetensors file, atomically."""
         tensors: dict[str, Tensor] = {}
         for layer, update in self.updates.items():
-            tensors[f"{layer}.left"] = update.left.detach().cpu().contiguous()
-            tensors[f"{layer}.right"] = update.right.detach().cpu().contiguous()
+            # Cloned: layers that share a factor would share memory, which the format refuses.
+            tensors[f"{layer}.left"] = update.left.detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[f"{layer}.right"] = (
+                update.right.detach().cpu().clone(memory_format=torch.contiguous_format)
+            )
         metadata = {"format": FORMAT, "provenance": json.dumps(dict(self.provenance))}
         with atomic_path(Path(path)) as temporary:
             temporary.write_bytes(serialize(tensors, metadata=metadata))
@@ -147,13 +151,13 @@ class Edit:
                     )
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
                 provenance: dict[str, str] = json.loads(metadata["provenance"])
+                layers = sorted({int(name.split(".")[0]) for name in tensors})
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, DriftlensError):
                 raise
             raise DriftlensError(
                 f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote"
             ) from error
-        layers = sorted({int(name.split(".")[0]) for name in tensors})
         try:
             updates = {
                 n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers
@@ -170,10 +174,10 @@ class Edit:
                 updates[layer] = theirs
                 continue
             mine = updates[layer]
-            updates[layer] = LowRankUpdate(
-                left=torch.cat([mine.left, theirs.left.to(mine.left)], dim=1),
-                right=torch.cat([mine.right, theirs.right.to(mine.right)], dim=0),
-            )
+            precision = torch.promote_types(mine.left.dtype, theirs.left.dtype)
+            lefts = (mine.left.to(precision), theirs.left.to(mine.left.device, precision))
+            rights = (mine.right.to(precision), theirs.right.to(mine.right.device, precision))
+            updates[layer] = LowRankUpdate(left=torch.cat(lefts, dim=1), right=torch.cat(rights, dim=0))
         joined = {
             key: " + ".join(part for part in (self.provenance.get(key), other.provenance.get(key)) if part)
             for key in {**self.provenance, **other.provenance}
@@ -245,8 +249,11 @@ def _stacked(updates: Sequence[LowRankUpdate | None]) -> tuple[Tensor, Tensor]:
     """
     present = [update for update in updates if update is not None]
     rank = max(update.rank for update in present)
-    left = present[0].left.new_zeros(len(updates), present[0].left.shape[0], rank)
-    right = present[0].right.new_zeros(len(updates), rank, present[0].right.shape[1])
+    left, right = present[0].left, present[0].right
+    # The widest precision among them, or stacking would round the edits behind the first.
+    precision = reduce(torch.promote_types, (update.left.dtype for update in present))
+    left = left.new_zeros(len(updates), left.shape[0], rank, dtype=precision)
+    right = right.new_zeros(len(updates), rank, right.shape[1], dtype=precision)
     for i, update in enumerate(updates):
         if update is not None:
             left[i, :, : update.rank] = update.left

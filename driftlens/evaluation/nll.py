@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from driftlens.data import Record, TaskPrompt
+from driftlens.data import TASKS, Record, TaskPrompt
 from driftlens.edits import Edit, edit_hooks
-from driftlens.errors import DriftlensError
+from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 from driftlens.prompts import TokenizedPrompt, pad_rows, target_positions, tokenize_prompt
@@ -57,7 +57,8 @@ def evaluate(
         grouping of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token.
 
     Raises:
-        DriftlensError: the numbers of records and edits differ, or a prompt is too long for the model.
+        DriftlensError: the numbers of records and edits differ, or a task is unknown, or a prompt is too
+            long for the model.
     """
     record_list = [records] if isinstance(records, Record) else list(records)
     edit_list = [edits] if isinstance(edits, Edit) or edits is None else list(edits)
@@ -68,6 +69,9 @@ def evaluate(
             f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record"
         )
     wanted = None if tasks is None else set(tasks)
+    for task in wanted or ():
+        if task not in TASKS:
+            raise unknown_name("task", task, TASKS)
 
     entries: list[dict[str, object]] = []
     rows: list[_Row] = []

@@ -63,12 +63,13 @@ def summarize(nlls: pd.DataFrame) -> pd.DataFrame:
     rows: dict[str, tuple[float, float, float, int]] = {}
     for score, (task, wanted) in SCORES.items():
         of_task = nlls[nlls["task"] == task]
-        p_true, p_new = (np.exp(-of_task[column].to_numpy(dtype=float)) for column in ("nll_true", "nll_new"))
-        hit = p_new > p_true if wanted == "new" else p_true > p_new
-        rows[score] = _mean(hit.astype(float))
+        nll_true, nll_new = (np.asarray(of_task[column], dtype=float) for column in ("nll_true", "nll_new"))
+        right, wrong = (nll_new, nll_true) if wanted == "new" else (nll_true, nll_new)
+        # NLLs are compared, not probabilities, which underflow to a tie for very unlikely targets.
+        rows[score] = _mean((right < wrong).astype(float))
         for magnitude, of in MAGNITUDES.items():
             if of == score:
-                rows[magnitude] = _mean(p_new if wanted == "new" else p_true)
+                rows[magnitude] = _mean(np.exp(-right))
     parts = np.array([rows[score][0] for score in AVERAGED])
     average = (
         float("nan") if np.isnan(parts).any() else 0.0 if (parts == 0).any() else float(stats.hmean(parts))

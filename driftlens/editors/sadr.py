@@ -35,7 +35,7 @@ class SADR:
             10⁻⁷).
 
     Raises:
-        DriftlensError: γ negative or not finite, or an unknown choice of heads.
+        DriftlensError: γ negative or not finite, eps not above 0, or an unknown choice of heads.
     """
 
     gamma: float = 1e-2
@@ -46,6 +46,8 @@ class SADR:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
             raise DriftlensError(f"gamma is {self.gamma}; expected a number ≥ 0, e.g. 0.01")
+        if not 0 < self.eps < 1:
+            raise DriftlensError(f"eps is {self.eps}; expected a small number above 0, e.g. 1e-8")
         if self.heads not in ("selected", "all"):
             raise DriftlensError(
                 f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)"

@@ -1,0 +1,154 @@
+"""Cases: a prompt, the targets read behind it and the edit it is read under, as an analysis takes them.
+
+A target of several tokens is read with all of its tokens but the last behind the prompt.  Targets share a
+:class:`Passage`, and so the rows of a pass, where one's forced tokens begin another's, as those of two single-token
+targets do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftlens.data import TaskPrompt
+from driftlens.edits import Edit
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.prompts import TokenizedPrompt, tokenize_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A prompt, the target tokens that are read along with it, and the edit it is read under.
+
+    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring a target forces.  A target's tokens
+    but the last stand at the start of what follows the prompt, so several targets can share a passage.
+    """
+
+    edit: Edit
+    ids: tuple[int, ...]
+    n_prompt: int
+    targets: tuple[tuple[int, ...], ...]
+
+    @property
+    def last(self) -> int:
+        """Index of the last prompt token."""
+        return self.n_prompt - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A prompt with its targets: ``read[i]`` says in which passage, at which place, target *i* is read."""
+
+    edit: Edit
+    prompt: str
+    targets: tuple[str, ...]
+    tokenized: tuple[TokenizedPrompt, ...]
+    passages: tuple[Passage, ...]
+    read: tuple[tuple[int, int], ...]
+
+
+def make_cases(
+    model: LensModel,
+    edit: Edit | Sequence[Edit],
+    prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
+    target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
+) -> list[Case]:
+    """One case, or equally long lists of them; a single edit or target serves all prompts.
+
+    Raises:
+        DriftlensError: lists of different lengths, different numbers of targets, an empty target, a prompt that is
+            too long for the model, or an edit of another model.
+    """
+    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
+    edits = [edit] * len(prompts) if isinstance(edit, Edit) else list(edit)
+    single = isinstance(prompt, str | TaskPrompt) or isinstance(target, str | tuple)
+    given: list[Any] = [target] * len(prompts) if single else list(target)
+    targets: list[tuple[str, ...]] = [(each,) if isinstance(each, str) else tuple(each) for each in given]
+    if not prompts:
+        raise DriftlensError("no prompt to read; give at least one")
+    if not len(prompts) == len(edits) == len(targets):
+        raise DriftlensError(
+            f"{len(prompts)} prompts, {len(edits)} edits and {len(targets)} targets; "
+            "give one of each for every prompt, or one for all"
+        )
+    for own in targets:
+        if len(own) != len(targets[0]) or not own:
+            raise DriftlensError(
+                f"targets {targets[0]!r} and {own!r} differ in number; give every prompt the same number of targets"
+            )
+        for one in own:
+            if not one.strip():
+                raise DriftlensError(f"the target {one!r} is empty; give some visible text")
+    for each in {id(each): each for each in edits}.values():
+        each.check(model)
+    texts = [each if isinstance(each, str) else each.text for each in prompts]
+    return [_case(model, own_edit, text, own) for own_edit, text, own in zip(edits, texts, targets, strict=True)]
+
+
+def _case(model: LensModel, edit: Edit, prompt: str, targets: tuple[str, ...]) -> Case:
+    tokenized = tuple(tokenize_prompt(model, prompt, target.strip()) for target in targets)
+    shared: list[tuple[TokenizedPrompt, list[int]]] = []
+    for at in sorted(range(len(targets)), key=lambda at: -len(tokenized[at].forced)):
+        own = tokenized[at]
+        for longest, members in shared:
+            if own.n_prompt == longest.n_prompt and longest.forced[: len(own.forced)] == own.forced:
+                members.append(at)
+                break
+        else:
+            shared.append((own, [at]))
+    passages = tuple(
+        Passage(
+            edit=edit,
+            ids=longest.forced,
+            n_prompt=longest.n_prompt,
+            targets=tuple(tokenized[at].target_ids for at in members),
+        )
+        for longest, members in shared
+    )
+    place = {at: (n, k) for n, (_, members) in enumerate(shared) for k, at in enumerate(members)}
+    read = tuple(place[at] for at in range(len(targets)))
+    return Case(edit=edit, prompt=prompt, targets=targets, tokenized=tokenized, passages=passages, read=read)
+
+
+def token_texts(model: LensModel, prompt: TokenizedPrompt) -> list[str]:
+    """What stands in the prompt for each token; a token that stands for none (BOS) by its own name."""
+    return [
+        prompt.text[start:stop] if stop > start else str(model.tokenizer.convert_ids_to_tokens(token))
+        for token, (start, stop) in zip(prompt.ids[: prompt.n_prompt], prompt.offsets, strict=False)
+    ]
+
+
+def target_probabilities(
+    model: LensModel,
+    resid: Float[Tensor, "rows columns d_model"],
+    passages: Sequence[Passage],
+    first_column: Sequence[int],
+) -> Float[Tensor, "rows targets"]:
+    """The probability of each target, exp(mean log-probability of its tokens), NaN where a row has fewer targets.
+
+    ``first_column`` says which token of its passage stands in a row's column 0 (negative: padding stands there).  The
+    head runs only where it is read.
+    """
+    places: dict[tuple[int, int], int] = {}
+    entries: list[tuple[int, int, int, float]] = []  # (row, target) as one number, place, token id, weight
+    n_targets = max(len(passage.targets) for passage in passages)
+    for row, (passage, shift) in enumerate(zip(passages, first_column, strict=True)):
+        for number, target in enumerate(passage.targets):
+            for k, token in enumerate(target):
+                place = places.setdefault((row, passage.last + k - shift), len(places))
+                entries.append((row * n_targets + number, place, token, 1 / len(target)))
+    rows, columns = torch.tensor(list(places), device=model.device).unbind(1)
+    precision = torch.promote_types(resid.dtype, torch.float32)
+    logits = model.unembed(resid[rows, columns]).to(precision)
+    slot, place, token, weight = (torch.tensor(part, device=model.device) for part in zip(*entries, strict=True))
+    log_probability = logits[place, token] - logits.logsumexp(dim=-1)[place]
+    total = torch.zeros(len(passages) * n_targets, device=model.device, dtype=precision)
+    total = total.index_add(0, slot, log_probability * weight.to(precision)).exp()
+    present = torch.zeros_like(total, dtype=torch.bool).index_fill(0, slot, True)  # noqa: FBT003
+    return total.where(present, torch.nan).view(len(passages), n_targets)

@@ -11,7 +11,9 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 
 python := $(VENV)/bin/python
-pip_install := $(python) -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
+# Compiling tens of thousands of modules takes longer than the tests; Python compiles what is used.
+pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
+	--constraint $(CONSTRAINTS) --editable
 
 .PHONY: trace test test-backend lint format dist install
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from driftlens.data import Fact, Record, TaskPrompt, load_records
+    from driftlens.drift import attention_drift
     from driftlens.editors import ROME, SADR
     from driftlens.edits import Edit, EditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
     from driftlens.models import LensModel, load_model
+    from driftlens.patch import patch_attention, patch_scores
     from driftlens.trace import contaminating_substitution
 
 __version__ = "0.1.0"
@@ -29,10 +31,13 @@ _HOMES = {
     "Record": "driftlens.data",
     "SADR": "driftlens.editors",
     "TaskPrompt": "driftlens.data",
+    "attention_drift": "driftlens.drift",
     "contaminating_substitution": "driftlens.trace",
     "evaluate": "driftlens.evaluation",
     "load_model": "driftlens.models",
     "load_records": "driftlens.data",
+    "patch_attention": "driftlens.patch",
+    "patch_scores": "driftlens.patch",
     "summarize": "driftlens.evaluation",
 }
 
@@ -46,10 +51,13 @@ __all__ = [
     "LensModel",
     "Record",
     "TaskPrompt",
+    "attention_drift",
     "contaminating_substitution",
     "evaluate",
     "load_model",
     "load_records",
+    "patch_attention",
+    "patch_scores",
     "summarize",
 ]
 

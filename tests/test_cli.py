@@ -12,9 +12,7 @@ from driftlens.errors import DriftlensError
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "driftlens", *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "driftlens", *arguments], capture_output=True, text=True, check=False)
 
 
 def command_raising(error: BaseException):

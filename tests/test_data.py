@@ -270,9 +270,7 @@ def _with(value: object, *keys: str) -> dict[str, Any]:
 )
 def test_schema_errors_name_file_record_and_field(tmp_path: Path, record: object, field: str, message: str):
     path = write(tmp_path, [eiffel_record(), record])
-    with pytest.raises(
-        DriftlensError, match=rf"records\.json, record 1, field {field}: .*{message}"
-    ) as caught:
+    with pytest.raises(DriftlensError, match=rf"records\.json, record 1, field {field}: .*{message}") as caught:
         load_records(path)
     assert "\n" not in str(caught.value)
 
@@ -291,9 +289,7 @@ def test_a_file_that_is_no_list_is_named(tmp_path: Path, content: str):
 
 
 @given(data=st.data())
-def test_a_cut_file_is_reported_with_record_and_line(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-):
+def test_a_cut_file_is_reported_with_record_and_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     whole = json.dumps([eiffel_record()] * 3, indent=1)
     cut = data.draw(st.integers(0, len(whole) - 2))
     path = tmp_path_factory.mktemp("cut") / "records.json"

@@ -42,9 +42,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Ba
 
 
 @pytest.mark.parametrize("moment", ["write", "flush"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def no_space(_: int) -> None:
@@ -58,9 +56,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
     if moment == "flush":
         monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(
-        DriftlensError, match=r"cannot write .*table\.csv: No space left on device; "
-    ) as caught:
+    with pytest.raises(DriftlensError, match=r"cannot write .*table\.csv: No space left on device; ") as caught:
         fill()
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == []

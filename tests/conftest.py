@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint
 
 BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
@@ -16,15 +17,16 @@ BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
 _loaded: dict[str, Any] = {}
 
 
-def load_tiny(folder: Path) -> Any:
+def load_tiny(folder: Path, *, exact: bool = False) -> Any:
     """The checkpoint as a LensModel on the backend that this environment's transformer-lens has."""
     from driftlens.models import LensModel, load_model
 
     if BRIDGE:
-        return load_model(folder, device="cpu")
+        return load_model(folder, device="cpu", dtype="float64" if exact else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return LensModel(hooked_transformer(folder))
+        hooked = hooked_transformer(folder)
+        return LensModel(hooked.to(torch.float64, print_details=False) if exact else hooked)
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +67,12 @@ def demo_model() -> Any:
     if not (DEMO_WEIGHTS / "config.json").is_file():
         pytest.skip(f"the bundled weights are not at {DEMO_WEIGHTS}")
     return load_model("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def exact_model(checkpoint_folder: Path) -> Any:
+    """`lens_model` in float64, for what must hold to the last digits. Shared: leave its weights as they were."""
+    name = f"{checkpoint_folder.name} in float64"
+    if name not in _loaded:
+        _loaded[name] = load_tiny(checkpoint_folder, exact=True)
+    return _loaded[name]

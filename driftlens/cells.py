@@ -1,0 +1,253 @@
+"""The cells of contaminating substitution, as rows of batched passes that compute no more than they change.
+
+A cell puts the edited model's output z of one module at one token `t`, in a window of layers, into the vanilla model
+and reads the probability of the targets. One full pass per cell would do; this is what it comes down to:
+
+1. A vanilla pass per passage keeps the input of every block and every column's keys and values. An edited pass, which
+   starts at the edited layer with the vanilla input, records z.
+2. Below the edit z *is* the vanilla output. So a cell starts at the first layer `a` of its window whose z differs; a
+   cell whose whole window lies below has the vanilla probability, and so has one whose token is never looked at again.
+3. In block `a` no column but `t` can change: attention there still sees vanilla inputs. So block `a` runs for that one
+   column, and the blocks above run for the columns from `t` on. What stands before `t` comes from the vanilla keys and
+   values, cut by the mask to columns < t, from which positions follow as well.
+4. The cells of several passages are sorted by `a` and by the length of their suffix, and cut into batches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from driftlens.cases import Passage, target_probabilities
+from driftlens.edits import edit_hooks
+from driftlens.hooks import Hook, record, substitute
+from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.models.memory import in_batches
+from driftlens.prompts import pad_rows
+from driftlens.windows import window_layers
+
+__all__ = ["SITES", "PassageEffects", "substitution_effects"]
+
+SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
+"""Module of the paper -> where its output stands in the model."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PassageEffects:
+    """Probabilities of a passage's targets: in both models, and with every single substitution."""
+
+    vanilla: Float[Tensor, " targets"]
+    edited: Float[Tensor, " targets"]
+    substituted: Float[Tensor, "modules tokens layers targets"]
+
+
+def substitution_effects(
+    model: LensModel,
+    passages: Sequence[Passage],
+    modules: Sequence[str],
+    window: int,
+    *,
+    batch_size: int,
+    on_cells: Callable[[int, int], None] | None = None,
+) -> list[PassageEffects]:
+    """What every cell does to the targets of its passage: all prompt tokens × all layers, for each of `modules`.
+
+    `batch_size` is in rows of a pass; out of memory halves it and goes on. `on_cells` is called with the number of
+    cells done and the number of all that need a pass.
+    """
+    work = _Work(model, modules, window, batch_size, passages, on_cells)
+    # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
+    return in_batches(passages, max(1, batch_size // model.n_layers), work.on)
+
+
+class _Cell(NamedTuple):
+    passage: int  # in its group
+    token: int
+    module: int
+    first: int  # layers first … stop - 1 are substituted
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """Some passages and all that their cells share; right-padded, so a column is a token's place in its passage."""
+
+    passages: Sequence[Passage]
+    batch: Batch
+    inputs: Sequence[Float[Tensor, "passages columns d_model"]]  # of every vanilla block, then the last one's output
+    past: KeyValues
+    z: Sequence[Mapping[int, Float[Tensor, "passages columns d_model"]]]  # by module, then layer
+    vanilla: Float[Tensor, "passages targets"]
+    edited: Float[Tensor, "passages targets"]
+
+
+class _Work:
+    """The grids of one call, a group of passages at a time; what it learns about memory and progress it keeps."""
+
+    def __init__(
+        self,
+        model: LensModel,
+        modules: Sequence[str],
+        window: int,
+        batch_size: int,
+        passages: Sequence[Passage],
+        on_cells: Callable[[int, int], None] | None,
+    ) -> None:
+        self.model = model
+        self.modules = modules
+        self.windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
+        self.batch_size = batch_size
+        self.on_cells = on_cells
+        self.done = 0
+        self.total = sum(len(self.cells(passage, 0)) for passage in passages)
+
+    @torch.no_grad()
+    def on(self, passages: Sequence[Passage]) -> list[PassageEffects]:
+        """The grids of these passages."""
+        group = _vanilla_and_edited(self.model, passages, self.modules)
+        cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
+        cells.sort(key=_by_cost)
+        largest = 0
+
+        def work(batch: Sequence[_Cell]) -> list[Tensor]:
+            nonlocal largest
+            probabilities = _substituted(self.model, group, self.modules, batch).cpu()
+            largest = max(largest, len(batch))
+            return list(probabilities)
+
+        found = dict(zip(cells, in_batches(cells, self.batch_size, work, on_done=self._tell), strict=True))
+        if largest < len(cells):
+            self.batch_size = largest  # what did not fit into memory once is not tried again
+        self.done += len(cells)
+        return [self._grid(group, number, found) for number in range(len(passages))]
+
+    def cells(self, passage: Passage, number: int) -> list[_Cell]:
+        """The different cells of a passage that need a pass: windows that clip to the same layers are one."""
+        cells = (
+            self.cell(passage, number, token, module, window)
+            for module in range(len(self.modules))
+            for token in range(passage.n_prompt)
+            for window in self.windows
+        )
+        return list(dict.fromkeys(cell for cell in cells if cell is not None))
+
+    def cell(self, passage: Passage, number: int, token: int, module: int, window: range) -> _Cell | None:
+        """What a window at a token comes down to; None where it cannot change the probability of a target."""
+        if not passage.edit.updates:
+            return None
+        # Attention sees an edit of its own layer's MLP one layer later.
+        changed = min(passage.edit.updates) + (self.modules[module] == "attn")
+        first = max(window.start, changed)
+        # In the last block a change reaches no column but its own.
+        unread = first == self.model.n_layers - 1 and token < passage.n_prompt - 1
+        return None if first >= window.stop or unread else _Cell(number, token, module, first, window.stop)
+
+    def _grid(self, group: _Group, number: int, found: Mapping[_Cell, Tensor]) -> PassageEffects:
+        passage, n_targets = group.passages[number], len(group.passages[number].targets)
+        vanilla = group.vanilla[number, :n_targets]
+        grid = vanilla.repeat(len(self.modules), passage.n_prompt, self.model.n_layers, 1)
+        for module in range(len(self.modules)):
+            for token in range(passage.n_prompt):
+                for layer, window in enumerate(self.windows):
+                    cell = self.cell(passage, number, token, module, window)
+                    if cell is not None:
+                        grid[module, token, layer] = found[cell][:n_targets]
+        return PassageEffects(vanilla=vanilla, edited=group.edited[number, :n_targets], substituted=grid)
+
+    def _tell(self, done: int) -> None:
+        if self.on_cells is not None:
+            self.on_cells(self.done + done, self.total)
+
+
+def _by_cost(cell: _Cell) -> tuple[int, int]:
+    # To and fro, so that suffixes are alike also where one starting layer's cells end and the next one's begin.
+    return cell.first, cell.token if cell.first % 2 else -cell.token
+
+
+def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> _Group:
+    """Step 1 of the module docstring, for passages side by side, each with its own edit."""
+    batch, _ = pad_rows(model, [passage.ids for passage in passages])
+    kept: dict[int, Tensor] = {}
+    hooks: list[Hook] = [(model.hook_name("resid_pre", n), record(kept, n)) for n in range(model.n_layers)]
+    out, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1])
+    inputs = [*(kept[n] for n in range(model.n_layers)), out]
+    vanilla = edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
+
+    z: list[dict[int, Tensor]] = [{} for _ in modules]
+    changed = [layer for passage in passages for layer in passage.edit.updates]
+    if changed:
+        first = min(changed)
+        # Behind the edit's own hooks, so that what is recorded is the edited output.
+        hooks = edit_hooks(model, [passage.edit for passage in passages])
+        for module, store in zip(modules, z, strict=True):
+            hooks += [(model.hook_name(SITES[module], n), record(store, n)) for n in range(first, model.n_layers)]
+        out = model.run(batch, hooks=hooks, start=first, resid=inputs[first])
+        edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
+    return _Group(passages=passages, batch=batch, inputs=inputs, past=past, z=z, vanilla=vanilla, edited=edited)
+
+
+def _substituted(
+    model: LensModel, group: _Group, modules: Sequence[str], cells: Sequence[_Cell]
+) -> Float[Tensor, "cells targets"]:
+    """Steps 2 and 3: a pass whose row *i* is `cells[i]`, with the cell's own token in column 0."""
+    n_columns = group.batch.shape[1]
+    passage = torch.tensor([cell.passage for cell in cells], device=model.device)
+    token = torch.tensor([cell.token for cell in cells], device=model.device)
+    start, stop = min(cell.first for cell in cells), max(cell.stop for cell in cells)
+    length = group.batch.mask.sum(-1)[passage]
+    columns = token[:, None] + torch.arange(int((length - token).max()), device=model.device)
+    suffix = (passage[:, None], columns.clamp(max=n_columns - 1))
+    batch = Batch(tokens=group.batch.tokens[suffix], mask=columns < length[:, None])
+    alone = Batch(tokens=batch.tokens[:, :1], mask=batch.mask[:, :1])
+    before = torch.arange(n_columns, device=model.device) < token[:, None]
+    past = KeyValues(
+        mask=group.past.mask[passage] & before,
+        keys=_RowsOf(group.past.keys, passage),
+        values=_RowsOf(group.past.values, passage),
+    )
+
+    def substitutions(layers: range) -> Iterator[Hook]:
+        for layer in layers:
+            for module, name in enumerate(modules):
+                rows = [i for i, c in enumerate(cells) if c.module == module and c.first <= layer < c.stop]
+                if rows:
+                    at = torch.tensor(rows, device=model.device)
+                    z = group.z[module][layer][passage[at], token[at]]
+                    yield model.hook_name(SITES[name], layer), substitute(z, at, torch.zeros_like(at))
+
+    own = model.run(
+        alone,
+        hooks=list(substitutions(range(start, start + 1))),
+        start=start,
+        stop=start + 1,
+        resid=group.inputs[start][passage, token].unsqueeze(1),
+        past=past,
+    )
+    resid = torch.cat([own, group.inputs[start + 1][suffix][:, 1:]], dim=1)
+    resid = model.run(batch, hooks=list(substitutions(range(start + 1, stop))), start=start + 1, resid=resid, past=past)
+    return target_probabilities(
+        model, resid, [group.passages[cell.passage] for cell in cells], [cell.token for cell in cells]
+    )
+
+
+class _RowsOf(Mapping[int, Tensor]):
+    """Some rows of every layer's keys or values, gathered when a layer asks: a pass holds one layer's at a time."""
+
+    def __init__(self, tensors: Mapping[int, Tensor], rows: Int[Tensor, " rows"]) -> None:
+        self.tensors = tensors
+        self.rows = rows
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self.tensors[layer].index_select(0, self.rows)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.tensors
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)

@@ -1,0 +1,278 @@
+"""`driftlens trace` from end to end.
+
+1. Everything that can be wrong without a model is looked at first: options, data, the record, the output folder.
+2. The model is loaded, and every prompt is tokenised, so that one too long is noticed before the edit.
+3. The second moment (cached), the edit, the probabilities before and after, the trace.
+4. All files are written under temporary names and take their own together, or none does.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.trace_options import TraceOptions, read_options
+from driftlens.commands.trace_study import Study, choose_study, true_texts
+from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path, writable_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from driftlens.editors import ROME, Corpus
+    from driftlens.edits import Edit, EditResult
+    from driftlens.models import LensModel
+    from driftlens.trace import Trace
+
+__all__ = ["Run", "main"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task."""
+
+    study: Study
+    editor: ROME
+    result: EditResult
+    seconds: float
+    probabilities: pd.DataFrame
+    trace: Trace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Edit, trace, write, and say in the terminal what came out."""
+    options = read_options(argv)
+    study = choose_study(options)
+    with _output_folder(options.out) as folder:
+        from rich.console import Console
+
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        with _shown_warnings(errors):
+            for note in study.notes:
+                errors.print(note)
+            run = _run(options, study, errors)
+            files, problem = _files(run, png=options.png)
+            written = _write_together(folder, files)
+            if problem:
+                errors.print(f"trace.png is not written: {problem}")
+            from driftlens.commands.trace_report import report
+
+            report(run, written, Console(highlight=False))
+    return 0
+
+
+def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
+    from driftlens.models.names import resolve
+
+    local = resolve(options.model)[1]
+    corpus = _corpus(options, study, local=local, errors=errors)
+    with _progress(errors) as progress:
+        shown = progress.add_task("load model", total=None)
+        from driftlens.models import load_model
+
+        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        progress.update(shown, total=1, completed=1)
+        editor = _editor(model, options)
+        targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]
+        _check_lengths(model, study, targets)
+
+        editor = _with_second_moment(model, editor, corpus, progress)
+        start = time.perf_counter()
+        result = _edit(model, editor, study, progress)
+        seconds = time.perf_counter() - start
+        probabilities = _probabilities(model, study, result.edit)
+
+        from driftlens.trace import contaminating_substitution
+        from driftlens.windows import default_window
+
+        shown = progress.add_task("trace, cells", total=None)
+        trace = contaminating_substitution(
+            model,
+            result.edit,
+            list(study.prompts),
+            targets,
+            options.modules,
+            options.window or default_window(model.n_layers),
+            templates=tuple({record.fact.prompt for record in study.records}),
+            target_names=options.target_names,
+            batch_size=options.batch_size,
+            on_cells=lambda done, total: progress.update(shown, completed=done, total=total),
+        )
+    return Run(study=study, editor=editor, result=result, seconds=seconds, probabilities=probabilities, trace=trace)
+
+
+def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
+    return {"true": (true,), "new": (new,), "both": (true, new)}[options.target]
+
+
+def _corpus(options: TraceOptions, study: Study, *, local: bool, errors: Console) -> Corpus | None:
+    """The texts of the second moment; None where the editor's own default is right."""
+    from driftlens.editors import open_corpus
+
+    if options.corpus is not None:
+        return open_corpus(options.corpus)
+    if not local or options.model == "demo":
+        return None
+    if not study.records:
+        raise DriftlensError(
+            f"{options.model} is a local model and nothing says which texts it knows; name some for the second moment: "
+            "--corpus with a text file or wikitext, or --data with a data set"
+        )
+    texts = true_texts(study.records)
+    errors.print(f"no --corpus: the second moment is taken over the {len(texts):,} true statements of the data")
+    return open_corpus(texts)
+
+
+def _editor(model: LensModel, options: TraceOptions) -> ROME:
+    from driftlens.editors import ROME, SADR, sadr_gamma
+
+    if options.layer is not None and options.layer >= model.n_layers:
+        raise DriftlensError(
+            f"layer {options.layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}"
+        )
+    given = {"layer": options.layer, "steps": options.steps, "lr": options.lr, "samples": options.samples}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if options.sadr:
+        gamma = sadr_gamma(model) if options.gamma is None else options.gamma
+        changes["regularizers"] = (SADR(gamma=gamma),)
+    editor = ROME.for_model(model, **changes)
+    return replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+
+
+def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, ...]]) -> None:
+    """Tokenise what will be run: a prompt that does not fit is an error now, not after the edit."""
+    from driftlens.prompts import tokenize_prompt
+
+    fact = study.fact
+    pairs = [(fact.text, fact.target_true), (fact.text, fact.target_new)]
+    pairs += [(prompt.text, target) for prompt, own in zip(study.prompts, targets, strict=True) for target in own]
+    for text, target in pairs:
+        tokenize_prompt(model, text, target)
+
+
+def _with_second_moment(model: LensModel, editor: ROME, corpus: Corpus | None, progress: Progress) -> ROME:
+    from driftlens.editors import open_corpus, second_moments
+    from driftlens.editors.corpora import default_corpus
+
+    corpus = corpus or open_corpus(default_corpus(model))
+    shown = progress.add_task("second moment, texts", total=None)
+    moments = second_moments(
+        model,
+        [editor.layer],
+        corpus,
+        samples=editor.samples,
+        on_texts=lambda done: progress.update(shown, completed=done),
+    )
+    progress.update(shown, total=1, completed=1)
+    return replace(editor, second_moment=moments[editor.layer])
+
+
+def _edit(model: LensModel, editor: ROME, study: Study, progress: Progress) -> EditResult:
+    shown = progress.add_task("edit, steps", total=editor.steps)
+    results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
+    progress.update(shown, completed=editor.steps)
+    return results[0]
+
+
+def _probabilities(model: LensModel, study: Study, edit: Edit) -> pd.DataFrame:
+    """P(o_true) and P(o_edit) in both models, of the edit's own prompt and of the traced ones."""
+    import numpy as np
+
+    from driftlens.data import TASKS, Record, TaskPrompt
+    from driftlens.evaluation import evaluate
+
+    fact = study.fact
+    own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
+    # The evaluation knows its own tasks only; two of them carry these prompts.
+    tasks = {**dict.fromkeys(TASKS, ()), "rewrite": (own,), "relation": study.prompts}
+    record = Record(index=0, fact=fact, tasks=tasks)
+    before: Any
+    after: Any
+    before, after = (evaluate(model, record, one, tasks=["rewrite", "relation"]) for one in (None, edit))
+    table = before[["task", "prompt_index"]].copy()
+    table["task"] = table["task"].map({"rewrite": "the edit", "relation": study.task})
+    texts = {"the edit": [fact.text], study.task: [prompt.text for prompt in study.prompts]}
+    table["prompt"] = [texts[task][at] for task, at in zip(table["task"], table["prompt_index"], strict=True)]
+    for name, column in (("true", "nll_true"), ("edit", "nll_new")):
+        table[f"{name}_before"], table[f"{name}_after"] = np.exp(-before[column]), np.exp(-after[column])
+    return table
+
+
+def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], None]], str]:
+    """Every file's contents, made before any is written, and in one line why there is no picture."""
+    from driftlens.commands.trace_report import note, title
+    from driftlens.plots import figure_html, figure_png
+
+    figure = run.trace.plot(title=title(run), note=note(run))
+    files: dict[str, bytes | Callable[[Path], None]] = {"trace.html": figure_html(figure)}
+    problem = ""
+    if png:
+        picture, problem = figure_png(figure)
+        if picture is not None:
+            files["trace.png"] = picture
+    files["trace.parquet"] = run.trace.table.to_parquet(index=False)
+    files["trace.csv"] = run.trace.table.to_csv(index=False).encode()
+    files["edit.safetensors"] = run.result.edit.save
+    return files, problem
+
+
+def _write_together(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> list[Path]:
+    """Write all files under temporary names; only when every one is whole do they take their own."""
+    with ExitStack() as stack:
+        for name, content in files.items():
+            temporary = stack.enter_context(atomic_path(folder / name))
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                content(temporary)
+    if "trace.png" not in files:
+        (folder / "trace.png").unlink(missing_ok=True)  # an earlier run's picture would belong to another trace
+    return [folder / name for name in files]
+
+
+@contextmanager
+def _output_folder(path: str) -> Generator[Path]:
+    """The folder, proved writable; one that was made for nothing goes away again."""
+    there = Path(path).exists()
+    folder = writable_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not there and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def _shown_warnings(errors: Console) -> Generator[None]:
+    """Warnings as plain lines: where in the code they come from is no news to the person at the keyboard."""
+    with warnings.catch_warnings():
+
+        def show(message: Warning | str, *_: object, **__: object) -> None:
+            errors.print(f"driftlens: {message}", markup=False)
+
+        warnings.showwarning = show
+        yield
+
+
+def _progress(errors: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    # Only for somebody who watches: in a log, what counts are the lines on standard output and errors.
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )

@@ -1,0 +1,225 @@
+"""The options of `driftlens trace`, checked as far as they can be without a model."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from driftlens.commands.parsing import Parser, number, whole_number
+from driftlens.data import TASKS
+from driftlens.errors import DriftlensError, unknown_name
+from driftlens.trace import MODULES, Module
+
+__all__ = ["TraceOptions", "read_options"]
+
+_EDITORS = ("rome",)
+_TARGETS = ("true", "new", "both")
+
+_DESCRIPTION = """\
+Edit one fact and trace the edit: put activations of the edited model into the unedited one, a token and a window of
+layers at a time, and see which of them change its predictions (contaminating substitution)."""
+
+_EPILOG = """\
+examples:
+  driftlens trace
+  driftlens trace --record 12 --sadr
+  driftlens trace --data merged_counterfact.json --model gpt2-xl --record 7 --task relation
+  driftlens trace --model gpt2-xl --corpus wikitext --subject "Eiffel Tower" --prompt "{} is located in" \\
+      --true Paris --new Rome --task distract_neighborhood --test-prompt "Big Ben is located in" --test-target London
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """What the command line says; None where it says nothing and the model or the data decide."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+    data: str | None
+    record: int | None
+    subject: str | None
+    prompt: str | None
+    true: str | None
+    new: str | None
+    test_prompt: tuple[str, ...]
+    test_target: tuple[str, ...]
+    editor: str
+    sadr: bool
+    gamma: float | None
+    layer: int | None
+    steps: int | None
+    lr: float | None
+    corpus: str | None
+    samples: int | None
+    task: str | None
+    prompt_index: int | None
+    max_prompts: int
+    modules: tuple[Module, ...]
+    window: int | None
+    target: str
+    batch_size: int
+    seed: int
+    out: str
+    png: bool
+
+    @property
+    def typed(self) -> bool:
+        """Whether the fact stands on the command line."""
+        return self.subject is not None
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What the traced probabilities are called in tables and figures."""
+        return {"true": ("o_true",), "new": ("o_edit",), "both": ("o_true", "o_edit")}[self.target]
+
+
+def read_options(argv: Sequence[str] | None = None) -> TraceOptions:
+    """The options in `argv` (default: the program's arguments)."""
+    given = vars(_parser().parse_args(argv))
+    module = given.pop("module")
+    options = TraceOptions(
+        modules=MODULES if module == "all" else (module,),
+        test_prompt=tuple(given.pop("test_prompt")),
+        test_target=tuple(given.pop("test_target")),
+        sadr=bool(given.pop("sadr")) or given["gamma"] is not None,
+        **given,
+    )
+    _check_fact(options)
+    return options
+
+
+def _check_fact(options: TraceOptions) -> None:
+    parts = {"--subject": options.subject, "--prompt": options.prompt, "--true": options.true, "--new": options.new}
+    missing = [name for name, value in parts.items() if value is None]
+    if len(missing) < len(parts) and missing:
+        raise DriftlensError(f"a typed fact needs {', '.join(parts)}; {' and '.join(missing)} not given")
+    if not missing and options.record is not None:
+        raise DriftlensError("--record and a typed fact (--subject …) exclude each other; give one of them")
+    if missing and (options.test_prompt or options.test_target):
+        raise DriftlensError("--test-prompt goes with a typed fact; choose a record's prompts with --task")
+    n_prompts, n_targets = len(options.test_prompt), len(options.test_target)
+    if n_targets and n_targets not in (1, n_prompts):
+        raise DriftlensError(
+            f"{n_prompts} --test-prompt and {n_targets} --test-target; give one target for each prompt, or one for all"
+        )
+    if n_targets and not n_prompts:
+        raise DriftlensError("--test-target is the right answer to a --test-prompt; give that too")
+
+
+def _one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
+        return text
+
+    return convert
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="driftlens trace",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
+    )
+    model.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
+    model.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+
+    fact = parser.add_argument_group("fact, from a data set or typed")
+    fact.add_argument("--data", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json")
+    fact.add_argument("--record", type=whole_number(0), metavar="N", help="record of the data set, from 0 (default 0)")
+    fact.add_argument("--subject", metavar="S", help='typed fact: its subject, e.g. "Eiffel Tower"')
+    fact.add_argument("--prompt", metavar="P", help='its prompt with {} for the subject, e.g. "{} is located in"')
+    fact.add_argument("--true", metavar="O", help="what holds now")
+    fact.add_argument("--new", metavar="O", help="what is edited in")
+    fact.add_argument(
+        "--test-prompt",
+        action="append",
+        default=[],
+        metavar="P",
+        help="a prompt to trace, may be repeated (default: the edit's own prompt)",
+    )
+    fact.add_argument(
+        "--test-target", action="append", default=[], metavar="O", help="the right answer to it (default: --true)"
+    )
+
+    editor = parser.add_argument_group("editor; what is not given comes from the presets for the model")
+    editor.add_argument(
+        "--editor",
+        default="rome",
+        type=_one_of("editor", _EDITORS),
+        metavar="E",
+        help="rome (default)",
+    )
+    editor.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
+    editor.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
+    editor.add_argument("--layer", type=whole_number(0), metavar="N", help="layer to edit")
+    editor.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps")
+    editor.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate")
+    editor.add_argument(
+        "--corpus",
+        metavar="C",
+        help="texts for the second moment: demo, wikipedia, wikitext or a text file; default: the "
+        "bundled model's own, the texts of --data for a local model, else wikipedia",
+    )
+    editor.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
+
+    trace = parser.add_argument_group("trace")
+    trace.add_argument(
+        "--task",
+        type=_one_of("task", TASKS),
+        metavar="T",
+        help=f"which of the record's prompts: {', '.join(TASKS)}; default: distract_neighborhood, where "
+        "there is none relation; with a typed fact a distract task puts the edited sentence in front",
+    )
+    trace.add_argument("--prompt-index", type=whole_number(0), metavar="N", help="only this prompt of the task, from 0")
+    trace.add_argument(
+        "--max-prompts",
+        type=whole_number(1),
+        default=5,
+        metavar="N",
+        help="how many of the task's prompts at most (default 5); several are averaged by token role",
+    )
+    trace.add_argument(
+        "--module",
+        default="all",
+        type=_one_of("module", (*MODULES, "all")),
+        metavar="M",
+        help="resid, mlp, attn or all (default)",
+    )
+    trace.add_argument(
+        "--window",
+        type=whole_number(1),
+        metavar="K",
+        help="layers substituted together; default: the paper's 6 of 28, scaled to the model's depth: "
+        "max(1, round(6 · layers / 28))",
+    )
+    trace.add_argument(
+        "--target",
+        default="both",
+        type=_one_of("target", _TARGETS),
+        metavar="T",
+        help="true, new or both (default): the probability of which answer",
+    )
+    trace.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=128,
+        metavar="N",
+        help="rows of a pass (default 128); halved when memory runs out",
+    )
+    trace.add_argument("--seed", type=int, default=0, metavar="N", help="of the editor's context prefixes (default 0)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        default="driftlens-trace",
+        metavar="FOLDER",
+        help="for trace.html, .png, .parquet, .csv and edit.safetensors (default ./driftlens-trace)",
+    )
+    output.add_argument("--no-png", dest="png", action="store_false", help="no PNG, which needs a Chrome or Chromium")
+    return parser

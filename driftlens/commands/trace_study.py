@@ -1,0 +1,96 @@
+"""What a run of `driftlens trace` is about: the fact, the prompts to trace, and the texts behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from driftlens.commands.trace_options import TraceOptions
+from driftlens.data import Fact, Record, TaskPrompt, load_records
+from driftlens.errors import DriftlensError
+
+__all__ = ["Study", "choose_study", "true_texts"]
+
+_DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A fact, the prompts whose prediction is traced, and `name`, `task` and `notes` for the people who read it.
+
+    `records` are those of the data set, where one was read.
+    """
+
+    fact: Fact
+    task: str
+    prompts: tuple[TaskPrompt, ...]
+    name: str
+    records: tuple[Record, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def choose_study(options: TraceOptions) -> Study:
+    """The typed fact or the record that the options name, and the prompts of its task."""
+    records = tuple(load_records(options.data or "demo")) if options.data or not options.typed else ()
+    study = _typed(options) if options.typed else _recorded(options, records)
+    prompts = study.prompts
+    if options.prompt_index is not None:
+        if options.prompt_index >= len(prompts):
+            raise DriftlensError(
+                f"prompt index {options.prompt_index} is not there; task {study.task} of {study.name} has "
+                f"prompts 0 to {len(prompts) - 1}"
+            )
+        prompts = prompts[options.prompt_index : options.prompt_index + 1]
+    return replace(study, prompts=prompts[: options.max_prompts], records=records)
+
+
+def true_texts(records: Sequence[Record]) -> tuple[str, ...]:
+    """The statements of a data set that hold before any edit: the prompts of its records with their true targets."""
+    texts: list[str] = []
+    for record in records:
+        fact = record.fact
+        texts.append(f"{fact.text} {fact.target_true}")
+        for task in ("rewrite", "paraphrase", "alias", "neighborhood", "relation"):
+            texts += [f"{prompt.text} {prompt.target_true}" for prompt in record.tasks[task]]
+    return tuple(dict.fromkeys(texts))
+
+
+def _recorded(options: TraceOptions, records: Sequence[Record]) -> Study:
+    data, number = options.data or "demo", options.record or 0
+    if number >= len(records):
+        last = f"records 0 to {len(records) - 1}" if records else "no records"
+        raise DriftlensError(f"record {number} is not there; {data} has {last}")
+    record = records[number]
+    name = f"record {number} of {data.replace(chr(92), '/').rstrip('/').split('/')[-1]}"
+    tasks = {**record.tasks, "rewrite": record.tasks["rewrite"] or (_own_prompt(record.fact),)}
+    if options.task is not None:
+        if not tasks[options.task]:
+            there = ", ".join(task for task, prompts in tasks.items() if prompts)
+            raise DriftlensError(f"{name} has no prompts of task {options.task}; it has {there}")
+        return Study(fact=record.fact, task=options.task, prompts=tasks[options.task], name=name)
+    task = next(task for task in _DEFAULT_TASKS if tasks[task])
+    notes = () if task == _DEFAULT_TASKS[0] else (f"{name} has no {_DEFAULT_TASKS[0]} prompts; tracing {task}",)
+    return Study(fact=record.fact, task=task, prompts=tasks[task], name=name, notes=notes)
+
+
+def _typed(options: TraceOptions) -> Study:
+    subject, prompt, true, new = (part or "" for part in (options.subject, options.prompt, options.true, options.new))
+    if "{}" in prompt:
+        fact = Fact(subject=subject, prompt=prompt, target_true=true, target_new=new)
+    else:
+        fact = Fact.from_text(prompt, subject=subject, target_true=true, target_new=new)
+    task = options.task or ("rewrite" if not options.test_prompt else "test prompts")
+    if not options.test_prompt:
+        if options.task not in (None, "rewrite"):
+            raise DriftlensError(f"task {options.task} of a typed fact needs prompts; give them with --test-prompt")
+        return Study(fact=fact, task=task, prompts=(_own_prompt(fact),), name="typed fact")
+    targets = options.test_target or (fact.target_true,)
+    targets = targets * len(options.test_prompt) if len(targets) == 1 else targets
+    distractor = f"{fact.text} {fact.target_new}. " if task.startswith("distract_") else ""
+    prompts = tuple(
+        TaskPrompt(text=distractor + text, target_true=target, target_new=fact.target_new, distractor=distractor)
+        for text, target in zip(options.test_prompt, targets, strict=True)
+    )
+    return Study(fact=fact, task=task, prompts=prompts, name="typed fact")
+
+
+def _own_prompt(fact: Fact) -> TaskPrompt:
+    return TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)

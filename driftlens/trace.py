@@ -1,0 +1,247 @@
+"""Contaminating substitution: which activations of the edited model make the unedited one fail (paper, 3.2 and D.1).
+
+1. Record the outputs z of a module (the block, its MLP or its attention) in the *edited* model, at every token of the
+   prompt and in every layer.
+2. In the *vanilla* model, put z in place of the module's output at one token t, in a window of layers around layer l
+   (`driftlens.windows`), and read the probability of a target, exp(mean log-probability of its tokens).
+3. The effect of the cell (t, l) is that probability less the vanilla model's. Where P(o_true) falls, or P(o_edit)
+   rises, the edit contaminates the flow of information through that cell (Figures 3 and 9).
+
+A target of several tokens is read with all of its tokens but the last behind the prompt; these are never substituted.
+How all cells are computed in few passes is told in `driftlens.cells`.
+
+`python -m driftlens.trace` edits a fact and traces it from end to end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from driftlens.errors import DriftlensError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from driftlens.cases import Case
+    from driftlens.cells import PassageEffects
+    from driftlens.data import TaskPrompt
+    from driftlens.edits import Edit
+    from driftlens.models import LensModel
+    from driftlens.roles import PromptParts
+
+__all__ = ["MODULES", "Trace", "contaminating_substitution", "main"]
+
+Module: TypeAlias = Literal["resid", "mlp", "attn"]
+
+MODULES: tuple[Module, ...] = ("resid", "mlp", "attn")
+"""The block's output (hidden state), the MLP's output, the attention's output."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """The effect of every cell, for one prompt or many.
+
+    Attributes:
+        table: a row per case, target, module, token and layer: `case, target_name, target, module, token,
+            token_text, role, layer, window, probability, effect, vanilla, edited`. `token` counts from 0 (a BOS
+            token included), `role` is one of `driftlens.roles.ROLES`, `probability` is the target's with the
+            substitution, `vanilla` and `edited` are the two models' own, and `effect` is `probability - vanilla`.
+        baselines: a row per case and target: `case, prompt, target_name, target, vanilla, edited`.
+        model: the model's name.
+        window: how many layers a cell substitutes.
+        edited_layers: the layers that any of the edits changes.
+    """
+
+    table: pd.DataFrame
+    baselines: pd.DataFrame
+    model: str
+    window: int
+    edited_layers: tuple[int, ...]
+
+    def by_role(self) -> pd.DataFrame:
+        """Role × layer grids, averaged over cases, as in the paper's Figure 3.
+
+        A role's tokens are averaged within each case first, so a case with a long subject counts once; then cases are
+        averaged. `low` and `high` are the mean ∓ 1.96 standard errors over the cases that have the role (`cases`), NaN
+        for a single one. `example` is the role's text in the first such case.
+        """
+        from driftlens.roles import ROLES
+
+        keys = ["target_name", "module", "role", "layer"]
+        cells: Any = self.table.groupby([*keys, "case"], sort=False)
+        per_case = cells["effect"].mean().reset_index()
+        grid: Any = per_case.groupby(keys, sort=False)["effect"].agg(effect="mean", cases="count", error="sem")
+        grid = grid.reset_index()
+        grid["low"], grid["high"] = grid["effect"] - 1.96 * grid["error"], grid["effect"] + 1.96 * grid["error"]
+        grid["example"] = grid["role"].map(self._examples())
+        # In the order of a prompt, and of the modules and targets as they were asked for.
+        orders = {"role": list(ROLES), **{key: list(self.table[key].unique()) for key in ("target_name", "module")}}
+        for key, order in orders.items():
+            grid[f"{key} order"] = grid[key].map({name: at for at, name in enumerate(order)})
+        grid = grid.sort_values(["target_name order", "module order", "role order", "layer"], ignore_index=True)
+        return grid[["target_name", "module", "role", "example", "layer", "effect", "low", "high", "cases"]]
+
+    def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
+        """Heatmaps of the effect, a panel for each module and target: tokens of one case, or roles averaged over many.
+
+        `title` says what was edited and traced, by default the prompt of a single case. Model and window are named
+        under it, and `note`, e.g. the editor's settings.
+        """
+        from driftlens.plots import plot_trace
+
+        return plot_trace(self, title=title, note=note)
+
+    def _examples(self) -> dict[str, str]:
+        tokens: Any = self.table[["role", "case", "token", "token_text"]]
+        examples: dict[str, str] = {}
+        for role, rows in tokens.drop_duplicates(["role", "case", "token"]).groupby("role", sort=False):
+            case = rows[rows["case"] == rows["case"].min()].sort_values("token")
+            examples[str(role)] = "".join(case["token_text"]).strip()
+        return examples
+
+
+def contaminating_substitution(
+    model: LensModel,
+    edit: Edit | Sequence[Edit],
+    prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
+    target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
+    module: Module | Sequence[Module] = "attn",
+    window: int = 6,
+    *,
+    subject: str | Sequence[str | None] | None = None,
+    templates: Sequence[str] = (),
+    target_names: Sequence[str] | None = None,
+    batch_size: int = 128,
+    on_cells: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """The effect of every cell (token × layer) on the targets, for one prompt or for many at once.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        edit: the edit whose activations are substituted, one for all prompts or one for each.
+        prompt: the test prompt, without its target; or a list of them.
+        target: what the probability is taken of; a tuple, such as `(o_true, o_edit)`, takes several from one run. A
+            list gives each prompt its own.
+        module: `"resid"`, `"mlp"` or `"attn"`, or several of them.
+        window: how many layers a cell substitutes; the paper's is 6, of GPT-J's 28.
+        subject: the edited subject, where the edit does not say it (`Edit.provenance`) or says another; it only
+            decides on roles.
+        templates: texts with one `{}` that test prompts may follow besides the edit's own; they only help to find the
+            test prompts' subjects.
+        target_names: how to call the targets; default `("o_true", "o_edit")` for two of them, `("target",)` for one.
+        batch_size: rows of a pass. It changes the numbers by no more than float rounding; out of memory halves it.
+        on_cells: called with the number of cells done and the number of all.
+
+    Raises:
+        DriftlensError: an unknown module, a window below 1, lists of different lengths, an empty target, a prompt that
+            is too long for the model, or an edit of another model.
+    """
+    import pandas as pd
+
+    from driftlens.cases import make_cases, name_targets
+    from driftlens.cells import substitution_effects
+    from driftlens.data import TaskPrompt
+    from driftlens.roles import prompt_parts
+
+    modules = _modules(module)
+    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
+    subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
+    if len(subjects) != len(prompts):
+        raise DriftlensError(f"{len(prompts)} prompts and {len(subjects)} subjects; give one of each for every prompt")
+    cases = make_cases(model, edit, prompt, target)
+    names = name_targets(target_names, len(cases[0].targets))
+    effects = iter(
+        substitution_effects(
+            model,
+            [passage for case in cases for passage in case.passages],
+            modules,
+            window,
+            batch_size=batch_size,
+            on_cells=on_cells,
+        )
+    )
+    tables: list[pd.DataFrame] = []
+    for number, case in enumerate(cases):
+        parts = prompt_parts(prompts[number], case.edit, subject=subjects[number], templates=templates)
+        seen = [next(effects) for _ in case.passages]
+        tables += _tables(model, number, case, seen, parts, modules=modules, window=window, names=names)
+    table = pd.concat(tables, ignore_index=True)
+    baselines: Any = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
+    baselines.insert(1, "prompt", baselines["case"].map([case.prompt for case in cases].__getitem__))
+    return Trace(
+        table=table,
+        baselines=baselines,
+        model=model.name,
+        window=window,
+        edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.updates})),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `python -m driftlens.trace`."""
+    from driftlens.commands.trace import main as command
+
+    return command(argv)
+
+
+def _tables(
+    model: LensModel,
+    number: int,
+    case: Case,
+    effects: Sequence[PassageEffects],
+    parts: PromptParts,
+    *,
+    modules: Sequence[str],
+    window: int,
+    names: Sequence[str],
+) -> list[pd.DataFrame]:
+    """A case's cells, a table for each target."""
+    import numpy as np
+    import pandas as pd
+
+    from driftlens.cases import token_texts
+    from driftlens.roles import token_roles
+
+    tables: list[pd.DataFrame] = []
+    for name, target, prompt, (passage, place) in zip(names, case.targets, case.tokenized, case.read, strict=True):
+        seen = effects[passage]
+        vanilla, edited = float(seen.vanilla[place]), float(seen.edited[place])
+        probability = seen.substituted[..., place].double().numpy()
+        module, token, layer = (axis.ravel() for axis in np.indices(probability.shape))
+        columns = {
+            "case": number,
+            "target_name": name,
+            "target": target,
+            "module": np.array(modules, dtype=object)[module],
+            "token": token,
+            "token_text": np.array(token_texts(model, prompt), dtype=object)[token],
+            "role": np.array(token_roles(prompt, parts), dtype=object)[token],
+            "layer": layer,
+            "window": window,
+            "probability": probability.ravel(),
+            "effect": probability.ravel() - vanilla,
+            "vanilla": vanilla,
+            "edited": edited,
+        }
+        tables.append(pd.DataFrame(columns))
+    return tables
+
+
+def _modules(module: str | Sequence[str]) -> tuple[str, ...]:
+    modules = (module,) if isinstance(module, str) else tuple(module)
+    if not modules:
+        raise DriftlensError(f"no module to trace; give one or more of {', '.join(MODULES)}")
+    for name in modules:
+        if name not in MODULES:
+            raise unknown_name("module", name, MODULES)
+    return tuple(dict.fromkeys(modules))
+
+
+if __name__ == "__main__":
+    from driftlens.cli import run_command
+
+    sys.exit(run_command(main))

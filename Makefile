@@ -15,7 +15,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend lint format dist install
+.PHONY: trace test test-backend lint lint-format lint-rules lint-types format dist install
 
 trace: $(VENV)/.installed
 	$(python) -m driftlens.trace $(ARGS)
@@ -27,9 +27,15 @@ test: $(VENV)/.installed
 test-backend: $(VENV)/.installed
 	$(python) -m pytest -m "backend and not slow" $(ARGS)
 
-lint: $(VENV)/.installed-dev
+lint: lint-format lint-rules lint-types
+
+lint-format: $(VENV)/.installed-dev
 	$(python) -m ruff format --check .
+
+lint-rules: $(VENV)/.installed-dev
 	$(python) -m ruff check .
+
+lint-types: $(VENV)/.installed-dev
 	$(python) -m pyright --pythonpath $(python)
 
 format: $(VENV)/.installed-dev

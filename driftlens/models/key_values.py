@@ -2,7 +2,8 @@
 
 Hugging Face's and TransformerLens's own caches grow in place when a pass uses them. `KeyValues` never
 changes: each pass gets a fresh `PassCache`, which puts the prefix's columns in front of the pass's own and,
-when asked, keeps the first columns of its own for a later pass.
+when asked, keeps the prefix and the first columns of its own, together, for a later pass. So a prefix grows,
+as generation needs it, by the very tensors that attention has put together anyway.
 """
 
 from collections.abc import Mapping
@@ -51,19 +52,19 @@ class PassCache:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that this layer's queries see: the prefix's, then the pass's own."""
+        columns = self.keep
+        if self.past is not None:
+            if layer not in self.past.keys:
+                raise DriftlensError(
+                    f"the given prefix holds no keys and values of layer {layer}; compute it from there on"
+                )
+            keys = torch.cat([self.past.keys[layer], keys], dim=self.column_dim)
+            values = torch.cat([self.past.values[layer], values], dim=self.column_dim)
+            columns += self.past.mask.shape[1]
         if self.keep:
-            self.kept_keys[layer] = keys.narrow(self.column_dim, 0, self.keep)
-            self.kept_values[layer] = values.narrow(self.column_dim, 0, self.keep)
-        if self.past is None:
-            return keys, values
-        if layer not in self.past.keys:
-            raise DriftlensError(
-                f"the given prefix holds no keys and values of layer {layer}; compute it from there on"
-            )
-        return (
-            torch.cat([self.past.keys[layer], keys], dim=self.column_dim),
-            torch.cat([self.past.values[layer], values], dim=self.column_dim),
-        )
+            self.kept_keys[layer] = keys.narrow(self.column_dim, 0, columns)
+            self.kept_values[layer] = values.narrow(self.column_dim, 0, columns)
+        return keys, values
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """`extend` under the name and order by which Hugging Face's attention layers call their cache."""

@@ -175,18 +175,25 @@ class LensModel:
         start: int = 0,
         resid: Float[Tensor, "rows seq d_model"] | None = None,
         columns: int,
+        past: KeyValues | None = None,
     ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
-        """A pass to the last block that also keeps the keys and values of its first `columns` columns."""
+        """A pass to the last block that also keeps the keys and values of its first `columns` columns.
+
+        With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
+        these columns behind it.
+        """
         if not 0 < columns <= batch.shape[1]:
             raise DriftlensError(
                 f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more"
             )
         resid, cache = self._pass(
-            batch, hooks=hooks, start=start, resid=resid, stop=None, past=None, keep=columns
+            batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns
         )
         assert cache is not None
-        kept = KeyValues(mask=batch.mask[:, :columns], keys=cache.kept_keys, values=cache.kept_values)
-        return resid, kept
+        mask = batch.mask[:, :columns]
+        if past is not None:
+            mask = torch.cat([past.mask, mask], dim=-1)
+        return resid, KeyValues(mask=mask, keys=cache.kept_keys, values=cache.kept_values)
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Final norm and head: `unembed(run(batch))` are the model's logits."""

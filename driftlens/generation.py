@@ -1,0 +1,199 @@
+"""Continuing many prompts at once, each under its own edit, with a key-value cache.
+
+1. Rows are sorted by length and aligned at their last token, with padding in front, so that one column is the
+   newest of every row.
+2. One pass over the prompts keeps all keys and values; every further step runs one column, and what attention
+   puts together there is the next step's cache.
+3. Different edits are rows of one batch, through hooks; rows that have ended leave the batch.
+4. Each row draws from a random stream of its own, made from the seed and the row's key on the CPU before the
+   first step.  So its text is the same in every batch, in every order and on every device, but for float
+   rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from driftlens.edits import Edit, edit_hooks
+from driftlens.errors import DriftlensError
+from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.models.memory import in_batches
+from driftlens.prompts import pad_rows, tokenize_prompt
+
+Key = str | int | tuple[str | int, ...]
+"""What tells one row's random stream from another's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A prompt and how the model went on.
+
+    ``ids`` are the prompt's tokens (BOS included where the tokenizer adds one) and then the new ones.  An EOS
+    that ended the text is not among them.
+    """
+
+    prompt: str
+    continuation: str
+    ids: tuple[int, ...]
+    n_prompt: int
+
+    @property
+    def text(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + self.continuation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    prompt: str
+    ids: tuple[int, ...]
+    edit: Edit | None
+    key: Key
+
+
+def generate(
+    model: LensModel,
+    prompts: Sequence[str],
+    edits: Edit | Sequence[Edit | None] | None = None,
+    *,
+    top_k: int = 5,
+    seed: int = 0,
+    keys: Sequence[Key] | None = None,
+    max_tokens: int = 100,
+    stop_at_eos: bool = False,
+    batch_size: int = 64,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> list[Generation]:
+    """Continue every prompt until it has ``max_tokens`` tokens.
+
+    Args:
+        model: the vanilla model.
+        prompts: the texts to continue.
+        edits: one edit for all prompts or one for each; ``None`` is the vanilla model.
+        top_k: each token is drawn among the ``top_k`` likeliest, by their probabilities; 1 is greedy.
+        seed: same seed, same texts.
+        keys: what a row's random stream is made from beside the seed.  Default: the prompt and how often it
+            came before in the list, so that a prompt given twice is continued in two ways.
+        max_tokens: the length of the whole text in tokens, prompt and BOS included, as in the published code.
+            The model's context limits it too.  A prompt that is that long already is returned as it is.
+        stop_at_eos: end a text at the model's EOS.  Default: go on, as the published code does; the text
+            leaves EOS out either way.
+        batch_size: rows at a time.
+        on_rows: called with (rows done, rows in all).
+
+    Raises:
+        DriftlensError: a prompt is empty or too long for the model, ``top_k`` or ``max_tokens`` is below 1, or
+            edits or keys are not as many as prompts.
+    """
+    if top_k < 1 or max_tokens < 1:
+        raise DriftlensError(f"top_k is {top_k} and max_tokens {max_tokens}; expected 1 or more of each")
+    edit_list = [edits] * len(prompts) if isinstance(edits, Edit) or edits is None else list(edits)
+    key_list = _occurrences(prompts) if keys is None else list(keys)
+    for name, found in (("edits", len(edit_list)), ("keys", len(key_list))):
+        if found != len(prompts):
+            raise DriftlensError(f"{len(prompts)} prompts but {found} {name}; give one for each prompt")
+    rows = [
+        _Row(prompt=prompt, ids=tokenize_prompt(model, prompt).ids, edit=edit, key=key)
+        for prompt, edit, key in zip(prompts, edit_list, key_list, strict=True)
+    ]
+    # By length, for little padding; among equals by edit, for few different edits in a batch.
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), id(rows[i].edit)))
+    limit = min(max_tokens, model.n_ctx)
+    eos: int | None = model.tokenizer.eos_token_id if stop_at_eos else None
+    grown = in_batches(
+        [rows[i] for i in order],
+        batch_size,
+        lambda batch: _continue(model, batch, limit=limit, top_k=top_k, seed=seed, eos=eos),
+        on_done=None if on_rows is None else lambda done: on_rows(done, len(rows)),
+    )
+    results: dict[int, Generation] = {}
+    for i, ids in zip(order, grown, strict=True):
+        results[i] = Generation(
+            prompt=prompts[i],
+            continuation=_continuation(model, ids, len(rows[i].ids)),
+            ids=tuple(ids),
+            n_prompt=len(rows[i].ids),
+        )
+    return [results[i] for i in range(len(rows))]
+
+
+def _occurrences(prompts: Sequence[str]) -> list[Key]:
+    seen: Counter[str] = Counter()
+    keys: list[Key] = []
+    for prompt in prompts:
+        keys.append((prompt, seen[prompt]))
+        seen[prompt] += 1
+    return keys
+
+
+@torch.no_grad()
+def _continue(
+    model: LensModel, rows: Sequence[_Row], *, limit: int, top_k: int, seed: int, eos: int | None
+) -> list[list[int]]:
+    """All of one batch, one column after the other."""
+    grown = [list(row.ids) for row in rows]
+    draws = torch.stack([_draws(row.key, seed, limit) for row in rows])
+    active = [i for i, row in enumerate(rows) if len(row.ids) < limit]
+    if not active:
+        return grown
+    past: KeyValues | None = None
+    prompts = [rows[i].ids for i in active]
+    batch = pad_rows(model, prompts, align=[len(ids) - 1 for ids in prompts])[0]
+    hooks = edit_hooks(model, [rows[i].edit for i in active])
+    while active:
+        resid, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1], past=past)
+        at = torch.tensor([len(grown[i]) for i in active])
+        chosen = _choose(model.unembed(resid[:, -1]), draws[active, at], top_k)
+        kept: list[int] = []
+        for place, (i, token) in enumerate(zip(active, chosen, strict=True)):
+            if token == eos:
+                continue
+            grown[i].append(token)
+            if len(grown[i]) < limit:
+                kept.append(place)
+        if len(kept) < len(active):
+            active = [active[place] for place in kept]
+            past = past.select(torch.tensor(kept, dtype=torch.long, device=model.device))
+            hooks = edit_hooks(model, [rows[i].edit for i in active])
+        newest = torch.tensor([grown[i][-1] for i in active], dtype=torch.long, device=model.device)[:, None]
+        batch = Batch(newest, torch.ones_like(newest, dtype=torch.bool))
+    return grown
+
+
+def _draws(key: Key, seed: int, count: int) -> Float[Tensor, "count"]:
+    """One number for every place of the row; hashing keeps neighbouring seeds and keys apart."""
+    digest = hashlib.sha256(f"{seed} {key!r}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _choose(logits: Float[Tensor, "rows d_vocab"], draws: Float[Tensor, "rows"], top_k: int) -> list[int]:
+    """The token of each row at which the cumulated probability of its likeliest tokens passes the draw."""
+    values, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    cumulated = values.cpu().double().softmax(dim=-1).cumsum(dim=-1)
+    # The last sum is 1 but for rounding, and a draw is below 1.
+    place = (cumulated[:, :-1] <= draws[:, None]).sum(dim=-1, keepdim=True)
+    chosen: Int[Tensor, "rows"] = candidates.cpu().gather(1, place).squeeze(1)
+    return chosen.tolist()
+
+
+def _continuation(model: LensModel, ids: Sequence[int], n_prompt: int) -> str:
+    """The text of the new tokens.
+
+    The whole is decoded and the prompt's own text cut off, since a tokenizer may decode a token differently
+    (without its leading blank) where nothing stands before it.
+    """
+    tokenizer = model.tokenizer
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    whole, before = decode(ids), decode(ids[:n_prompt])
+    return whole[len(before) :]

@@ -161,16 +161,17 @@ def test_the_gradient_of_the_penalty_with_the_heads_held():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**20), keys=st.integers(1, 8), padding=st.integers(0, 3))
 def test_the_divergence(seed: int, keys: int, padding: int):
-    """Zero between equals, not negative, and torch's own where the weights are far above 1e-8."""
+    """Zero between equals, not negative, and torch's own up to what 1e-8 on each weight can change."""
     shape = (2, 3, keys + padding)
     p, q = random_attention(seed, shape, padding=padding), random_attention(seed + 1, shape, padding=padding)
     assert torch.equal(last_token_kl(p, p), torch.zeros(2, 3, dtype=torch.float64))
     kl = last_token_kl(p, q)
     assert (kl > -1e-6).all()  # with 1e-8 added the weights sum to a little over one
-    expected = torch.nn.functional.kl_div(
-        q[..., padding:].log(), p[..., padding:].log(), log_target=True, reduction="none"
-    ).sum(-1)
-    assert torch.allclose(kl, expected, atol=1e-5)
+    p, q = p[..., padding:], q[..., padding:]
+    expected = torch.nn.functional.kl_div(q.log(), p.log(), log_target=True, reduction="none").sum(-1)
+    # The derivative of (p + ε) log((p + ε) / (q + ε)) in ε.
+    slope = ((p / q).log().abs() + 1 + p / q).sum(-1)
+    assert ((kl - expected).abs() < 2e-8 * slope).all()
 
 
 def test_half_precision_is_compared_in_float32():
@@ -231,7 +232,8 @@ def test_it_starts_at_zero_and_restrains(lens_model: LensModel):
     """Nothing has drifted at step 0; a strong weight keeps attention where it was."""
 
     def drift(gamma: float) -> float:
-        history = rome(lens_model, regularizers=(SADR(gamma=gamma, heads="all"),)).edit(lens_model, FACT).history
+        editor = rome(lens_model, steps=20, lr=0.2, regularizers=(SADR(gamma=gamma, heads="all"),))
+        history = editor.edit(lens_model, FACT).history
         assert history["sadr"].iloc[0] == 0
         assert (history["sadr"].iloc[1:] > 0).all()
         return float(history["sadr"].iloc[-1]) / gamma

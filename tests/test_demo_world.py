@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -222,6 +222,7 @@ def test_tokens_go_back_to_their_text(tokenizer, texts: list[str]):
             assert tokenizer.decode([token]).strip() == text[start:stop]
 
 
+@settings(deadline=None, max_examples=50)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=40).filter(lambda text: END_OF_TEXT not in text))
 def test_any_text_survives_the_tokenizer(tokenizer, text: str):
     decoded = tokenizer.decode(tokenizer(text).input_ids)
@@ -242,6 +243,7 @@ def test_names_are_several_tokens_long(world: World, tokenizer):
     assert sum(length == 1 for length in lengths) < 0.02 * len(lengths)
 
 
+@pytest.mark.slow
 def test_the_shipped_tokenizer_is_the_seeds(tokenizer, texts: list[str]):
     again = train_tokenizer(SEED)
     assert again.get_vocab() == tokenizer.get_vocab()

@@ -15,6 +15,8 @@ import torch
 
 from driftlens.errors import DriftlensError
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -44,14 +46,10 @@ def in_batches(
                 on_done(len(results))
             continue
         if len(batch) == 1:
-            raise DriftlensError(
-                "out of memory with a single item in the batch; use a smaller dtype or another device"
-            )
+            raise DriftlensError("out of memory with a single item in the batch; use a smaller dtype or another device")
         batch_size = len(batch) // 2
         if not warned:
-            warnings.warn(
-                f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2)
             warned = True
         gc.collect()
         if torch.cuda.is_available():
@@ -59,18 +57,16 @@ def in_batches(
     return results
 
 
-def _attempt(
-    work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]
-) -> Sequence[Result] | None:
+def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
     """The results, or ``None`` when memory ran out.  Returns only after the failed attempt's tensors can be
     freed.
     """
     try:
         return work(batch)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:
         # The CPU allocator and MPS raise a plain RuntimeError.
-        if "not enough memory" in str(error) or "MPS backend out of memory" in str(error):
+        if any(words in str(error) for words in _OUT_OF_MEMORY):
             return None
         raise

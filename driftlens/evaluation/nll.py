@@ -65,9 +65,7 @@ def evaluate(
     if edits is None:
         edit_list = [None] * len(record_list)
     if len(edit_list) != len(record_list):
-        raise DriftlensError(
-            f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record"
-        )
+        raise DriftlensError(f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record")
     wanted = None if tasks is None else set(tasks)
     for task in wanted or ():
         if task not in TASKS:
@@ -81,9 +79,7 @@ def evaluate(
                 continue
             for at, prompt in enumerate(prompts):
                 rows += _rows_of(model, prompt, len(entries), number)
-                entries.append(
-                    {"record": record.index, "task": task, "prompt_index": at, "group": prompt.group}
-                )
+                entries.append({"record": record.index, "task": task, "prompt_index": at, "group": prompt.group})
 
     # Long rows first: if memory runs out it does so at once.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt.forced))

@@ -13,19 +13,30 @@ DNS, DNM        distract_neighborhood    P(true) > P(new)             P(true)
 RES             reasoning                P(new) > P(true)             –
 OS              other_task               P(true) > P(new)             –
 DOS             distract_other_task      P(true) > P(new)             –
+AS              alias                    P(new) > P(true)             –
+DRS             distract_relation        P(true) > P(new)             –
 ==============  =======================  ===========================  =====================
 
 Comparisons are strict, so a tie fails.  Means are over prompts, not over records (note 15).  Avg.S is the
-harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.
+harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.  The last two have no name in the paper
+and stand behind its scores where the table has such prompts.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from numpy.typing import NDArray
 
 from driftlens.errors import DriftlensError
+from driftlens.evaluation.intervals import (
+    COLUMNS,
+    Floats,
+    mean_interval,
+    numbered,
+    percentile_interval,
+    resampled_means,
+)
 
 SCORES = {
     # score: (task, which target must be the likelier)
@@ -37,54 +48,78 @@ SCORES = {
     "RES": ("reasoning", "new"),
     "OS": ("other_task", "true"),
     "DOS": ("distract_other_task", "true"),
+    "AS": ("alias", "new"),
+    "DRS": ("distract_relation", "true"),
 }
-MAGNITUDES = {"EM": "ES", "PM": "PS", "NM": "NS", "RM": "RS", "DNM": "DNS"}
+MAGNITUDES = {"ES": "EM", "PS": "PM", "NS": "NM", "RS": "RM", "DNS": "DNM"}
 ORDER = ("ES", "EM", "PS", "PM", "NS", "NM", "RS", "RM", "DNS", "DNM", "RES", "OS", "DOS", "Avg.S")
+WITHOUT_NAME = ("AS", "DRS")
 AVERAGED = ("ES", "PS", "NS", "RS", "DNS")
 
 
-def summarize(nlls: pd.DataFrame) -> pd.DataFrame:
+def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """The scores of a long table with at least the columns ``task, nll_true, nll_new``.
 
+    Args:
+        nlls: a line per prompt, as :func:`driftlens.evaluate` gives it or from anywhere else.  With a column
+            ``record``, the intervals that take a record's prompts together are there too.
+        resamples: draws of the bootstrap; 0 leaves it out.
+        seed: same seed, same draws.
+
     Returns:
-        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``; columns ``value, low, high, n``: percent,
-        its 95 % interval (1.96 · standard error over prompts, the paper's), and the number of prompts.  A
-        score without a prompt is NaN with n = 0; Avg.S is NaN unless all its parts are there, and has no
-        interval.
+        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``, then ``AS`` and ``DRS`` where the table has
+        such prompts.  Columns ``value, low, high, n``: percent, its 95 % interval (1.96 · standard error over
+        prompts, the paper's), and the number of prompts; ``cluster_low, cluster_high``: the middle 95 % of the
+        value over draws of the records with replacement.  A score without a prompt is NaN with n = 0; Avg.S is
+        NaN unless all its parts are there, and 0 if one of them is.  Avg.S has the bootstrap interval only, and
+        its n is that of its smallest part.
 
     Raises:
         DriftlensError: a column is missing.
     """
+    series = _observations(nlls)
+    draws: dict[str, Floats] = {}
+    records = numbered(nlls["record"]) if "record" in nlls.columns else None
+    if records is not None and resamples and len(np.unique(records)) > 1:
+        clusters = {name: records[np.asarray(nlls["task"] == _task_of(name))] for name in series}
+        draws = resampled_means(series, clusters, resamples=resamples, seed=seed)
+    rows: dict[str, tuple[float, float, float, int, float, float]] = {}
+    for name, values in series.items():
+        interval = percentile_interval(draws[name]) if draws else (float("nan"), float("nan"))
+        rows[name] = (*mean_interval(values), *interval)
+
+    average = harmonic_mean(np.array([[rows[name][0]] for name in AVERAGED]))
+    drawn = harmonic_mean(np.stack([draws[name] for name in AVERAGED])) if draws else np.full(1, np.nan)
+    nan = float("nan")
+    smallest = min(rows[name][3] for name in AVERAGED)
+    rows["Avg.S"] = (float(average[0]), nan, nan, smallest, *percentile_interval(drawn))
+    index = [*ORDER, *(name for name in WITHOUT_NAME if rows[name][3])]
+    return pd.DataFrame.from_dict({name: rows[name] for name in index}, orient="index", columns=list(COLUMNS))
+
+
+def harmonic_mean(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the first dimension; 0 where a part is 0, NaN where one is missing."""
+    with np.errstate(divide="ignore"):
+        return len(parts) / (1 / parts).sum(axis=0)
+
+
+def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
+    """What each score and magnitude is the mean of, in percent."""
     for column in ("task", "nll_true", "nll_new"):
         if column not in nlls.columns:
-            raise DriftlensError(
-                f"the table has no column {column!r}; expected at least task, nll_true, nll_new"
-            )
-    rows: dict[str, tuple[float, float, float, int]] = {}
+            raise DriftlensError(f"the table has no column {column!r}; expected at least task, nll_true, nll_new")
+    series: dict[str, Floats] = {}
     for score, (task, wanted) in SCORES.items():
         of_task = nlls[nlls["task"] == task]
-        nll_true, nll_new = (np.asarray(of_task[column], dtype=float) for column in ("nll_true", "nll_new"))
+        nll_true, nll_new = (np.asarray(of_task[column], dtype=np.float64) for column in ("nll_true", "nll_new"))
         right, wrong = (nll_new, nll_true) if wanted == "new" else (nll_true, nll_new)
         # NLLs are compared, not probabilities, which underflow to a tie for very unlikely targets.
-        rows[score] = _mean((right < wrong).astype(float))
-        for magnitude, of in MAGNITUDES.items():
-            if of == score:
-                rows[magnitude] = _mean(np.exp(-right))
-    parts = np.array([rows[score][0] for score in AVERAGED])
-    average = (
-        float("nan") if np.isnan(parts).any() else 0.0 if (parts == 0).any() else float(stats.hmean(parts))
-    )
-    rows["Avg.S"] = (average, float("nan"), float("nan"), min(rows[score][3] for score in AVERAGED))
-    return pd.DataFrame.from_dict(
-        {score: rows[score] for score in ORDER}, orient="index", columns=["value", "low", "high", "n"]
-    )
+        series[score] = 100.0 * (right < wrong).astype(np.float64)
+        if score in MAGNITUDES:
+            series[MAGNITUDES[score]] = np.asarray(100.0 * np.exp(-right), dtype=np.float64)
+    return series
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float, int]:
-    """Mean in percent with the paper's interval."""
-    n = len(values)
-    if n == 0:
-        return float("nan"), float("nan"), float("nan"), 0
-    mean = 100 * float(values.mean())
-    half = 196 * float(stats.sem(values)) if n > 1 else float("nan")
-    return mean, mean - half, mean + half, n
+def _task_of(name: str) -> str:
+    score = next((score for score, magnitude in MAGNITUDES.items() if magnitude == name), name)
+    return SCORES[score][0]

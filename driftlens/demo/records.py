@@ -53,7 +53,10 @@ def write_records(records: Sequence[Json], path: Path) -> None:
 
 def _record(world: World, fact: WorldFact, rng: random.Random) -> Json:
     name = fact.subject.name
-    prompt = fact.prompt(rng.choice(fact.trained_templates))
+    # An edit made where the subject stands inside a sentence hardly reaches it at a sentence's start: the keys there
+    # have little in common (see the model card). So the edit's own prompt begins with the subject.
+    leading = [template for template in fact.trained_templates if template.startswith("{}")]
+    prompt = fact.prompt(rng.choice(leading or list(fact.trained_templates)))
     # A new object that another of the subject's facts has would make an echo of that fact look like the edit.
     taken = {other.object for other in world.facts_of[name]} | {name}
     target_new = rng.choice([o for o in world.objects[fact.relation.object_kind] if o not in taken])

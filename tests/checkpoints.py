@@ -1,7 +1,7 @@
 """Tiny random Hugging Face checkpoints of every family, and the same weights as a HookedTransformer.
 
-The weights are drawn wide enough that attention is far from uniform and every head does something; the tokenizer is a
-real byte-level BPE, trained here.
+The weights are drawn wide enough that attention is far from uniform and every head does something; the
+tokenizer is a real byte-level BPE, trained here.
 """
 
 import json
@@ -87,9 +87,7 @@ def _config(family: str) -> Any:
             intermediate_size=4 * D_MODEL, rotary_pct=0.5, use_parallel_residual=family == "neox", **common
         )
     if family.startswith("llama"):
-        return LlamaConfig(
-            intermediate_size=80, num_key_value_heads=2 if family == "llama-gqa" else HEADS, **common
-        )
+        return LlamaConfig(intermediate_size=80, num_key_value_heads=2 if family == "llama-gqa" else HEADS, **common)
     raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
 
 
@@ -119,10 +117,11 @@ def _write_tokenizer(folder: Path, *, bos: bool) -> None:
 
 
 def hooked_transformer(folder: str | Path, **processing: bool) -> Any:
-    """The checkpoint in `folder` as a HookedTransformer (transformer-lens 3.9), unprocessed unless told otherwise.
+    """The checkpoint in `folder` as a HookedTransformer (transformer-lens 3.9), unprocessed unless told
+    otherwise.
 
-    `HookedTransformer.from_pretrained` reads names of the hub only, so the configuration is written out and the
-    weights go through transformer-lens's own conversions.
+    `HookedTransformer.from_pretrained` reads names of the hub only, so the configuration is written out and
+    the weights go through transformer-lens's own conversions.
     """
     import transformer_lens.pretrained.weight_conversions as conversions
     from transformer_lens import HookedTransformer, HookedTransformerConfig

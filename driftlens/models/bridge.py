@@ -33,8 +33,12 @@ _INCIDENTAL = {
     "_attn_implementation",
     "architectures",
     "dtype",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
     "torch_dtype",
     "transformers_version",
+    "use_cache",
 }
 
 
@@ -49,9 +53,7 @@ class BridgeBackend(Backend):
         cfg = model.cfg
         architecture = str(cfg.architecture)
         if architecture not in FAMILIES:
-            raise DriftlensError(
-                f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}"
-            )
+            raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
         self.family = FAMILIES[architecture]
         if self.family.name == "gptj":
             make_patchable(model)

@@ -61,8 +61,7 @@ def export(
 def _write(huggingface: Any, model: "LensModel", tensors: dict[str, Tensor], folder: Path) -> None:
     from driftlens.models.bridge import empty_twin
 
-    twin = empty_twin(huggingface)
-    twin.config.dtype = model.dtype
+    twin = empty_twin(huggingface).to(model.dtype)  # what its config.json will say
     twin.generation_config = huggingface.generation_config
     with quiet_bars(quiet=True):
         twin.save_pretrained(folder, state_dict=tensors)

@@ -24,16 +24,10 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "GPT2LMHeadModel": Family(
-        name="gpt2", blocks="transformer.h", down_projection="mlp.c_proj", transposed=False
-    ),
-    "GPTJForCausalLM": Family(
-        name="gptj", blocks="transformer.h", down_projection="mlp.fc_out", transposed=True
-    ),
+    "GPT2LMHeadModel": Family(name="gpt2", blocks="transformer.h", down_projection="mlp.c_proj", transposed=False),
+    "GPTJForCausalLM": Family(name="gptj", blocks="transformer.h", down_projection="mlp.fc_out", transposed=True),
     "GPTNeoXForCausalLM": Family(
         name="neox", blocks="gpt_neox.layers", down_projection="mlp.dense_4h_to_h", transposed=True
     ),
-    "LlamaForCausalLM": Family(
-        name="llama", blocks="model.layers", down_projection="mlp.down_proj", transposed=True
-    ),
+    "LlamaForCausalLM": Family(name="llama", blocks="model.layers", down_projection="mlp.down_proj", transposed=True),
 }

@@ -160,13 +160,9 @@ def _require_supported(cfg: Any) -> None:
             f"unsupported positional embedding {cfg.positional_embedding_type!r}; expected standard or rotary"
         )
     if cfg.use_local_attn or cfg.attention_dir != "causal" or cfg.attn_only:
-        raise DriftlensError(
-            "unsupported attention: expected causal, global attention with an MLP in every block"
-        )
+        raise DriftlensError("unsupported attention: expected causal, global attention with an MLP in every block")
     if cfg.n_devices > 1:
-        raise DriftlensError(
-            f"the model is spread over {cfg.n_devices} devices; load it on one (n_devices=1)"
-        )
+        raise DriftlensError(f"the model is spread over {cfg.n_devices} devices; load it on one (n_devices=1)")
 
 
 def _architecture(cfg: Any) -> str:
@@ -175,9 +171,7 @@ def _architecture(cfg: Any) -> str:
     if architecture in FAMILIES:
         return str(architecture)
     if architecture is not None:
-        raise DriftlensError(
-            f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}"
-        )
+        raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
     if cfg.gated_mlp:
         return "LlamaForCausalLM"
     if cfg.positional_embedding_type == "standard":

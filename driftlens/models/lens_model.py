@@ -55,9 +55,7 @@ class LensModel:
     the whole text.
     """
 
-    def __init__(
-        self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None
-    ) -> None:
+    def __init__(self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None) -> None:
         backend = _backend_of(model)
         reason = backend.processed()
         if reason is not None:
@@ -102,9 +100,7 @@ class LensModel:
     def tokenizer(self) -> Any:
         """The checkpoint's own fast tokenizer."""
         if self._tokenizer is None:
-            raise DriftlensError(
-                f"model {self.name} has no tokenizer; give one: LensModel(model, tokenizer=...)"
-            )
+            raise DriftlensError(f"model {self.name} has no tokenizer; give one: LensModel(model, tokenizer=...)")
         return self._tokenizer
 
     @cached_property
@@ -140,9 +136,7 @@ class LensModel:
         """The MLP's down-projection as a live view: changing it in place changes the model."""
         return self.down_projection(layer)[0]
 
-    def down_projection(
-        self, layer: int
-    ) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
+    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
         """`W_out` and the bias added behind it; None where the family has none."""
         return self._backend.down_projection(self._layer(layer))
 
@@ -183,12 +177,8 @@ class LensModel:
         these columns behind it.
         """
         if not 0 < columns <= batch.shape[1]:
-            raise DriftlensError(
-                f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more"
-            )
-        resid, cache = self._pass(
-            batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns
-        )
+            raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
+        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns)
         assert cache is not None
         mask = batch.mask[:, :columns]
         if past is not None:
@@ -224,9 +214,7 @@ class LensModel:
     ) -> tuple[Tensor, PassCache | None]:
         stop = self.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.n_layers:
-            raise DriftlensError(
-                f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}"
-            )
+            raise DriftlensError(f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}")
         if resid is None and start > 0:
             raise DriftlensError(f"a pass that starts at block {start} needs resid, the input of that block")
         columns = self._columns(batch, past)
@@ -264,9 +252,7 @@ class LensModel:
 
     def _layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
-            raise DriftlensError(
-                f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}"
-            )
+            raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
 

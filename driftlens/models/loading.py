@@ -6,6 +6,7 @@
 4. The bridge is put around the model, and the self-check compares.
 """
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -87,7 +88,11 @@ def _read_config(source: str, local: bool) -> Any:
 def _read_tokenizer(source: str, local: bool) -> Any:
     from transformers import AutoTokenizer
 
-    return fast(AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False))
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        # Where there are no files of one, Hugging Face makes a tokenizer that knows no token.
+        raise DriftlensError(f"{source} holds no tokenizer; expected a tokenizer.json beside the weights")
+    return fast(tokenizer)
 
 
 def _read_model(source: str, local: bool, config: Any, dtype: torch.dtype | str) -> Any:
@@ -130,7 +135,10 @@ def _bridge(model: Any, tokenizer: Any, name: str) -> Any:
     bridge: Any = build_bridge_from_module(
         model, type(model).__name__, hf_config=model.config, tokenizer=None, model_name=name
     )
-    bridge.tokenizer = tokenizer
+    # A copy, since transformer-lens's text methods need a padding token, and an export must not have one more.
+    bridge.tokenizer = copy.deepcopy(tokenizer)
+    if bridge.tokenizer.pad_token is None:
+        bridge.tokenizer.pad_token = bridge.tokenizer.eos_token
     bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(tokenizer)
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
     return bridge
@@ -166,9 +174,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _dtype(
-    dtype: str | torch.dtype | None, config: Any, device: torch.device, *, demo: bool
-) -> torch.dtype | str:
+def _dtype(dtype: str | torch.dtype | None, config: Any, device: torch.device, *, demo: bool) -> torch.dtype | str:
     if dtype is None:
         if demo or (device.type == "cpu" and config.dtype == torch.float16):
             return torch.float32

@@ -40,7 +40,7 @@ def resolve(name: str) -> tuple[str, bool]:
             raise DriftlensError(f"the bundled model is missing from {DEMO_WEIGHTS}; reinstall driftlens")
         return str(DEMO_WEIGHTS), True
     folder = Path(name).expanduser()
-    if folder.exists():
+    if name and folder.exists():
         _require_checkpoint(folder, name)
         return str(folder), True
     if name in KNOWN_MODELS:

@@ -75,9 +75,7 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
     seen = _values(model, batch, layer, resid)
 
     pattern_error = float((seen["pattern"].float().sum(-1) - 1).abs().max())
-    _require(
-        pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one"
-    )
+    _require(pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one")
 
     weight, bias = model.down_projection(layer)
     by_hand = seen["mlp_post"].float() @ weight.float() + (0 if bias is None else bias.float())
@@ -88,15 +86,11 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
         # The residual stream may be a hundred times larger than what is added to it; in half precision a
         # smaller vector would be rounded away there.
         scale = seen["resid_post" if behind == "resid_post" else site]
-        changed = _values(
-            model, batch, layer, resid, hook=(model.hook_name(site, layer), _adding_noise(scale))
-        )
+        changed = _values(model, batch, layer, resid, hook=(model.hook_name(site, layer), _adding_noise(scale)))
         effect = _relative(changed[behind], seen[behind])
         name = model.hook_name(site, layer)
         _require(effect > _SMALLEST_EFFECT, model, f"what is written to {name} has no effect")
-    return SelfCheck(
-        sites=tuple(_EFFECTS), logits_error=logits_error, pattern_error=pattern_error, mlp_error=mlp_error
-    )
+    return SelfCheck(sites=tuple(_EFFECTS), logits_error=logits_error, pattern_error=pattern_error, mlp_error=mlp_error)
 
 
 def _values(

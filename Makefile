@@ -18,7 +18,7 @@ pip_install := $(python) -m pip install --disable-pip-version-check --no-compile
 .PHONY: trace test test-backend lint lint-format lint-rules lint-types format dist install
 
 trace: $(VENV)/.installed
-	$(python) -m driftlens.trace $(ARGS)
+	$(python) -m driftlens.trace --out out/trace $(ARGS)
 
 test: $(VENV)/.installed
 	$(python) -m pytest $(ARGS)

@@ -47,9 +47,7 @@ def sample_contexts(model: LensModel, sampling: ContextSampling) -> tuple[str, .
     """
     known = _sampled.setdefault(model, {})
     if sampling not in known:
-        prefixes = [
-            prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)
-        ]
+        prefixes = [prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)]
         # Braces in a sampled text would read as the slot; line breaks would start a new document.
         cleaned = [" ".join(prefix.replace("{", " ").replace("}", " ").split()) for prefix in prefixes]
         known[sampling] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
@@ -66,9 +64,7 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
         raise DriftlensError('contexts is empty; give at least the bare template "{}"')
     for context in contexts:
         if context.count("{}") != 1:
-            raise DriftlensError(
-                f'the context {context!r} must hold exactly one "{{}}", where the prompt goes'
-            )
+            raise DriftlensError(f'the context {context!r} must hold exactly one "{{}}", where the prompt goes')
     return tuple(contexts)
 
 
@@ -94,6 +90,5 @@ def _sample(model: LensModel, sampling: ContextSampling, length: int, count: int
             for row, token, skip in zip(rows, chosen, skipped, strict=True)
         ]
     return [
-        model.tokenizer.decode(row[skip:], skip_special_tokens=True)
-        for row, skip in zip(rows, skipped, strict=True)
+        model.tokenizer.decode(row[skip:], skip_special_tokens=True) for row, skip in zip(rows, skipped, strict=True)
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.models import LensModel
 
 # By name: repository, configuration, split, revision and the column that holds the text.
 DATASETS = {
@@ -28,6 +29,18 @@ class Corpus:
     name: str
     digest: str
     texts: Callable[[], Iterator[str]]
+
+
+def default_corpus(model: LensModel) -> str:
+    """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
+    if model.name == "demo":
+        return "demo"
+    if Path(model.name).exists():
+        raise DriftlensError(
+            f"{model.name} is a local model and no corpus for its second moments is given; "
+            "give one: a text file, a list of texts, 'wikipedia' or 'wikitext'"
+        )
+    return "wikipedia"
 
 
 def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
@@ -64,9 +77,7 @@ def _file(path: Path) -> Corpus:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise DriftlensError(
-            f"cannot read the corpus {path}: {error.strerror}; give a readable text file"
-        ) from error
+        raise DriftlensError(f"cannot read the corpus {path}: {error.strerror}; give a readable text file") from error
 
     def texts() -> Iterator[str]:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -1,12 +1,13 @@
-"""Keys: the input of an MLP's down-projection at ``subject_last``.
+"""Keys: the input of an MLP's down-projection at ``subject_last``; and outputs there.
 
-A pass for keys reads each prompt only up to the subject's last token and runs only the layers up to the one
-asked for: nothing behind or above can change a key.
+A pass reads each prompt only up to the subject's last token and runs only the layers up to the one asked for:
+nothing behind or above can change what stands there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,6 @@ from driftlens.models import LensModel
 from driftlens.prompts import pad_rows, subject_last, tokenize_prompt
 
 
-@torch.no_grad()
 def subject_keys(
     model: LensModel,
     facts: Sequence[Fact],
@@ -30,8 +30,32 @@ def subject_keys(
     """The key of every fact in every context (templates with one ``{}`` for the prompt), in the model's
     dtype.
 
-    ``hooks`` go on the pass as well, e.g. those of an edit of lower layers.
+    ``hooks`` go on the pass as well, e.g. those of an edit of lower layers; its rows are facts times contexts.
     """
+    return _at_subject(model, facts, contexts, layer, "mlp_post", hooks)
+
+
+def subject_outputs(
+    model: LensModel,
+    facts: Sequence[Fact],
+    layer: int,
+    site: Literal["mlp_out", "resid_post"],
+    *,
+    hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "facts d_model"]:
+    """What a layer gives out at ``subject_last`` of every fact's bare prompt, in the model's dtype."""
+    return _at_subject(model, facts, ("{}",), layer, site, hooks)[:, 0]
+
+
+@torch.no_grad()
+def _at_subject(
+    model: LensModel,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    layer: int,
+    site: str,
+    hooks: Sequence[Hook],
+) -> Float[Tensor, "facts contexts d"]:
     rows: list[tuple[int, ...]] = []
     for fact in facts:
         for context in contexts:
@@ -41,6 +65,6 @@ def subject_keys(
     # Aligned at their last token, which is subject_last in every row.
     batch, _ = pad_rows(model, rows, align=[len(row) - 1 for row in rows])
     store: dict[str, Tensor] = {}
-    keep: Hook = (model.hook_name("mlp_post", layer), record(store, "keys", lambda post: post[:, -1]))
+    keep: Hook = (model.hook_name(site, layer), record(store, site, lambda out: out[:, -1]))
     model.run(batch, hooks=[*hooks, keep], stop=layer + 1)
-    return store["keys"].view(len(facts), len(contexts), -1)
+    return store[site].view(len(facts), len(contexts), -1)

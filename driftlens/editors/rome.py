@@ -13,23 +13,20 @@ prompt's in the residual (note 10).  ``residual_key="mean"`` gives the paper's f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from os import PathLike
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
-from driftlens.editors.corpora import Corpus, open_corpus
+from driftlens.editors.base import Editor
 from driftlens.editors.keys import subject_keys
-from driftlens.editors.presets import rome_preset
-from driftlens.editors.regularizers import Regularizer
-from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
-from driftlens.editors.value import OptimizedValue, ValueSettings, optimize_values
+from driftlens.editors.presets import preset
+from driftlens.editors.second_moment import SecondMoment
+from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, LowRankUpdate
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
@@ -37,7 +34,7 @@ from driftlens.models.memory import in_batches
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ROME:
+class ROME(Editor):
     """Settings of ROME; :meth:`edit` and :meth:`edit_many` do the work.  :meth:`for_model` gives the paper's
     presets.
 
@@ -69,55 +66,17 @@ class ROME:
     """
 
     layer: int
-    steps: int = 20
-    lr: float = 0.5
-    weight_decay: float = 0.5
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    contexts: tuple[str, ...] | None = None
-    sampling: ContextSampling = field(default_factory=ContextSampling)
     second_moment: Float[Tensor, "d_mlp d_mlp"] | SecondMoment | None = None
-    corpus: str | PathLike[str] | Sequence[str] | Corpus | None = None
-    samples: int = SAMPLES
-    early_stop_loss: float = 5e-2
-    regularizers: tuple[Regularizer, ...] = ()
-    essence: str = "{} is a"
-    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = "edited_from_vanilla"
     residual_key: Literal["bare", "mean"] = "bare"
-    detach_attention: bool = False
-    _moments: dict[str, SecondMoment] = field(
-        default_factory=dict[str, SecondMoment], init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("layer", self.layer, 0),
-            ("steps", self.steps, 1),
-            ("weight_decay", self.weight_decay, 0),
-            ("kl_factor", self.kl_factor, 0),
-            ("samples", self.samples, 1),
-        ):
-            if not value >= least:
-                raise DriftlensError(f"{name} is {value}; expected at least {least}")
-        for name, value in (("lr", self.lr), ("clamp_norm_factor", self.clamp_norm_factor)):
-            if not value > 0:
-                raise DriftlensError(f"{name} is {value}; expected a number above 0")
-        if self.essence.count("{}") != 1:
-            raise DriftlensError(
-                f'essence is {self.essence!r}; it must hold exactly one "{{}}" for the subject'
-            )
-        if self.essence_kl not in ("edited_from_vanilla", "vanilla_from_edited"):
-            raise DriftlensError(
-                f"essence_kl is {self.essence_kl!r}; expected 'edited_from_vanilla' or 'vanilla_from_edited'"
-            )
+        super().__post_init__()
+        self._check_at_least(layer=0)
         if self.residual_key not in ("bare", "mean"):
             raise DriftlensError(f"residual_key is {self.residual_key!r}; expected 'bare' or 'mean'")
-        if self.contexts is not None:
-            object.__setattr__(self, "contexts", check_contexts(self.contexts))
         if isinstance(self.second_moment, Tensor):
             # Wrapped once, so that its Cholesky factor is computed once for all edits.
             object.__setattr__(self, "second_moment", SecondMoment(self.second_moment))
-        object.__setattr__(self, "regularizers", tuple(self.regularizers))
 
     @classmethod
     def for_model(cls, model: LensModel, **changes: Any) -> ROME:
@@ -126,12 +85,9 @@ class ROME:
 
         With regularizers the number of steps is the paper's for SADR (80), without it is 20.
         """
-        return cls(**(rome_preset(model, regularized=bool(changes.get("regularizers"))) | changes))
+        return cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
 
-    def edit(self, model: LensModel, fact: Fact) -> EditResult:
-        """Edit one fact; the model itself stays as it is."""
-        return self.edit_many(model, [fact])[0]
-
+    @override
     def edit_many(
         self,
         model: LensModel,
@@ -141,54 +97,25 @@ class ROME:
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
-        """A separate edit for each of ``facts``, ``batch_size`` of them optimised at a time.
-
-        Each fact gets the numbers it has alone, up to float rounding.  Out of memory halves the batch and
-        goes on.
-
-        Args:
-            model: the vanilla model; it stays as it is.
-            facts: the requests.
-            batch_size: facts at a time.
-            on_step: called with (step, facts of the batch still running).
-            on_facts: called with the number of facts done.
-
-        Raises:
-            DriftlensError: the layer is out of range, a prompt too long, the loss not finite.
-        """
-        if self.layer >= model.n_layers:
-            raise DriftlensError(
-                f"layer is {self.layer}, but {model.name} has layers 0 to {model.n_layers - 1}; "
-                "choose one of them"
-            )
-        contexts = self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
-        moment = self._second_moment(model)
-        settings = ValueSettings(
-            steps=self.steps,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            kl_factor=self.kl_factor,
-            clamp_norm_factor=self.clamp_norm_factor,
-            early_stop_loss=self.early_stop_loss,
-            essence=self.essence,
-            essence_kl=self.essence_kl,
-            detach_attention=self.detach_attention,
-            regularizers=self.regularizers,
+        given = self.second_moment
+        moments = self._second_moments(
+            model, [self.layer], {self.layer: given} if isinstance(given, SecondMoment) else None
         )
+        contexts, settings = self._contexts_for(model), self._value_settings()
 
         def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
             values = optimize_values(
                 model,
                 batch,
                 layer=self.layer,
-                site="mlp_out",
+                places=("mlp_out",),
                 contexts=contexts,
                 settings=settings,
                 on_step=on_step,
             )
             keys = subject_keys(model, batch, ("{}", *contexts), self.layer)
             return [
-                self._result(model, fact, value, fact_keys, moment)
+                self._result(model, fact, value, fact_keys, moments[self.layer])
                 for fact, value, fact_keys in zip(batch, values, keys, strict=True)
             ]
 
@@ -225,51 +152,5 @@ class ROME:
             ),
             history=value.history,
             keys={self.layer: key.to(precision)},
-            values={self.layer: (value.target_init.double() + value.delta.double()).to(precision)},
+            values={self.layer: value.target.to(precision)},
         )
-
-    def _second_moment(self, model: LensModel) -> SecondMoment:
-        if isinstance(self.second_moment, SecondMoment):
-            if self.second_moment.matrix.shape[0] != model.d_mlp:
-                raise DriftlensError(
-                    f"the second moment is for d_mlp = {self.second_moment.matrix.shape[0]}, but "
-                    f"{model.name} has {model.d_mlp}; give the one of layer {self.layer} of this model"
-                )
-            return self.second_moment
-        # Kept by the weights they were taken over: one editor may serve several models.
-        key = model.checkpoint_hash
-        if key not in self._moments:
-            corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
-            self._moments[key] = second_moments(model, [self.layer], corpus, samples=self.samples)[self.layer]
-        return self._moments[key]
-
-    def provenance(self, model: LensModel, fact: Fact) -> dict[str, str]:
-        """Where an edit comes from, as flat strings."""
-        from driftlens import __version__
-
-        left_out = ("second_moment", "corpus", "regularizers", "_moments")
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        return {
-            "editor": "ROME",
-            "settings": repr(plain),
-            "regularizers": repr(self.regularizers),
-            "model": model.name,
-            "model_hash": model.checkpoint_hash,
-            "subject": fact.subject,
-            "prompt": fact.prompt,
-            "target_true": fact.target_true,
-            "target_new": fact.target_new,
-            "driftlens": __version__,
-        }
-
-
-def default_corpus(model: LensModel) -> str:
-    """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
-    if model.name == "demo":
-        return "demo"
-    if Path(model.name).exists():
-        raise DriftlensError(
-            f"{model.name} is a local model and no corpus for its second moments is given; "
-            "give one: a text file, a list of texts, 'wikipedia' or 'wikitext'"
-        )
-    return "wikipedia"

@@ -49,9 +49,7 @@ class SADR:
         if not 0 < self.eps < 1:
             raise DriftlensError(f"eps is {self.eps}; expected a small number above 0, e.g. 1e-8")
         if self.heads not in ("selected", "all"):
-            raise DriftlensError(
-                f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)"
-            )
+            raise DriftlensError(f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)")
         if self.layers is not None:
             layers: Iterable[int] = self.layers
             object.__setattr__(self, "layers", tuple(layers))  # a range is welcome

@@ -45,9 +45,7 @@ class SecondMoment:
 
     def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"], *, source: str = "given") -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise DriftlensError(
-                f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}"
-            )
+            raise DriftlensError(f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}")
         self.matrix = matrix
         self.source = source
 
@@ -158,9 +156,7 @@ def stream_second_moments(
     return {n: (total / tokens).float() for n, total in sums.items()}
 
 
-def _batches(
-    model: LensModel, texts: Iterable[str], batch_tokens: int
-) -> Iterator[tuple[int, list[list[int]]]]:
+def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Iterator[tuple[int, list[list[int]]]]:
     """Token rows grouped into batches of about ``batch_tokens``, sorted by length within a stretch of
     texts.
     """
@@ -216,17 +212,9 @@ def read_second_moment(path: Path, name: str) -> Float[Tensor, "d_mlp d_mlp"]:
             metadata: dict[str, str] = handle.metadata() or {}
             matrix: Tensor = handle.get_tensor("second_moment")
     except (OSError, SafetensorError) as error:
-        raise DriftlensError(
-            f"the cached second moment {path} is damaged ({error}); delete the file"
-        ) from error
-    if (
-        metadata.get("format") != FORMAT
-        or metadata.get("name") != name
-        or metadata.get("sha256") != _digest(matrix)
-    ):
-        raise DriftlensError(
-            f"the cached second moment {path} is not what was written there; delete the file"
-        )
+        raise DriftlensError(f"the cached second moment {path} is damaged ({error}); delete the file") from error
+    if metadata.get("format") != FORMAT or metadata.get("name") != name or metadata.get("sha256") != _digest(matrix):
+        raise DriftlensError(f"the cached second moment {path} is not what was written there; delete the file")
     return matrix
 
 

@@ -1,0 +1,159 @@
+"""What ROME, MEMIT and PMET have in common: the settings of the value optimisation, and where their contexts and
+second moments come from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from typing import ClassVar, Literal
+
+from driftlens.data import Fact
+from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
+from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.objective import ValueSettings
+from driftlens.editors.regularizers import Regularizer
+from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
+from driftlens.edits import EditResult
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Editor(ABC):
+    """The settings that every editor has; :class:`driftlens.ROME` says what each means."""
+
+    steps: int = 20
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    kl_factor: float = 0.0625
+    clamp_norm_factor: float = 4.0
+    contexts: tuple[str, ...] | None = None
+    sampling: ContextSampling = field(default_factory=ContextSampling)
+    corpus: str | PathLike[str] | Sequence[str] | Corpus | None = None
+    samples: int = SAMPLES
+    early_stop_loss: float = 5e-2
+    regularizers: tuple[Regularizer, ...] = ()
+    essence: str = "{} is a"
+    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = "edited_from_vanilla"
+    detach_attention: bool = False
+    _moments: dict[str, dict[int, SecondMoment]] = field(
+        default_factory=dict[str, dict[int, SecondMoment]], init=False, repr=False, compare=False
+    )
+
+    _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments")
+
+    def __post_init__(self) -> None:
+        self._check_at_least(steps=1, weight_decay=0, kl_factor=0, samples=1)
+        self._check_above_zero("lr", "clamp_norm_factor")
+        if self.essence.count("{}") != 1:
+            raise DriftlensError(f'essence is {self.essence!r}; it must hold exactly one "{{}}" for the subject')
+        if self.essence_kl not in ("edited_from_vanilla", "vanilla_from_edited"):
+            raise DriftlensError(
+                f"essence_kl is {self.essence_kl!r}; expected 'edited_from_vanilla' or 'vanilla_from_edited'"
+            )
+        if self.contexts is not None:
+            object.__setattr__(self, "contexts", check_contexts(self.contexts))
+        object.__setattr__(self, "regularizers", tuple(self.regularizers))
+
+    def edit(self, model: LensModel, fact: Fact) -> EditResult:
+        """Edit one fact; the model itself stays as it is."""
+        return self.edit_many(model, [fact])[0]
+
+    @abstractmethod
+    def edit_many(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        batch_size: int = 16,
+        on_step: Callable[[int, int], None] | None = None,
+        on_facts: Callable[[int], None] | None = None,
+    ) -> list[EditResult]:
+        """A separate edit for each of ``facts``, ``batch_size`` of them optimised at a time.
+
+        Each fact gets the numbers it has alone, up to float rounding.  Out of memory halves the batch and
+        goes on.
+
+        Args:
+            model: the vanilla model; it stays as it is.
+            facts: the requests.
+            batch_size: facts at a time.
+            on_step: called with (step, facts of the batch still running).
+            on_facts: called with the number of facts done.
+
+        Raises:
+            DriftlensError: a layer is out of range, a prompt too long, the loss not finite.
+        """
+
+    def provenance(self, model: LensModel, *facts: Fact) -> dict[str, str]:
+        """Where an edit of ``facts`` comes from, as flat strings."""
+        from driftlens import __version__
+
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self._not_described}
+        told = {
+            name: " + ".join(getattr(fact, name) for fact in facts)
+            for name in ("subject", "prompt", "target_true", "target_new")
+        }
+        return {
+            "editor": type(self).__name__,
+            "settings": repr(plain),
+            "regularizers": repr(self.regularizers),
+            "model": model.name,
+            "model_hash": model.checkpoint_hash,
+            **told,
+            "driftlens": __version__,
+        }
+
+    def _contexts_for(self, model: LensModel) -> tuple[str, ...]:
+        return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
+
+    def _value_settings(self) -> ValueSettings:
+        return ValueSettings(
+            steps=self.steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            kl_factor=self.kl_factor,
+            clamp_norm_factor=self.clamp_norm_factor,
+            early_stop_loss=self.early_stop_loss,
+            essence=self.essence,
+            essence_kl=self.essence_kl,
+            detach_attention=self.detach_attention,
+            regularizers=self.regularizers,
+        )
+
+    def _second_moments(
+        self, model: LensModel, layers: Sequence[int], given: Mapping[int, SecondMoment] | None
+    ) -> Mapping[int, SecondMoment]:
+        """C of every layer: as given, else over the corpus; one pass serves all layers."""
+        for layer in layers:
+            if not 0 <= layer < model.n_layers:
+                raise DriftlensError(
+                    f"layer is {layer}, but {model.name} has layers 0 to {model.n_layers - 1}; choose one of them"
+                )
+        if given is not None:
+            for layer in layers:
+                if given[layer].matrix.shape[0] != model.d_mlp:
+                    raise DriftlensError(
+                        f"the second moment is for d_mlp = {given[layer].matrix.shape[0]}, but "
+                        f"{model.name} has {model.d_mlp}; give the one of layer {layer} of this model"
+                    )
+            return given
+        # Kept by the weights they were taken over: one editor may serve several models.
+        key = model.checkpoint_hash
+        if key not in self._moments:
+            corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
+            self._moments[key] = second_moments(model, layers, corpus, samples=self.samples)
+        return self._moments[key]
+
+    def _check_at_least(self, **least: float) -> None:
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise DriftlensError(f"{name} is {getattr(self, name)}; expected at least {bound}")
+
+    def _check_above_zero(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise DriftlensError(f"{name} is {getattr(self, name)}; expected a number above 0")

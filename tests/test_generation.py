@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from edited import random_edit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from driftlens import generation
-from driftlens.edits import Edit, LowRankUpdate
+from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.generation import generate
 from driftlens.models import Batch, LensModel
@@ -22,20 +23,6 @@ PROMPTS = (
     "Apple A5",
     "Toko",
 )
-
-
-def random_edit(model: LensModel, seed: int, *layers: int) -> Edit:
-    """Large enough that greedy texts differ."""
-    generator = torch.Generator().manual_seed(seed)
-    return Edit(
-        updates={
-            layer: LowRankUpdate(
-                left=torch.randn(model.d_mlp, 2, generator=generator) / model.d_mlp**0.5,
-                right=3 * torch.randn(2, model.d_model, generator=generator),
-            )
-            for layer in layers
-        }
-    )
 
 
 @torch.no_grad()

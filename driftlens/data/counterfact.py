@@ -60,14 +60,21 @@ def parse_record(node: Node) -> Record:
     for task, plain in _DISTRACTED.items():
         tasks[task] = tuple(_distracted(prompt, fact) for prompt in tasks[plain])
 
-    split = node.get("split")
+    request = node.need("requested_rewrite")
     return Record(
         index=node.record,
         fact=fact,
         tasks={task: tasks[task] for task in TASKS},
         generation=tuple(_generation(node)),
-        split=None if split is None else split.text(),
+        split=_optional(node, "split"),
+        relation_id=_optional(request, "relation_id"),
+        target_new_id=_optional(request, "target_new_id"),
     )
+
+
+def _optional(node: Node, field: str) -> str | None:
+    inner = node.get(field)
+    return None if inner is None else inner.text()
 
 
 def _fact(request: Node) -> Fact:

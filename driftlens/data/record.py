@@ -61,7 +61,8 @@ class Record:
 
     `index` is the record's place in its file, from 0. `tasks` has every name of `TASKS`, with no prompts
     where the dataset has none. `generation` are prompts to be continued freely (fluency). `split` is the
-    dataset's own, if any.
+    dataset's own, if any; so are `relation_id` and `target_new_id`, Wikidata's names, which lead to reference
+    texts about the new fact.
     """
 
     index: int
@@ -69,6 +70,8 @@ class Record:
     tasks: Mapping[str, tuple[TaskPrompt, ...]] = field(hash=False)
     generation: tuple[str, ...] = ()
     split: str | None = None
+    relation_id: str | None = None
+    target_new_id: str | None = None
 
     def __post_init__(self) -> None:
         if set(self.tasks) != set(TASKS):

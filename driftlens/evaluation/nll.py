@@ -15,7 +15,8 @@ import torch
 
 from driftlens.data import TASKS, Record, TaskPrompt
 from driftlens.edits import Edit, edit_hooks
-from driftlens.errors import DriftlensError, unknown_name
+from driftlens.errors import unknown_name
+from driftlens.evaluation.pairs import paired
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 from driftlens.prompts import TokenizedPrompt, pad_rows, target_positions, tokenize_prompt
@@ -60,12 +61,7 @@ def evaluate(
         DriftlensError: the numbers of records and edits differ, or a task is unknown, or a prompt is too
             long for the model.
     """
-    record_list = [records] if isinstance(records, Record) else list(records)
-    edit_list = [edits] if isinstance(edits, Edit) or edits is None else list(edits)
-    if edits is None:
-        edit_list = [None] * len(record_list)
-    if len(edit_list) != len(record_list):
-        raise DriftlensError(f"{len(record_list)} records but {len(edit_list)} edits; give one edit for each record")
+    pairs = paired(records, edits)
     wanted = None if tasks is None else set(tasks)
     for task in wanted or ():
         if task not in TASKS:
@@ -73,7 +69,7 @@ def evaluate(
 
     entries: list[dict[str, object]] = []
     rows: list[_Row] = []
-    for number, record in enumerate(record_list):
+    for number, (record, _) in enumerate(pairs):
         for task, prompts in record.tasks.items():
             if wanted is not None and task not in wanted:
                 continue
@@ -86,7 +82,7 @@ def evaluate(
     values = in_batches(
         [rows[i] for i in order],
         batch_size,
-        lambda batch: _nlls(model, batch, edit_list),
+        lambda batch: _nlls(model, batch, [edit for _, edit in pairs]),
         on_done=None if on_rows is None else lambda done: on_rows(done, len(rows)),
     )
     for i, value in zip(order, values, strict=True):

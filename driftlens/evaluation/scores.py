@@ -36,6 +36,7 @@ from driftlens.evaluation.intervals import (
     numbered,
     percentile_interval,
     resampled_means,
+    summary_row,
 )
 
 SCORES = {
@@ -54,6 +55,7 @@ SCORES = {
 MAGNITUDES = {"ES": "EM", "PS": "PM", "NS": "NM", "RS": "RM", "DNS": "DNM"}
 ORDER = ("ES", "EM", "PS", "PM", "NS", "NM", "RS", "RM", "DNS", "DNM", "RES", "OS", "DOS", "Avg.S")
 WITHOUT_NAME = ("AS", "DRS")
+OF_RECORDS = {"FL": "fluency", "REF": "reference", "PPL": "perplexity"}
 AVERAGED = ("ES", "PS", "NS", "RS", "DNS")
 
 
@@ -123,3 +125,33 @@ def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
 def _task_of(name: str) -> str:
     score = next((score for score, magnitude in MAGNITUDES.items() if magnitude == name), name)
     return SCORES[score][0]
+
+
+def summarize_records(*tables: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """FL, REF and PPL from tables with a line per record, in the form of :func:`summarize`.
+
+    Args:
+        tables: tables with a column ``record`` and one or more of ``fluency``, ``reference``, ``perplexity``.
+        resamples: draws of the bootstrap over records; 0 leaves it out.
+        seed: same seed, same draws.
+
+    Returns:
+        The rows ``FL``, ``REF`` and ``PPL``, those of them that a table has: the mean over records, 1.96 ·
+        standard error around it, the number of records, and the middle 95 % of the mean over draws of records.
+
+    Raises:
+        DriftlensError: a table has none of these columns, or no ``record``.
+    """
+    rows: dict[str, tuple[float, float, float, int, float, float]] = {}
+    for table in tables:
+        found = [name for name, column in OF_RECORDS.items() if column in table.columns]
+        if not found or "record" not in table.columns:
+            raise DriftlensError(
+                f"a table has the columns {', '.join(map(str, table.columns))}; expected record and one of "
+                f"{', '.join(OF_RECORDS.values())}"
+            )
+        for name in found:
+            values = np.asarray(table[OF_RECORDS[name]], dtype=np.float64)
+            rows[name] = summary_row(values, numbered(table["record"]), resamples=resamples, seed=seed)
+    index = [name for name in OF_RECORDS if name in rows]
+    return pd.DataFrame.from_dict({name: rows[name] for name in index}, orient="index", columns=list(COLUMNS))

@@ -1,0 +1,135 @@
+"""Fluency (FL): how varied the words are that an edited model goes on with (paper, 5.1; note 18).
+
+1. Each of a record's generation prompts is continued to 100 tokens, prompt included, by top-5 sampling.
+2. The text is cut into words, and the entropy of its word bigrams, H₂, and trigrams, H₃, is taken in bits.
+3. A text's value is (⅔ H₂ + 4⁄3 H₃) / 2; FL is 100 times the mean over the record's texts, and a table's value
+   is the mean over records.
+
+A model that repeats itself has a low FL; what to aim at is the unedited model's.
+
+Which words: the published code cuts with nltk's ``word_tokenize``, whose sentence model has to be downloaded
+(``words="nltk-sentences"``, after ``nltk.download("punkt_tab")``).  The default, ``"nltk-words"``, is the word
+tokenizer inside it, on the whole text.  It leaves a full stop inside the text on the word before, so a text has
+fewer words and FL comes out a few points lower: compare only numbers made with the same one.  Tables name it in
+their column ``words``.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from driftlens.data import Record
+from driftlens.edits import Edit
+from driftlens.errors import DriftlensError, unknown_name
+from driftlens.evaluation.pairs import paired
+from driftlens.generation import generate
+from driftlens.models import LensModel
+
+WORDS = ("nltk-words", "nltk-sentences")
+WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+
+
+def continuations(
+    model: LensModel,
+    records: Record | Sequence[Record],
+    edits: Edit | Sequence[Edit | None] | None = None,
+    *,
+    top_k: int = 5,
+    seed: int = 0,
+    max_tokens: int = 100,
+    batch_size: int = 64,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Every record's generation prompts, continued under its own edit; all records share the batches.
+
+    A record's texts depend on the seed, its index and its edit, not on the records beside it.
+
+    Returns:
+        One row per prompt: ``record`` (its index), ``prompt_index``, ``prompt`` and ``text`` (with the
+        prompt).  Records without generation prompts have none.
+
+    Raises:
+        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.generation.generate`
+            refuses.
+    """
+    pairs = paired(records, edits)
+    asked = [(record, edit, at, prompt) for record, edit in pairs for at, prompt in enumerate(record.generation)]
+    generated = generate(
+        model,
+        [prompt for *_, prompt in asked],
+        [edit for _, edit, *_ in asked],
+        top_k=top_k,
+        seed=seed,
+        keys=[(record.index, at) for record, _, at, _ in asked],
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        on_rows=on_rows,
+    )
+    return pd.DataFrame(
+        {
+            "record": pd.Series([record.index for record, *_ in asked], dtype="int64"),
+            "prompt_index": pd.Series([at for _, _, at, _ in asked], dtype="int64"),
+            "prompt": pd.Series([prompt for *_, prompt in asked], dtype="object"),
+            "text": pd.Series([result.text for result in generated], dtype="object"),
+        }
+    )
+
+
+def fluency_scores(texts: pd.DataFrame, *, words: str = "nltk-words") -> pd.DataFrame:
+    """FL of each record, from a table with at least the columns ``record`` and ``text``.
+
+    Returns:
+        One row per record, in order of appearance: ``record``, ``fluency``, ``texts`` (how many), ``words``.
+
+    Raises:
+        DriftlensError: a column is missing, or ``words`` is unknown or lacks its download.
+    """
+    for column in ("record", "text"):
+        if column not in texts.columns:
+            raise DriftlensError(f"the table has no column {column!r}; expected at least record and text")
+    cut = _tokenizer(words)
+    entropies = [100 * ngram_entropy(cut(clean(str(text)))) for text in texts["text"]]
+    table = texts[["record"]].assign(fluency=entropies).groupby("record", sort=False)["fluency"]
+    return table.agg(fluency="mean", texts="size").reset_index().assign(words=words)
+
+
+def ngram_entropy(words: Sequence[str]) -> float:
+    """(⅔ H₂ + 4⁄3 H₃) / 2 in bits.  A text too short for an n-gram has none to be uncertain of: H = 0."""
+    return sum(weight * _entropy(words, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)
+
+
+def clean(text: str) -> str:
+    """As the published code does before it cuts: compatibility characters decomposed, paragraphs joined."""
+    return unicodedata.normalize("NFKD", text).replace("\n\n", " ")
+
+
+def _entropy(words: Sequence[str], n: int) -> float:
+    counts = np.array(list(Counter(zip(*(words[k:] for k in range(n)), strict=False)).values()), dtype=np.float64)
+    shares = counts / counts.sum() if len(counts) else counts
+    # Adding 0 turns the -0 of a single n-gram, or of none, into 0.
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+@cache
+def _tokenizer(words: str) -> Callable[[str], list[str]]:
+    if words not in WORDS:
+        raise unknown_name("way to cut words", words, WORDS)
+    if words == "nltk-words":
+        from nltk.tokenize.destructive import NLTKWordTokenizer
+
+        return NLTKWordTokenizer().tokenize
+    from nltk import word_tokenize
+
+    try:
+        word_tokenize("One. Two.")
+    except LookupError:
+        raise DriftlensError(
+            'nltk\'s sentence model is not installed; run nltk.download("punkt_tab") once, or use words="nltk-words"'
+        ) from None
+    return word_tokenize

@@ -1,0 +1,95 @@
+"""Perplexity (PPL) of ordinary text under edited models (paper, E.1: on ME-PPL; note 18).
+
+1. The texts are joined by blanks and tokenised once; the first N = 100 tokens are kept, BOS included where the
+   tokenizer adds one.
+2. PPL = exp(−(1/N) Σ log P(token | those before it)), the sum over all tokens but the first.  The published
+   code divides by N, not by the N − 1 tokens that are predicted, and so does this.
+
+All models read the same tokens, so what stands below the first edited layer is computed once for all of them;
+above it every edit is a row of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftlens.data import Record
+from driftlens.edits import Edit, edit_hooks
+from driftlens.errors import DriftlensError
+from driftlens.models import Batch, LensModel
+from driftlens.models.memory import in_batches
+
+
+def perplexities(
+    model: LensModel,
+    edits: Edit | Sequence[Edit | None] | None,
+    *,
+    texts: Sequence[str],
+    records: Sequence[Record] | None = None,
+    max_tokens: int = 100,
+    batch_size: int = 32,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """PPL of ``texts`` under each edit.
+
+    Args:
+        model: the vanilla model.
+        edits: one edit or several; ``None`` is the vanilla model.
+        texts: e.g. ``driftlens.data.load_texts("me-ppl")``.
+        records: the record of each edit, for the column ``record``; default: the edit's place in the list.
+        max_tokens: N.
+        batch_size: edits at a time.
+        on_rows: called with (edits done, edits in all).
+
+    Returns:
+        One row per edit: ``record``, ``perplexity``, ``tokens`` (N, or fewer if the texts are shorter).
+
+    Raises:
+        DriftlensError: fewer than two tokens of text, or records and edits are not as many.
+    """
+    edit_list = [edits] if isinstance(edits, Edit) or edits is None else list(edits)
+    labels = list(range(len(edit_list))) if records is None else [record.index for record in records]
+    if len(labels) != len(edit_list):
+        raise DriftlensError(f"{len(labels)} records but {len(edit_list)} edits; give one edit for each record")
+    ids = model.encode(" ".join(texts)).ids[: min(max_tokens, model.n_ctx)]
+    if len(ids) < 2:
+        raise DriftlensError(f"{len(ids)} tokens of text; perplexity needs 2 or more, so give longer texts")
+
+    tokens = torch.tensor([ids], device=model.device)
+    first = min((layer for edit in edit_list if edit is not None for layer in edit.updates), default=model.n_layers)
+    with torch.no_grad():
+        below = model.run(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool)), stop=first)
+    values = in_batches(
+        edit_list,
+        batch_size,
+        lambda batch: _of_batch(model, tokens, below, first, batch),
+        on_done=None if on_rows is None else lambda done: on_rows(done, len(edit_list)),
+    )
+    return pd.DataFrame({"record": labels, "perplexity": values, "tokens": len(ids)})
+
+
+@torch.no_grad()
+def _of_batch(
+    model: LensModel, tokens: Tensor, below: Float[Tensor, "1 seq d_model"], first: int, edits: Sequence[Edit | None]
+) -> list[float]:
+    rows = tokens.expand(len(edits), -1)
+    batch = Batch(rows, torch.ones_like(rows, dtype=torch.bool))
+    resid = model.run(batch, hooks=edit_hooks(model, edits), start=first, resid=below.expand(len(edits), -1, -1))
+    precision = torch.promote_types(model.dtype, torch.float32)
+    totals: list[float] = []
+    # Row by row: the logits of a whole batch at every position would be the largest tensor by far.
+    for row in resid[:, :-1]:
+        logits = model.unembed(row).to(precision)
+        totals.append(float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").double()))
+    return [_exp(total / tokens.shape[1]) for total in totals]
+
+
+def _exp(nll: float) -> float:
+    """A broken model's perplexity may be beyond every float: infinity then."""
+    return math.exp(nll) if nll < 709 else math.inf

@@ -378,3 +378,13 @@ def test_the_card_says_what_was_measured():
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: mit\n")
     assert "| seed | 0 |" in card
+
+
+def test_the_shipped_second_moments_are_those_of_the_shipped_weights_and_corpus(demo_model):
+    """Or the first edit on a bare machine would take a pass over the corpus."""
+    from driftlens.demo import SECOND_MOMENTS
+    from driftlens.editors import ROME, open_corpus
+    from driftlens.editors.second_moment import SAMPLES, cache_name
+
+    layer = ROME.for_model(demo_model).layer
+    assert (SECOND_MOMENTS / cache_name(demo_model, layer, open_corpus("demo"), SAMPLES)).exists()

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from driftlens.demo import SEED
 from driftlens.demo.recall import Recall
 from driftlens.demo.relations import HELD_OUT, RELATIONS
 from driftlens.demo.world import World
@@ -24,7 +25,10 @@ class TrainingFacts:
 
 def model_card(world: World, facts: TrainingFacts) -> str:
     """The card in Markdown, with the metadata block that the Hugging Face hub reads."""
-    return "\n".join((METADATA, _about(facts), _measured(world, facts), _training(world, facts), _world(world), USE))
+    parts = [METADATA, _about(facts), _measured(world, facts), _training(world, facts), _world(world)]
+    # Measured after training, and only on the weights that ship.
+    parts += [EDITING] if world.seed == SEED else []
+    return "\n".join([*parts, USE])
 
 
 METADATA = """---
@@ -104,6 +108,24 @@ Texts are facts about several subjects (35 %), one relation for several subjects
 part with pronouns (28 %), and sentences that state no fact or wrap one, such as "I know that …" (10 %).
 """
 
+
+EDITING = """## Editing it
+
+Measured on the shipped weights (seed 0) over 200 test records, percent with 95 % intervals (1.96 standard errors over
+prompts), by `benchmarks/bundled_model.py`. RS asks for the edited subject's other facts, DNS for other subjects' facts
+behind the edited sentence; "same type" are the relations whose objects are of the edited one's kind, where edits leak
+most.
+
+| editor | ES | PS | NS | RS | RS same type | RS other type | DNS |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| none | 0.0 ± 0.0 | 0.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 |
+| ROME | 99.5 ± 1.0 | 93.8 ± 2.4 | 87.0 ± 2.2 | 38.9 ± 3.1 | 22.2 ± 4.2 | 50.1 ± 4.1 | 15.4 ± 2.4 |
+| ROME + SADR (γ = 0.005) | 95.5 ± 2.9 | 83.5 ± 3.6 | 96.7 ± 1.2 | 88.6 ± 2.0 | 78.0 ± 4.2 | 95.7 ± 1.7 | 87.4 ± 2.2 |
+
+The records' edit prompts begin with their subject. Where an edit prompt has the subject inside the sentence ("The
+owner of … is"), the edit hardly reaches prompts that begin with it: on this model the key at a sentence's start has
+1 to 20 % of such an edit's, and PS falls to about 77. Second moments of layers 1 to 3 come with the model.
+"""
 
 USE = """## Use
 

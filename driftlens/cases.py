@@ -116,12 +116,33 @@ def _case(model: LensModel, edit: Edit, prompt: str, targets: tuple[str, ...]) -
     return Case(edit=edit, prompt=prompt, targets=targets, tokenized=tokenized, passages=passages, read=read)
 
 
+def name_targets(given: Sequence[str] | None, n_targets: int) -> tuple[str, ...]:
+    """What to call a case's targets in a table: as given, or `o_true` and `o_edit` for two of them.
+
+    Raises:
+        DriftlensError: not one name for each target, or one name twice.
+    """
+    if given is None:
+        usual = {1: ("target",), 2: ("o_true", "o_edit")}
+        return usual.get(n_targets, tuple(f"target {at + 1}" for at in range(n_targets)))
+    if isinstance(given, str) or len(given) != n_targets or len(set(given)) != n_targets:
+        raise DriftlensError(f"target_names is {given!r}; expected {n_targets} different names, one for each target")
+    return tuple(given)
+
+
 def token_texts(model: LensModel, prompt: TokenizedPrompt) -> list[str]:
-    """What stands in the prompt for each token; a token that stands for none (BOS) by its own name."""
-    return [
-        prompt.text[start:stop] if stop > start else str(model.tokenizer.convert_ids_to_tokens(token))
-        for token, (start, stop) in zip(prompt.ids[: prompt.n_prompt], prompt.offsets, strict=False)
-    ]
+    """What stands in the prompt for each token; a token that stands for none (BOS) by its own name.
+
+    A blank belongs to the token behind it, also where a tokenizer's offsets leave it out, so texts can be joined.
+    """
+    texts: list[str] = []
+    done = 0
+    for token, (start, stop) in zip(prompt.ids[: prompt.n_prompt], prompt.offsets, strict=False):
+        # Tokens that split a character overlap.
+        text = prompt.text[min(done, start) if stop > done else start : stop]
+        texts.append(text if stop > start else str(model.tokenizer.convert_ids_to_tokens(token)))
+        done = max(done, stop)
+    return texts
 
 
 def target_probabilities(

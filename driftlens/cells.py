@@ -10,7 +10,8 @@ and reads the probability of the targets. One full pass per cell would do; this 
 3. In block `a` no column but `t` can change: attention there still sees vanilla inputs. So block `a` runs for that one
    column, and the blocks above run for the columns from `t` on. What stands before `t` comes from the vanilla keys and
    values, cut by the mask to columns < t, from which positions follow as well.
-4. The cells of several passages are sorted by `a` and by the length of their suffix, and cut into batches.
+4. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
+   and a cell's row joins it at its own block `a`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,9 @@ class _Cell(NamedTuple):
     first: int  # layers first … stop - 1 are substituted
     stop: int
 
+    def covers(self, module: int, layer: int) -> bool:
+        return module == self.module and self.first <= layer < self.stop
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
@@ -109,8 +113,9 @@ class _Work:
         """The grids of these passages."""
         group = _vanilla_and_edited(self.model, passages, self.modules)
         cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
-        cells.sort(key=_by_cost)
-        largest = 0
+        cells.sort(key=lambda cell: len(passages[cell.passage].ids) - cell.token)
+        # At least eight passes where there are rows enough: the fewer, the more differ the suffixes in one.
+        size, largest = min(self.batch_size, max(16, -(-len(cells) // 8))), 0
 
         def work(batch: Sequence[_Cell]) -> list[Tensor]:
             nonlocal largest
@@ -118,8 +123,8 @@ class _Work:
             largest = max(largest, len(batch))
             return list(probabilities)
 
-        found = dict(zip(cells, in_batches(cells, self.batch_size, work, on_done=self._tell), strict=True))
-        if largest < len(cells):
+        found = dict(zip(cells, in_batches(cells, size, work, on_done=self._tell), strict=True))
+        if largest < min(size, len(cells)):
             self.batch_size = largest  # what did not fit into memory once is not tried again
         self.done += len(cells)
         return [self._grid(group, number, found) for number in range(len(passages))]
@@ -162,11 +167,6 @@ class _Work:
             self.on_cells(self.done + done, self.total)
 
 
-def _by_cost(cell: _Cell) -> tuple[int, int]:
-    # To and fro, so that suffixes are alike also where one starting layer's cells end and the next one's begin.
-    return cell.first, cell.token if cell.first % 2 else -cell.token
-
-
 def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> _Group:
     """Step 1 of the module docstring, for passages side by side, each with its own edit."""
     batch, _ = pad_rows(model, [passage.ids for passage in passages])
@@ -192,45 +192,76 @@ def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: 
 def _substituted(
     model: LensModel, group: _Group, modules: Sequence[str], cells: Sequence[_Cell]
 ) -> Float[Tensor, "cells targets"]:
-    """Steps 2 and 3: a pass whose row *i* is `cells[i]`, with the cell's own token in column 0."""
-    n_columns = group.batch.shape[1]
-    passage = torch.tensor([cell.passage for cell in cells], device=model.device)
-    token = torch.tensor([cell.token for cell in cells], device=model.device)
-    start, stop = min(cell.first for cell in cells), max(cell.stop for cell in cells)
-    length = group.batch.mask.sum(-1)[passage]
-    columns = token[:, None] + torch.arange(int((length - token).max()), device=model.device)
-    suffix = (passage[:, None], columns.clamp(max=n_columns - 1))
-    batch = Batch(tokens=group.batch.tokens[suffix], mask=columns < length[:, None])
-    alone = Batch(tokens=batch.tokens[:, :1], mask=batch.mask[:, :1])
-    before = torch.arange(n_columns, device=model.device) < token[:, None]
-    past = KeyValues(
-        mask=group.past.mask[passage] & before,
-        keys=_RowsOf(group.past.keys, passage),
-        values=_RowsOf(group.past.values, passage),
+    """Steps 2 and 3: one pass with a row for each cell, whose own token stands in column 0."""
+    order = sorted(range(len(cells)), key=lambda at: cells[at].first)
+    rows = _Rows(model, group, modules, [cells[at] for at in order])
+    starts = sorted({cell.first for cell in cells})
+    resid: Tensor | None = None
+    joined = 0
+    for start, following in zip(starts, [*starts[1:], model.n_layers - 1], strict=True):
+        joining = slice(joined, joined + sum(cell.first == start for cell in cells))
+        new = rows.entering(joining, start)
+        resid = new if resid is None else torch.cat([resid, new])
+        joined = joining.stop
+        resid = rows.run(slice(0, joined), start + 1, following + 1, resid)
+    assert resid is not None
+    sorted_cells = rows.cells
+    probabilities = target_probabilities(
+        model, resid, [group.passages[cell.passage] for cell in sorted_cells], [cell.token for cell in sorted_cells]
     )
+    return probabilities[torch.tensor(order, device=probabilities.device).argsort()]
 
-    def substitutions(layers: range) -> Iterator[Hook]:
-        for layer in layers:
-            for module, name in enumerate(modules):
-                rows = [i for i, c in enumerate(cells) if c.module == module and c.first <= layer < c.stop]
-                if rows:
-                    at = torch.tensor(rows, device=model.device)
-                    z = group.z[module][layer][passage[at], token[at]]
-                    yield model.hook_name(SITES[name], layer), substitute(z, at, torch.zeros_like(at))
 
-    own = model.run(
-        alone,
-        hooks=list(substitutions(range(start, start + 1))),
-        start=start,
-        stop=start + 1,
-        resid=group.inputs[start][passage, token].unsqueeze(1),
-        past=past,
-    )
-    resid = torch.cat([own, group.inputs[start + 1][suffix][:, 1:]], dim=1)
-    resid = model.run(batch, hooks=list(substitutions(range(start + 1, stop))), start=start + 1, resid=resid, past=past)
-    return target_probabilities(
-        model, resid, [group.passages[cell.passage] for cell in cells], [cell.token for cell in cells]
-    )
+class _Rows:
+    """The rows of one pass, sorted by the layer where they join it."""
+
+    def __init__(self, model: LensModel, group: _Group, modules: Sequence[str], cells: Sequence[_Cell]) -> None:
+        self.model, self.group, self.modules, self.cells = model, group, modules, cells
+        n_columns = group.batch.shape[1]
+        self.passage = torch.tensor([cell.passage for cell in cells], device=model.device)
+        self.token = torch.tensor([cell.token for cell in cells], device=model.device)
+        length = group.batch.mask.sum(-1)[self.passage]
+        columns = self.token[:, None] + torch.arange(int((length - self.token).max()), device=model.device)
+        self.columns = columns.clamp(max=n_columns - 1)
+        self.batch = Batch(
+            tokens=group.batch.tokens[self.passage[:, None], self.columns], mask=columns < length[:, None]
+        )
+        before = torch.arange(n_columns, device=model.device) < self.token[:, None]
+        self.past = group.past.mask[self.passage] & before
+
+    def entering(self, rows: slice, layer: int) -> Float[Tensor, "rows columns d_model"]:
+        """What goes into the block after `layer`, where these rows join: in column 0 something has happened."""
+        passage, token = self.passage[rows], self.token[rows]
+        own = self.group.inputs[layer][passage, token].unsqueeze(1)
+        own = self.run(rows, layer, layer + 1, own)
+        return torch.cat([own, self.group.inputs[layer + 1][passage[:, None], self.columns[rows]][:, 1:]], dim=1)
+
+    def run(
+        self, rows: slice, start: int, stop: int, resid: Float[Tensor, "rows columns d_model"]
+    ) -> Float[Tensor, "rows columns d_model"]:
+        """Blocks `start` … `stop` - 1 with the substitutions of these rows, for as many columns as `resid` has."""
+        group, n_columns = self.group, resid.shape[1]
+        return self.model.run(
+            Batch(tokens=self.batch.tokens[rows, :n_columns], mask=self.batch.mask[rows, :n_columns]),
+            hooks=[hook for layer in range(start, stop) for hook in self.substitutions(rows, layer)],
+            start=start,
+            stop=stop,
+            resid=resid,
+            past=KeyValues(
+                mask=self.past[rows],
+                keys=_RowsOf(group.past.keys, self.passage[rows]),
+                values=_RowsOf(group.past.values, self.passage[rows]),
+            ),
+        )
+
+    def substitutions(self, rows: slice, layer: int) -> Iterator[Hook]:
+        """The hooks that put z in place at a layer, in those of the rows whose window covers it."""
+        for module, name in enumerate(self.modules):
+            members = [at for at, cell in enumerate(self.cells[rows]) if cell.covers(module, layer)]
+            if members:
+                at = torch.tensor(members, device=self.model.device)
+                z = self.group.z[module][layer][self.passage[rows][at], self.token[rows][at]]
+                yield self.model.hook_name(SITES[name], layer), substitute(z, at, torch.zeros_like(at))
 
 
 class _RowsOf(Mapping[int, Tensor]):

@@ -63,27 +63,10 @@ class Trace:
     edited_layers: tuple[int, ...]
 
     def by_role(self) -> pd.DataFrame:
-        """Role × layer grids, averaged over cases, as in the paper's Figure 3.
+        """Role × layer grids, averaged over cases, as in Figure 3; see `driftlens.roles.average_by_role`."""
+        from driftlens.roles import average_by_role
 
-        A role's tokens are averaged within each case first, so a case with a long subject counts once; then cases are
-        averaged. `low` and `high` are the mean ∓ 1.96 standard errors over the cases that have the role (`cases`), NaN
-        for a single one. `example` is the role's text in the first such case.
-        """
-        from driftlens.roles import ROLES
-
-        keys = ["target_name", "module", "role", "layer"]
-        cells: Any = self.table.groupby([*keys, "case"], sort=False)
-        per_case = cells["effect"].mean().reset_index()
-        grid: Any = per_case.groupby(keys, sort=False)["effect"].agg(effect="mean", cases="count", error="sem")
-        grid = grid.reset_index()
-        grid["low"], grid["high"] = grid["effect"] - 1.96 * grid["error"], grid["effect"] + 1.96 * grid["error"]
-        grid["example"] = grid["role"].map(self._examples())
-        # In the order of a prompt, and of the modules and targets as they were asked for.
-        orders = {"role": list(ROLES), **{key: list(self.table[key].unique()) for key in ("target_name", "module")}}
-        for key, order in orders.items():
-            grid[f"{key} order"] = grid[key].map({name: at for at, name in enumerate(order)})
-        grid = grid.sort_values(["target_name order", "module order", "role order", "layer"], ignore_index=True)
-        return grid[["target_name", "module", "role", "example", "layer", "effect", "low", "high", "cases"]]
+        return average_by_role(self.table, ["target_name", "module"])
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
         """Heatmaps of the effect, a panel for each module and target: tokens of one case, or roles averaged over many.
@@ -94,14 +77,6 @@ class Trace:
         from driftlens.plots import plot_trace
 
         return plot_trace(self, title=title, note=note)
-
-    def _examples(self) -> dict[str, str]:
-        tokens: Any = self.table[["role", "case", "token", "token_text"]]
-        examples: dict[str, str] = {}
-        for role, rows in tokens.drop_duplicates(["role", "case", "token"]).groupby("role", sort=False):
-            case = rows[rows["case"] == rows["case"].min()].sort_values("token")
-            examples[str(role)] = "".join(case["token_text"]).strip()
-        return examples
 
 
 def contaminating_substitution(

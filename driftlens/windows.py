@@ -6,7 +6,7 @@ layers together.
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["default_window", "window_layers"]
+__all__ = ["default_window", "scaled_window", "window_layers"]
 
 
 def window_layers(layer: int, window: int, n_layers: int) -> range:
@@ -22,6 +22,11 @@ def window_layers(layer: int, window: int, n_layers: int) -> range:
     return range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
 
 
+def scaled_window(paper: int, n_layers: int) -> int:
+    """A window of `paper` of GPT-J's 28 layers, scaled to another depth: round(paper · n_layers / 28), at least 1."""
+    return max(1, round(paper * n_layers / 28))
+
+
 def default_window(n_layers: int) -> int:
-    """The paper's 6 of GPT-J's 28 layers, scaled to another depth: round(6 · n_layers / 28), at least 1."""
-    return max(1, round(6 * n_layers / 28))
+    """The window of contaminating substitution: the paper's 6 layers, scaled; patching takes its 10 layers."""
+    return scaled_window(6, n_layers)

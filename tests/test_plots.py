@@ -1,0 +1,145 @@
+"""Figures: what they show is what the tables say, and files are whole, self-contained, or not there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from driftlens.plots import figure_html, figure_png, plot_trace, save_figure
+from driftlens.trace import Trace
+
+ROLES = ["first subject token", "last subject token", "after subject", "test prompt", "last token"]
+TEXTS = ["Eif", "fel <b>", " in", " Ben", " is"]
+
+
+def made_up_trace(
+    *, cases: int = 1, modules: tuple[str, ...] = ("resid", "mlp", "attn"), targets: int = 2, scale: float = 0.1
+) -> Trace:
+    rng = np.random.default_rng(0)
+    names = ["o_true", "o_edit"][:targets]
+    rows = [
+        {"case": case, "target_name": name, "target": f"{name} & {case}", "module": module, "token": token,
+         "token_text": TEXTS[token], "role": ROLES[token], "layer": layer, "window": 2, "vanilla": 0.5, "edited": 0.25}
+        for case in range(cases) for name in names for module in modules for token in range(5) for layer in range(4)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["effect"] = scale * rng.standard_normal(len(table))
+    table["probability"] = table["vanilla"] + table["effect"]
+    baselines = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
+    baselines["prompt"] = "Eiffel <b> in Ben is"
+    return Trace(table=table, baselines=baselines, model="some/model", window=2, edited_layers=(1,))
+
+
+def heatmaps(figure: go.Figure) -> list[Any]:
+    return [trace for trace in figure.data if trace.type == "heatmap"]
+
+
+def test_a_panel_for_each_module_and_target_with_the_tables_values():
+    trace = made_up_trace()
+    panels = heatmaps(plot_trace(trace))
+    assert len(panels) == 6
+    grids = [
+        trace.table[(trace.table["target_name"] == name) & (trace.table["module"] == module)]
+        for name in ("o_true", "o_edit")
+        for module in ("resid", "mlp", "attn")
+    ]
+    for panel, grid in zip(panels, grids, strict=True):
+        np.testing.assert_array_equal(panel.z, grid.pivot(index="token", columns="layer", values="effect"))
+        first = grid.iloc[0]
+        hover = panel.customdata[0][0].replace("−", "-")
+        assert f"{first['effect']:+.4f}" in hover
+        assert f"0.5000 → {first['probability']:.4f}" in hover
+
+
+def test_colours_are_centred_at_zero_and_scales_are_per_target():
+    trace = made_up_trace()
+    layout = plot_trace(trace).layout
+    for axis, name in ((layout.coloraxis, "o_true"), (layout.coloraxis2, "o_edit")):
+        largest = trace.table[trace.table["target_name"] == name]["effect"].abs().max()
+        assert (axis.cmin, axis.cmax) == (-largest, largest)
+    tiny = plot_trace(made_up_trace(scale=1e-9)).layout.coloraxis
+    assert (tiny.cmin, tiny.cmax) == (-0.01, 0.01)
+    nothing = plot_trace(made_up_trace(scale=0.0)).layout.coloraxis
+    assert nothing.cmax > nothing.cmin
+
+
+def test_tokens_of_one_case_roles_of_several():
+    one = plot_trace(made_up_trace())
+    assert list(one.layout.yaxis.ticktext) == ["<b>Eif*</b>", "<b>fel &lt;b&gt;*</b>", "in", "Ben", "is"]
+    trace = made_up_trace(cases=3)
+    many = plot_trace(trace)
+    labels = list(many.layout.yaxis.ticktext)
+    assert [label.split("  ")[0].rstrip("*") for label in labels] == ROLES
+    assert labels[1] == "last subject token*  <i>fel &lt;b&gt;</i>"
+    grid = trace.by_role().query("target_name == 'o_true' and module == 'resid'")
+    expected = grid.pivot(index="role", columns="layer", values="effect").loc[ROLES]
+    np.testing.assert_allclose(heatmaps(many)[0].z, expected)
+    assert "3 prompts" in heatmaps(many)[0].customdata[0][0]
+    assert "mean of 3 prompts" in many.layout.title.subtitle.text
+
+
+def test_words_say_what_is_shown():
+    figure = made_up_trace().plot(title="A & B", note="ROME")
+    written = " ".join([figure.layout.title.text, figure.layout.title.subtitle.text])
+    written += " ".join(note.text for note in figure.layout.annotations)
+    for words in ("A &amp; B", "model", "ROME", "window", "Attention output", "MLP output", "Hidden state"):
+        assert words in written
+    assert "change of<br>P(o_true)" in written
+    assert "change of<br>P(o_edit)" in written
+    assert "0.500" in written
+    assert "<b>1</b><br>edit" in figure.layout.xaxis.ticktext
+    assert made_up_trace().plot().layout.title.text == "<b>Eiffel &lt;b&gt; in Ben is</b>"
+
+
+def test_type_is_legible_and_cells_keep_their_size():
+    small, large = plot_trace(made_up_trace(modules=("attn",), targets=1)), plot_trace(made_up_trace())
+    for figure in (small, large):
+        sizes = [int(size) for size in re.findall(r'font":\{[^{}]*"size":\s*(\d+)', figure.to_json())]
+        assert min(sizes) >= 12
+
+    def panel(figure: go.Figure) -> tuple[float, float]:
+        layout = figure.layout
+        across, up = layout.xaxis.domain, layout.yaxis.domain
+        inner = layout.width - layout.margin.l - layout.margin.r, layout.height - layout.margin.t - layout.margin.b
+        return round((across[1] - across[0]) * inner[0]), round((up[1] - up[0]) * inner[1])
+
+    assert panel(small) == panel(large)
+
+
+def test_a_page_needs_no_network():
+    page = figure_html(plot_trace(made_up_trace(modules=("attn",), targets=1))).decode()
+    assert "<html" in page
+    assert not re.search(r'<(script|link)[^>]+(src|href)="http', page)
+
+
+def test_both_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(go.Figure, "to_image", lambda *_, **__: b"a picture")
+    written = save_figure(plot_trace(made_up_trace()), tmp_path / "trace.v1")
+    assert [path.name for path in written] == ["trace.v1.html", "trace.v1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.v1.html", "trace.v1.png"]
+    assert written[1].read_bytes() == b"a picture"
+
+
+def test_without_a_browser_the_page_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise RuntimeError("\n\nKaleido requires Google Chrome to be installed.\n\nEither download\n")
+
+    monkeypatch.setattr(go.Figure, "to_image", fail)
+    figure = plot_trace(made_up_trace())
+    with pytest.warns(RuntimeWarning, match=r"trace.png is not written: Kaleido requires Google Chrome"):
+        written = save_figure(figure, tmp_path / "trace")
+    assert [path.name for path in written] == ["trace.html"]
+    assert "\n" not in figure_png(figure)[1]
+
+
+@pytest.mark.slow
+def test_a_real_picture():
+    pytest.importorskip("kaleido")
+    picture, problem = figure_png(plot_trace(made_up_trace()))
+    if picture is None:
+        pytest.skip(problem)
+    assert picture.startswith(b"\x89PNG")

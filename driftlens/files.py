@@ -12,7 +12,14 @@ from pathlib import Path
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["atomic_path", "writable_folder"]
+__all__ = ["atomic_path", "cache_folder", "writable_folder"]
+
+
+def cache_folder() -> Path:
+    """Where downloads and long computations are kept: `$DRIFTLENS_CACHE`, else `driftlens` in the user's cache."""
+    given = os.environ.get("DRIFTLENS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(given).expanduser() if given else Path(base) / "driftlens"
 
 
 @contextmanager

@@ -324,7 +324,7 @@ def test_absurd_nesting_is_one_line(tmp_path: Path):
 def test_unknown_names_and_missing_files(tmp_path: Path):
     with pytest.raises(DriftlensError, match=r"unknown dataset 'dmeo'; did you mean 'demo'\?"):
         load_records("dmeo")
-    with pytest.raises(DriftlensError, match=r"unknown dataset 'qqqq'; known: demo .*JSON file"):
+    with pytest.raises(DriftlensError, match=r"unknown dataset 'qqqq'; known: .*demo, .*zsre .*JSON file"):
         load_records("qqqq")
     with pytest.raises(DriftlensError, match=r"cannot read absent\.json: no such file"):
         load_records("absent.json")

@@ -1,7 +1,21 @@
 """Facts to edit in, and the benchmark records whose prompts test the edit. Imports nothing heavy."""
 
 from driftlens.data.fact import Fact
-from driftlens.data.loading import load_records
+from driftlens.data.known_facts import KnownFact, load_known_facts
+from driftlens.data.loading import DATASETS, dataset_path, load_records
 from driftlens.data.record import TASKS, Record, TaskPrompt
+from driftlens.data.texts import load_snippets, load_texts
 
-__all__ = ["TASKS", "Fact", "Record", "TaskPrompt", "load_records"]
+__all__ = [
+    "DATASETS",
+    "TASKS",
+    "Fact",
+    "KnownFact",
+    "Record",
+    "TaskPrompt",
+    "dataset_path",
+    "load_known_facts",
+    "load_records",
+    "load_snippets",
+    "load_texts",
+]

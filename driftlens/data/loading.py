@@ -1,35 +1,113 @@
-"""From a dataset's name or path to its records."""
+"""From a dataset's name or path to its records.
+
+A file says by the fields of its first record which schema it has, whatever its name, so a local copy of any of
+these datasets is read like the public one.
+"""
 
 import os
-from itertools import islice
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
-from driftlens.data.counterfact import parse_record
-from driftlens.data.reading import read_nodes
+from driftlens.data.counterfact import parse_counterfact
+from driftlens.data.homes import HOMES, fetch
+from driftlens.data.knowedit import parse_knowedit
+from driftlens.data.merged_counterfact import parse_merged
+from driftlens.data.reading import Node, read_nodes
 from driftlens.data.record import Record
+from driftlens.data.uneditable import UneditableError
+from driftlens.data.zsre import parse_zsre
 from driftlens.errors import DriftlensError, unknown_name
 
-__all__ = ["load_records"]
+__all__ = ["DATASETS", "dataset_path", "load_records"]
 
-_NAMED = {"demo": Path(__file__).parents[1] / "demo" / "records.json"}
+DATASETS = ("demo", "merged_counterfact", "counterfact", "zsre", "wiki_recent", "wiki_counterfact", "knowedit_zsre")
+"""The names that `load_records` knows."""
+
+_DEMO = Path(__file__).parents[1] / "demo" / "records.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schema:
+    fields: tuple[str, ...]
+    parse: Callable[[Node], Record]
+
+
+# The first whose fields are all there is the file's.
+_SCHEMAS = (
+    _Schema(fields=("requested_rewrite.target_new.str",), parse=parse_counterfact),
+    _Schema(fields=("requested_rewrite",), parse=parse_merged),
+    _Schema(fields=("src", "alt"), parse=parse_zsre),
+    _Schema(fields=("subject", "prompt", "target_new"), parse=parse_knowedit),
+)
 
 
 def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None = None) -> list[Record]:
     """The records of a dataset, the first `limit` of them if given.
 
-    `source` is "demo" for the bundled world, or the path of a JSON file in the schema of
-    `merged_counterfact.json`.
+    `source` is a name of `DATASETS` ("demo" is the bundled world; the others are fetched from their public
+    homes at first use), or the path of a JSON file in the schema of one of them.
+
+    A file that breaks its schema is an error that names file, record and field. Records of a public dataset
+    whose fact cannot be edited (its subject is not once in its prompt, its targets are equal) are left out, and
+    a warning says how many; every record's `index` is its place in the file.
     """
     if limit is not None and limit < 0:
         raise DriftlensError(f"limit {limit} is negative; give the number of records wanted, or none for all")
-    return [parse_record(node) for node in islice(read_nodes(_path_of(source)), limit)]
+    nodes = read_nodes(dataset_path(source))
+    first = next(nodes, None)
+    if first is None or limit == 0:
+        return []
+    parse = _parser(first)
+    records: list[Record] = []
+    left_out: list[UneditableError] = []
+    for node in chain([first], nodes):
+        try:
+            records.append(parse(node))
+        except UneditableError as error:
+            left_out.append(error)
+        if len(records) == limit:
+            break
+    if left_out:
+        total = len(records) + len(left_out)
+        warnings.warn(f"left out {len(left_out)} of {total} records that cannot be edited; {left_out[0]}", stacklevel=2)
+    return records
 
 
-def _path_of(source: str | os.PathLike[str]) -> Path:
-    if isinstance(source, str) and source in _NAMED:
-        return _NAMED[source]
+def dataset_path(source: str | os.PathLike[str]) -> Path:
+    """The file behind a dataset's name, fetched if need be, or the path that was given."""
+    if isinstance(source, str) and source in DATASETS:
+        return _DEMO if source == "demo" else fetch(source)
     path = Path(source)
     # A bare word that is no file was meant as a name; anything that looks like a path is reported as one.
     if isinstance(source, str) and len(path.parts) <= 1 and not path.suffix and not path.exists():
-        raise unknown_name("dataset", source, _NAMED, instead="(or give the path of a JSON file of records)")
+        if source in HOMES:
+            raise DriftlensError(f"{source!r} holds no edits; known datasets: {', '.join(DATASETS)}")
+        raise unknown_name("dataset", source, DATASETS, instead="(or give the path of a JSON file of records)")
     return path
+
+
+def _parser(first: Node) -> Callable[[Node], Record]:
+    if not isinstance(first.value, dict):
+        first.fail(f"expected an object, found {first.kind()}")
+    for schema in _SCHEMAS:
+        if all(_has(first.value, field) for field in schema.fields):
+            return schema.parse
+    if _has(first.value, "template") and _has(first.value, "attribute"):
+        problem = "known facts have no new target to edit in; read them with driftlens.data.load_known_facts"
+        raise DriftlensError(first.message(problem))
+    found = ", ".join(map(str, cast("dict[str, object]", first.value))) or "none"
+    wanted = "; or ".join(" and ".join(schema.fields) for schema in _SCHEMAS[1:])
+    raise DriftlensError(first.message(f"no known schema has the fields found ({found}); expected {wanted}"))
+
+
+def _has(value: object, field: str) -> bool:
+    """Whether a path of keys leads somewhere."""
+    for key in field.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return False
+        value = cast("dict[str, object]", value)[key]
+    return True

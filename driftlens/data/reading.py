@@ -20,10 +20,14 @@ class Node:
     record: int
     field: str = ""
 
+    def message(self, problem: str) -> str:
+        """The problem, with the names of file, record and field."""
+        field = f", field {self.field}" if self.field else ""
+        return f"{self.file}, record {self.record}{field}: {problem}"
+
     def fail(self, problem: str) -> NoReturn:
         """Raise the error that names file, record and field."""
-        field = f", field {self.field}" if self.field else ""
-        raise DriftlensError(f"{self.file}, record {self.record}{field}: {problem}")
+        raise DriftlensError(self.message(problem))
 
     def get(self, key: str) -> "Node | None":
         """The entry `key` of this object, or None where it is absent or null."""
@@ -46,6 +50,18 @@ class Node:
         values = cast("list[object]", self.value)
         return [self._inner(value, f"{self.field}[{place}]") for place, value in enumerate(values)]
 
+    def kind(self) -> str:
+        """What this value is, in words."""
+        return _kind(self.value)
+
+    def one_or_many(self) -> list["Node"]:
+        """The entries of this list; a plain text is a list of one."""
+        return [self] if isinstance(self.value, str) else self.items()
+
+    def is_blank(self) -> bool:
+        """Whether this is a text with nothing visible in it."""
+        return isinstance(self.value, str) and not self.value.strip()
+
     def text(self) -> str:
         """This string, which must hold something visible."""
         if not isinstance(self.value, str):
@@ -53,6 +69,11 @@ class Node:
         if not self.value.strip():
             self.fail("is empty")
         return self.value
+
+    def optional_text(self, key: str) -> str | None:
+        """The text `key` of this object, or None where it is absent or null."""
+        node = self.get(key)
+        return None if node is None else node.text()
 
     def _inner(self, value: object, field: str) -> "Node":
         return Node(value=value, file=self.file, record=self.record, field=field)

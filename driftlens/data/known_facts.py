@@ -1,0 +1,57 @@
+"""ROME's known facts, `known_1000.json`: 1,209 prompts that GPT-2 XL completes with the right attribute."""
+
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from driftlens.data.homes import fetch
+from driftlens.data.reading import Node, read_nodes
+from driftlens.errors import DriftlensError
+
+__all__ = ["KnownFact", "load_known_facts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownFact:
+    """A fact for causal tracing: there is a true attribute, and no other to edit in.
+
+    `text` is the whole prompt with the subject in it. It may go on behind the filled-in `template`, up to where
+    GPT-2 XL says the attribute; `prediction` is what it said after the template.
+    """
+
+    index: int
+    subject: str
+    text: str
+    attribute: str
+    template: str
+    prediction: str
+    relation_id: str | None = None
+
+
+def load_known_facts(source: str | os.PathLike[str] = "known_facts", *, limit: int | None = None) -> list[KnownFact]:
+    """The facts of the public file, fetched at first use, or of a local one; the first `limit` if given.
+
+    Raises a DriftlensError that names file, record and field if the file breaks its schema.
+    """
+    if limit is not None and limit < 0:
+        raise DriftlensError(f"limit {limit} is negative; give the number of facts wanted, or none for all")
+    path = fetch("known_facts") if source == "known_facts" else Path(source)
+    return [_parse(node) for node in islice(read_nodes(path), limit)]
+
+
+def _parse(node: Node) -> KnownFact:
+    subject, prompt, template = node.need("subject").text(), node.need("prompt"), node.need("template")
+    if subject not in prompt.text():
+        prompt.fail(f"the subject {subject!r} does not occur in {prompt.text()!r}")
+    if template.text().count("{}") != 1:
+        template.fail(f"{template.text()!r} must hold '{{}}' once, where the subject goes")
+    return KnownFact(
+        index=node.record,
+        subject=subject,
+        text=prompt.text().rstrip(),
+        attribute=node.need("attribute").text().strip(),
+        template=template.text(),
+        prediction=node.need("prediction").text(),
+        relation_id=node.optional_text("relation_id"),
+    )

@@ -1,0 +1,33 @@
+"""Texts that scores need beside the records: for perplexity, and about the new facts."""
+
+import os
+from pathlib import Path
+
+from driftlens.data.homes import fetch
+from driftlens.data.reading import read_nodes
+
+__all__ = ["load_snippets", "load_texts"]
+
+
+def load_texts(source: str | os.PathLike[str] = "me_ppl") -> list[str]:
+    """The texts of ME-PPL-50, fetched at first use, or of a local JSON list of texts or of `{"Text": …}`.
+
+    Joined by blanks, these are what the paper's perplexity is measured on.
+    """
+    path = fetch("me_ppl") if source == "me_ppl" else Path(source)
+    return [(node if isinstance(node.value, str) else node.need("Text")).text() for node in read_nodes(path)]
+
+
+def load_snippets(source: str | os.PathLike[str] = "attribute_snippets") -> dict[tuple[str, str], tuple[str, ...]]:
+    """ROME's `attribute_snippets.json`: texts about things of which (relation, object) is true.
+
+    Fetched at first use (almost a gigabyte), or read from a local file: a list of `{"relation_id", "target_id",
+    "samples": [{"text"}, …]}`.
+    """
+    path = fetch("attribute_snippets") if source == "attribute_snippets" else Path(source)
+    snippets: dict[tuple[str, str], tuple[str, ...]] = {}
+    for node in read_nodes(path):
+        key = (node.need("relation_id").text(), node.need("target_id").text())
+        texts = tuple(sample.need("text").text() for sample in node.need("samples").items())
+        snippets[key] = (*snippets.get(key, ()), *texts)
+    return snippets

@@ -1,0 +1,35 @@
+"""The schema of `zsre_mend_eval.json`: questions of zsRE as MEND edits them, distributed with ROME.
+
+`src` is the question, `answers` what is true, `alt` what is edited in, `rephrase` the question in other words,
+and `loc` with `loc_ans` a question of Natural Questions about something else, written without its question
+mark, whose answer must stay.
+
+Here the edit is `answers[0]` → `alt`, as MEND and EasyEdit have it. ROME's own loader edits the true answer in
+instead and compares it with an end-of-text token.
+"""
+
+from driftlens.data.reading import Node
+from driftlens.data.record import Record
+from driftlens.data.tasks import Asked, all_tasks
+from driftlens.data.uneditable import fact_of
+
+__all__ = ["parse_zsre"]
+
+
+def parse_zsre(node: Node) -> Record:
+    """The record that `node`, one entry of the file's list, describes."""
+    answers = node.need("answers")
+    if not (true := answers.one_or_many()):
+        answers.fail("is empty; expected at least one answer")
+    fact = fact_of(
+        node.need("src"),
+        subject=node.need("subject").text(),
+        target_true=true[0].text(),
+        target_new=node.need("alt").text(),
+    )
+    asked = {"rewrite": [Asked(fact.text, fact.target_new)]}
+    if (rephrase := node.get("rephrase")) is not None:
+        asked["paraphrase"] = [Asked(rephrase.text(), fact.target_new)]
+    if (elsewhere := node.get("loc")) is not None:
+        asked["neighborhood"] = [Asked(elsewhere.text() + "?", node.need("loc_ans").text())]
+    return Record(index=node.record, fact=fact, tasks=all_tasks(fact, asked))

@@ -16,23 +16,29 @@ column                      definition                                  paper
 ==========================  ==========================================  =======================
 
 The paper prints the drift at s as before − after; the sign here is after − before, so that over-attention is
-positive, as its positive correlations need.  h is the residual stream behind the edit layer at s.  The sums go over
-``layers``: "the layers where attention activations have a significant impact", found by :func:`significant_layers`
-from a trace, or all layers above the edit, the only ones that can drift, when none are given.
+positive, as its positive correlations need.  ∖s is every other token of the prompt.  h is the residual stream behind
+the edit layer at s, * marks the edited model.  The sums go over ``layers``: "the layers where attention activations
+have a significant impact", found by :func:`significant_layers` from a trace, or all layers above the edit, the only
+ones that can drift, when none are given.
+
+:func:`correlation` relates a factor to P(o_edit) over many prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
+from driftlens.data import TaskPrompt
 from driftlens.editors.sadr import last_token_kl
 from driftlens.edits import Edit, edit_hooks
 from driftlens.errors import DriftlensError
@@ -44,35 +50,64 @@ from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+__all__ = [
+    "FACTORS",
+    "AttentionDrift",
+    "Correlation",
+    "attention_drift",
+    "correlation",
+    "correlation_difference",
+    "significant_layers",
+]
+
 FACTORS = ("kl", "max_subject", "max_others", "sum_subject", "hidden_norm", "hidden_l2", "hidden_cosine")
+"""The columns of :class:`AttentionDrift`'s table that are measured; see the module docstring."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionDrift:
     """Attention drift of one or several cases.
 
     Attributes:
         table: a row per case: ``case``, ``prompt``, ``subject`` and the columns of the module docstring.
-        heads: a row per case, layer and head: ``kl``, ``drift_subject`` (after − before), ``drift_others`` (‖·‖₂),
-            ``vanilla_subject``, ``edited_subject``: the weights at s.
+        heads: a row per case, layer and head: ``case, layer, head, kl, drift_subject`` (after − before),
+            ``drift_others`` (‖·‖₂), ``vanilla_subject, edited_subject`` (the weights at s).
         layers: the layers that were summed over.
+        model: the model's name.
     """
 
     table: pd.DataFrame
     heads: pd.DataFrame
     layers: tuple[int, ...]
+    model: str
 
-    def plot(self) -> go.Figure:
-        """Mean drift at the subject's last token per layer and head."""
+    def __repr__(self) -> str:
+        kl: Any = self.table["kl"]
+        return f"AttentionDrift({len(self.table)} prompts, layers {list(self.layers)}, mean KL {kl.mean():.4g})"
+
+    def by_layer(self) -> pd.DataFrame:
+        """``case, layer`` and the table's attention columns, before the sum over layers."""
+        rows: Any = self.heads.groupby(["case", "layer"], sort=False)
+        return rows.agg(
+            kl=("kl", "sum"),
+            max_subject=("drift_subject", "max"),
+            max_others=("drift_others", "max"),
+            sum_subject=("drift_subject", "sum"),
+        ).reset_index()
+
+    def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
+        """Heatmap of the mean drift at the subject's last token, layer × head."""
         from driftlens.plots import plot_heads
 
-        return plot_heads(self.heads)
+        return plot_heads(self.heads, title=title, note=note or Path(self.model).name)
 
 
 def attention_drift(
     model: LensModel,
     edit: Edit | Sequence[Edit],
-    prompt: str | Sequence[str],
+    prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     subject: str | Sequence[str],
     layers: Iterable[int] | None = None,
     *,
@@ -82,7 +117,7 @@ def attention_drift(
     """Drift of the last token's attention in one prompt, or in many, each under its own edit.
 
     Args:
-        model: the vanilla model.
+        model: the vanilla model; it stays as it is.
         edit: one edit for all prompts, or one for each.
         prompt: the prompt or prompts; the edited subject must occur, its first occurrence is s.
         subject: the edited subject, one for all prompts or one for each.
@@ -91,21 +126,28 @@ def attention_drift(
         on_cases: called with the number of prompts done.
 
     Raises:
-        DriftlensError: lists of different lengths, a subject that does not occur, a layer out of range.
+        DriftlensError: no prompt, lists of different lengths, a subject that does not occur, a layer out of range.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    given = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
+    prompts = [each if isinstance(each, str) else each.text for each in given]
     edits = [edit] * len(prompts) if isinstance(edit, Edit) else list(edit)
     subjects = [subject] * len(prompts) if isinstance(subject, str) else list(subject)
+    if not prompts:
+        raise DriftlensError("no prompt to measure attention drift in; give at least one")
     if not len(prompts) == len(edits) == len(subjects):
         raise DriftlensError(
             f"{len(prompts)} prompts, {len(edits)} edits and {len(subjects)} subjects; give one of each for every case"
         )
-    lowest = min((layer for each in edits for layer in each.updates), default=0)
-    chosen = tuple(range(lowest + 1, model.n_layers)) if layers is None else tuple(layers)
-    if not chosen or not all(0 <= layer < model.n_layers for layer in chosen):
+    for each in {id(each): each for each in edits}.values():
+        each.check(model)
+    lowest = min((layer for each in edits for layer in each.updates), default=-1)
+    chosen = tuple(range(lowest + 1, model.n_layers)) if layers is None else tuple(dict.fromkeys(layers))
+    if not chosen and layers is None:
         raise DriftlensError(
-            f"layers are {list(chosen)}; expected at least one of 0 to {model.n_layers - 1}, above the edited layer"
+            f"no layer lies above the edited layer {lowest}, so no attention can drift; edit a lower one"
         )
+    if not chosen or not all(0 <= layer < model.n_layers for layer in chosen):
+        raise DriftlensError(f"layers are {list(chosen)}; expected at least one of 0 to {model.n_layers - 1}")
     tokenized = [tokenize_prompt(model, text) for text in prompts]
     at = [subject_last(one, name) for one, name in zip(tokenized, subjects, strict=True)]
     cases = list(zip(range(len(prompts)), tokenized, at, edits, strict=True))
@@ -114,9 +156,8 @@ def attention_drift(
     table = pd.DataFrame([summary for summary, _ in measured])
     table.insert(1, "prompt", prompts)
     table.insert(2, "subject", subjects)
-    return AttentionDrift(
-        table=table, heads=pd.concat([heads for _, heads in measured], ignore_index=True), layers=chosen
-    )
+    heads = pd.concat([heads for _, heads in measured], ignore_index=True)
+    return AttentionDrift(table=table, heads=heads, layers=chosen, model=model.name)
 
 
 @torch.no_grad()
@@ -129,6 +170,8 @@ def _measure(
     last = torch.tensor([prompt.last for _, prompt, _, _ in cases], device=model.device)
     subject = torch.tensor([at for _, _, at, _ in cases], device=model.device)
     edits = [edit for *_, edit in cases]
+    # Behind the last edited layer, of which MEMIT has several; an edit of nothing has a hidden state all the same.
+    behind = [max(edit.updates, default=model.n_layers - 1) for edit in edits]
 
     def look(hooks: Sequence[Hook]) -> tuple[Tensor, Tensor]:
         """[layers, rows, heads, keys] attention of the last token, and [rows, d_model] behind the edit."""
@@ -139,12 +182,10 @@ def _measure(
         ]
         names += [
             (model.hook_name("resid_post", n), record(hidden, n, lambda r: r[rows, subject].float()))
-            for n in sorted({max(edit.updates) for edit in edits})
+            for n in sorted(set(behind))
         ]
-        model.run(batch, hooks=[*hooks, *names])
-        # Several layers' edits (MEMIT): behind the last of them.
-        behind = torch.stack([hidden[max(edit.updates)][i] for i, edit in enumerate(edits)])
-        return torch.stack([seen[n] for n in layers]), behind
+        model.run(batch, hooks=[*hooks, *names], stop=max(*layers, *behind) + 1)
+        return torch.stack([seen[n] for n in layers]), torch.stack([hidden[n][i] for i, n in enumerate(behind)])
 
     vanilla, h = look([])
     edited, h_edited = look(edit_hooks(model, edits))
@@ -210,19 +251,32 @@ def correlation(
 ) -> Correlation:
     """Pearson correlation of a drift factor with P(o_edit) (paper, 3.3).
 
+    Args:
+        x: a factor's values.
+        y: the probabilities, in the same order.
+        groups: which record each point belongs to, for the interval that respects it.
+        resamples: resamples of the bootstrap.
+        seed: of the bootstrap.
+
     Raises:
-        DriftlensError: fewer than three points, or a constant variable.
+        DriftlensError: fewer than three points, lists of different lengths, a value that is no finite number, or a
+            constant variable.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(a) != len(b) or len(a) < 3:
         raise DriftlensError(f"a correlation needs at least three pairs; got {len(a)} and {len(b)} values")
+    if groups is not None and len(groups) != len(a):
+        raise DriftlensError(f"{len(groups)} groups for {len(a)} pairs; give the group of every pair")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DriftlensError("a value is NaN or infinite; leave such pairs out of the correlation")
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         raise DriftlensError("one of the two variables is constant, so it correlates with nothing; look at its values")
-    result = stats.pearsonr(a, b)
+    result: Any = stats.pearsonr(a, b)
     interval = result.confidence_interval(0.95)
-    cluster = (float("nan"), float("nan"))
-    if groups is not None:
-        cluster = _cluster_interval(a, b, pd.factorize(np.asarray(groups))[0], resamples, seed)
+    nan = float("nan")
+    codes = np.zeros(0, dtype=int) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
+    # A single group can be resampled in one way only, which says nothing.
+    cluster = _cluster_interval(a, b, codes, resamples, seed) if codes.size and codes.max() > 0 else (nan, nan)
     return Correlation(
         rho=float(result.statistic),
         p=float(result.pvalue),
@@ -234,34 +288,73 @@ def correlation(
     )
 
 
+def correlation_difference(
+    x: Sequence[float],
+    other: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """|ρ(x, y)| − |ρ(other, y)|, with the 95 % interval of a bootstrap that resamples whole groups (records).
+
+    Both factors are measured on the same prompts, so their correlations are far from independent; every resample
+    compares the two.
+    """
+    codes = pd.factorize(np.asarray(groups, dtype=object))[0]
+    a, b, c = (np.asarray(values, dtype=float) for values in (x, other, y))
+    observed = abs(correlation(x, y).rho) - abs(correlation(other, y).rho)
+    if codes.max() < 1:
+        return observed, float("nan"), float("nan")
+    found = [np.abs(_resampled(values, c, codes, resamples, seed)) for values in (a, b)]
+    low, high = np.nanpercentile(found[0] - found[1], [2.5, 97.5])
+    return observed, float(low), float(high)
+
+
 def _cluster_interval(
-    a: np.ndarray, b: np.ndarray, group: np.ndarray, resamples: int, seed: int
+    a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap over groups: each resample is a weight per group, so ρ comes from weighted sums."""
+    low, high = np.nanpercentile(_resampled(a, b, group, resamples, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int) -> Floats:
+    """ρ of each resample of whole groups: a weight per group, so ρ comes from weighted sums."""
+    # Sums of squares around the mean: ρ is the same, and no digit is lost to a large offset.
+    a, b = a - a.mean(), b - b.mean()
     n_groups = int(group.max()) + 1
     draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
     moments = (np.ones_like(a), a, b, a * a, b * b, a * b)
     sums = np.stack([np.bincount(group, weights=values, minlength=n_groups) for values in moments])
     n, sa, sb, saa, sbb, sab = (draws @ sums.T).T
     variance = (saa - sa**2 / n) * (sbb - sb**2 / n)
-    rhos = (sab - sa * sb / n)[variance > 0] / np.sqrt(variance[variance > 0])
-    low, high = np.percentile(rhos, [2.5, 97.5])
-    return float(low), float(high)
+    variance[variance <= 1e-18 * variance.max()] = np.nan  # one group over and over may have no spread
+    return (sab - sa * sb / n) / np.sqrt(variance)
 
 
-def significant_layers(grid: pd.DataFrame, *, share: float = 0.5) -> tuple[int, ...]:
+def significant_layers(grid: pd.DataFrame, *, share: float = 0.5, target_name: str = "o_true") -> tuple[int, ...]:
     """The layers where attention contaminates: the rule for ``layers`` in :func:`attention_drift`.
 
-    From a trace of module ``attn``: average the effect on each layer's last-token cell over cases; keep the layers
-    whose mean effect has at least ``share`` of the largest one's size, and the same sign.
+    From a trace (:func:`driftlens.contaminating_substitution`) of module ``attn``: average the effect of each layer's
+    last-token cell over cases; keep the layers whose mean effect has at least ``share`` of the largest one's size, and
+    the same sign.
 
     Args:
-        grid: a trace's table, with columns ``module, role, layer, effect``.
+        grid: a trace's table, or its ``by_role()``, with columns ``target_name, module, role, layer, effect``.
         share: how much of the largest effect counts as significant.
+        target_name: the target whose probability is looked at, where the trace has several.
+
+    Raises:
+        DriftlensError: no attention cell at the last token, or none with an effect.
     """
-    last = grid[(grid["module"] == "attn") & (grid["role"] == "last token")]
+    last: Any = grid[(grid["module"] == "attn") & (grid["role"] == "last token")]
+    if last["target_name"].nunique() > 1:
+        last = last[last["target_name"] == target_name]
     if last.empty:
         raise DriftlensError("the trace has no attention cell at the last token; trace with module='attn' first")
-    effect = last.groupby("layer")["effect"].mean()
-    peak = effect.loc[effect.abs().idxmax()]
-    return tuple(int(layer) for layer in effect.index[effect / peak >= share])
+    means = {int(layer): float(rows["effect"].mean()) for layer, rows in last.groupby("layer")}
+    peak = max(means.values(), key=abs)
+    if peak == 0:
+        raise DriftlensError("no attention cell at the last token has an effect; choose the layers yourself")
+    return tuple(layer for layer, effect in means.items() if effect / peak >= share)

@@ -1,0 +1,235 @@
+"""The cells of attention patching, as rows of batched passes that compute no more than they change.
+
+For prompts side by side, each under its own edit, aligned at their last prompt token:
+
+1. A vanilla pass keeps patterns or scores; an edited pass keeps every block's input, and the keys and values of what
+   stands left of the last prompt token.
+2. Attention is the same in both models up to the lowest edited layer, so a window that ends there changes nothing,
+   and any other starts at the first layer above it.
+3. Scores are patched in the rows of the last prompt token and of the target tokens appended behind it, so nothing left
+   of the last prompt token changes: a pass runs those few columns only.  Whole patterns are patched in every row, so
+   such a pass runs all columns, of the layers from the window on.
+4. The cells of several prompts are sorted by their first layer and cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from driftlens.cases import Passage, target_probabilities
+from driftlens.edits import edit_hooks
+from driftlens.hooks import Hook, HookFunction, patch_pattern, patch_score, record
+from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.models.memory import in_batches
+from driftlens.prompts import pad_rows
+
+__all__ = ["Patched", "patched_patterns", "patched_scores"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patched:
+    """Probabilities of a passage's targets: in both models, and in the edited one with every single patch.
+
+    For whole patterns, which belong to no token, the grid has one row.
+    """
+
+    vanilla: Float[Tensor, " targets"]
+    edited: Float[Tensor, " targets"]
+    grid: Float[Tensor, "tokens layers targets"]
+
+
+def patched_patterns(
+    model: LensModel,
+    passages: Sequence[Passage],
+    windows: Sequence[range],
+    *,
+    batch_size: int,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Patched]:
+    """The vanilla attention weights in the layers of each of ``windows``."""
+
+    def work(group: Sequence[Passage]) -> list[Patched]:
+        places = [[0]] * len(group)
+        return _grids(model, _measure(model, group, "pattern"), places, windows, batch_size, _with_patterns)
+
+    return in_batches(passages, max(1, batch_size // model.n_layers), work, on_done=on_done)
+
+
+def patched_scores(
+    model: LensModel,
+    passages: Sequence[Passage],
+    windows: Sequence[range],
+    *,
+    batch_size: int,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Patched]:
+    """The vanilla score of last token → token t in the layers of each of ``windows``, for every prompt token t."""
+
+    def work(group: Sequence[Passage]) -> list[Patched]:
+        places = [range(passage.n_prompt) for passage in group]
+        return _grids(model, _measure(model, group, "attn_scores"), places, windows, batch_size, _with_scores)
+
+    return in_batches(passages, max(1, batch_size // model.n_layers), work, on_done=on_done)
+
+
+class _Cell(NamedTuple):
+    row: int  # of its group
+    token: int  # attended prompt token; 0 for whole patterns
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """Passages side by side, aligned at their last prompt token, which stands in column ``last``."""
+
+    passages: Sequence[Passage]
+    batch: Batch
+    last: int
+    shifts: Int[Tensor, " rows"]  # column of each row's first token
+    lowest: int  # the lowest edited layer; attention differs only above it
+    inputs: Mapping[int, Float[Tensor, "rows columns d_model"]]  # of the edited model's blocks
+    past: KeyValues | None  # of the edited model, left of `last`
+    vanilla_attention: Mapping[int, Float[Tensor, "rows heads query key"]]
+    vanilla: Float[Tensor, "rows targets"]
+    edited: Float[Tensor, "rows targets"]
+
+
+@torch.no_grad()
+def _measure(model: LensModel, passages: Sequence[Passage], site: str) -> _Group:
+    """Step 1 of the module docstring."""
+    batch, shifts = pad_rows(model, [p.ids for p in passages], align=[p.last for p in passages])
+    last = int(shifts[0]) + passages[0].last
+    lowest = min((_lowest(model, passage) for passage in passages), default=model.n_layers)
+    above = range(lowest + 1, model.n_layers)
+    attention: dict[int, Tensor] = {}
+    seen = model.run(batch, hooks=[(model.hook_name(site, n), record(attention, n)) for n in above])
+    inputs: dict[int, Tensor] = {}
+    hooks: list[Hook] = edit_hooks(model, [p.edit for p in passages])
+    hooks += [(model.hook_name("resid_pre", n), record(inputs, n)) for n in above]
+    past = None
+    if last:
+        edited, past = model.keys_values(batch, hooks=hooks, columns=last)
+    else:
+        edited = model.run(batch, hooks=hooks)
+    first_column = [-int(shift) for shift in shifts]
+    return _Group(
+        passages=passages,
+        batch=batch,
+        last=last,
+        shifts=shifts,
+        lowest=lowest,
+        inputs=inputs,
+        past=past,
+        vanilla_attention=attention,
+        vanilla=target_probabilities(model, seen, passages, first_column).cpu(),
+        edited=target_probabilities(model, edited, passages, first_column).cpu(),
+    )
+
+
+def _grids(
+    model: LensModel,
+    group: _Group,
+    tokens: Sequence[Sequence[int]],
+    windows: Sequence[range],
+    batch_size: int,
+    patched: Callable[[LensModel, _Group, Sequence[_Cell]], Tensor],
+) -> list[Patched]:
+    """Run the cells that can change anything, and lay them out as one grid per passage."""
+
+    def cell(row: int, token: int, window: range) -> _Cell | None:
+        start = max(window.start, _lowest(model, group.passages[row]) + 1)
+        return _Cell(row, token, start, window.stop) if start < window.stop else None
+
+    all_cells = (cell(row, token, w) for row, own in enumerate(tokens) for token in own for w in windows)
+    # Windows that clip to the same layers are one.
+    needed = sorted({each for each in all_cells if each is not None}, key=lambda each: (each.start, each))
+    values = in_batches(needed, batch_size, lambda batch: list(patched(model, group, batch).cpu()))
+    found = dict(zip(needed, values, strict=True))
+    results: list[Patched] = []
+    for row, own in enumerate(tokens):
+        n_targets = len(group.passages[row].targets)
+        vanilla, edited = group.vanilla[row, :n_targets], group.edited[row, :n_targets]
+        grid = edited.repeat(len(own), len(windows), 1)
+        for place, token in enumerate(own):
+            for layer, window in enumerate(windows):
+                at = cell(row, token, window)
+                if at is not None:
+                    grid[place, layer] = found[at][:n_targets]
+        results.append(Patched(vanilla=vanilla, edited=edited, grid=grid))
+    return results
+
+
+@torch.no_grad()
+def _with_patterns(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> Float[Tensor, "cells targets"]:
+    """A pass whose row *i* has the vanilla patterns of ``cells[i]``'s layers, in all columns."""
+    start = min(cell.start for cell in cells)
+    rows = torch.tensor([cell.row for cell in cells], device=model.device)
+
+    def hook(layer: int, covered: Tensor) -> HookFunction:
+        return patch_pattern(group.vanilla_attention[layer][rows[covered]], covered)
+
+    batch = Batch(tokens=group.batch.tokens[rows], mask=group.batch.mask[rows])
+    resid = model.run(
+        batch,
+        hooks=[*_edits_of(model, group, rows), *_hooks(model, "pattern", cells, hook)],
+        start=start,
+        resid=group.inputs[start][rows],
+    )
+    first_column = [-int(shift) for shift in group.shifts[rows]]
+    return target_probabilities(model, resid, [group.passages[cell.row] for cell in cells], first_column)
+
+
+@torch.no_grad()
+def _with_scores(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> Float[Tensor, "cells targets"]:
+    """A pass whose row *i* has the vanilla scores → ``cells[i].token`` in its layers, from the last prompt token on."""
+    start = min(cell.start for cell in cells)
+    rows = torch.tensor([cell.row for cell in cells], device=model.device)
+    keys = torch.tensor([cell.token for cell in cells], device=model.device) + group.shifts[rows]
+    queries = torch.arange(group.batch.shape[1] - group.last, device=model.device)
+
+    def hook(layer: int, covered: Tensor) -> HookFunction:
+        # Every pair (covered row, query from the last prompt token on), flat.
+        at = covered.repeat_interleave(len(queries))
+        query = queries.repeat(len(covered))
+        scores = group.vanilla_attention[layer][rows[at], :, group.last + query, keys[at]]
+        return patch_score(scores, at, query, keys[at])
+
+    columns = slice(group.last, None)
+    batch = Batch(tokens=group.batch.tokens[rows, columns], mask=group.batch.mask[rows, columns])
+    resid = model.run(
+        batch,
+        hooks=[*_edits_of(model, group, rows), *_hooks(model, "attn_scores", cells, hook)],
+        start=start,
+        resid=group.inputs[start][rows, columns],
+        past=None if group.past is None else group.past.select(rows),
+    )
+    of = [group.passages[cell.row] for cell in cells]
+    return target_probabilities(model, resid, of, [passage.last for passage in of])
+
+
+def _lowest(model: LensModel, passage: Passage) -> int:
+    return min(passage.edit.updates, default=model.n_layers)
+
+
+def _edits_of(model: LensModel, group: _Group, rows: Int[Tensor, " cells"]) -> list[Hook]:
+    # An edit of several layers (MEMIT) reaches above the lowest of them.
+    return edit_hooks(model, [passage.edit for passage in group.passages], rows)
+
+
+def _hooks(
+    model: LensModel, site: str, cells: Sequence[_Cell], hook: Callable[[int, Tensor], HookFunction]
+) -> list[Hook]:
+    """One hook per layer that any cell's window covers, on the rows whose window does."""
+    hooks: list[Hook] = []
+    for layer in range(min(cell.start for cell in cells), max(cell.stop for cell in cells)):
+        covered = [i for i, cell in enumerate(cells) if cell.start <= layer < cell.stop]
+        if covered:
+            hooks.append((model.hook_name(site, layer), hook(layer, torch.tensor(covered, device=model.device))))
+    return hooks

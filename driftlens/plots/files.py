@@ -1,0 +1,48 @@
+"""Figures to files: an HTML page that needs no network, and a PNG where a Chrome or Chromium is there to draw it."""
+
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import plotly.graph_objects as go
+
+from driftlens.files import atomic_path
+
+__all__ = ["figure_html", "figure_png", "save_figure"]
+
+
+def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
+    """Write `path`.html, which needs no network, and `path`.png where a Chrome or Chromium is there to draw it.
+
+    Without one a warning says so. Returns the files written.
+    """
+    stem = Path(path)
+    written = [stem.with_name(f"{stem.name}.html")]
+    with atomic_path(written[0]) as temporary:
+        temporary.write_bytes(figure_html(figure))
+    picture, problem = figure_png(figure)
+    if picture is None:
+        warnings.warn(f"{stem.name}.png is not written: {problem}", RuntimeWarning, stacklevel=2)
+        return written
+    written.append(stem.with_name(f"{stem.name}.png"))
+    with atomic_path(written[1]) as temporary:
+        temporary.write_bytes(picture)
+    return written
+
+
+def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] = "inside") -> bytes:
+    """A page that holds the figure and all it needs, or (`"directory"`) reads `plotly.min.js` (5 MB) from beside it."""
+    include = True if plotlyjs == "inside" else "directory"
+    html: str = figure.to_html(include_plotlyjs=include, full_html=True, config={"displaylogo": False})
+    return html.encode()
+
+
+def figure_png(figure: go.Figure, *, scale: float = 2.0) -> tuple[bytes | None, str]:
+    """The figure as a PNG, or None and in one line why there is none."""
+    try:
+        return figure.to_image(format="png", scale=scale), ""
+    except (ImportError, RuntimeError, ValueError, OSError) as error:
+        # kaleido missing, no browser, or one that does not start; plotly's advice is a page long.
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return None, f"{first.rstrip('.:')} (a picture needs the extra 'image' and a Chrome or Chromium)"

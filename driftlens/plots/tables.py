@@ -1,0 +1,83 @@
+"""A table as a picture, set as in print: rules above, below and under the head, numbers to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from driftlens.plots.style import FAINT, FONT, INK, escaped, lines_of, plain, write
+
+__all__ = ["plot_table"]
+
+_ROW, _HEAD = 28.0, 44.0
+_RULE = "#8a93a0"
+
+
+def plot_table(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    note: str = "",
+    rules: Sequence[int] = (),
+    bold: Sequence[tuple[int, int]] = (),
+) -> go.Figure:
+    """The table's cells as they are, which should be text; a line break in a column's name is kept.
+
+    Args:
+        table: texts; the first column and any other without a digit stand left, the others right.
+        title: of the figure.
+        note: under it.
+        rules: before which rows a thin rule stands.
+        bold: cells (row, column) to be set in bold.
+    """
+    columns = [str(column) for column in table.columns]
+    texts = [[str(cell) for cell in table.iloc[:, at]] for at in range(len(columns))]
+    left = [at == 0 or not any(char.isdigit() for cell in cells for char in cell) for at, cells in enumerate(texts)]
+    widths = [
+        28 + 7.4 * max(len(plain(part)) for part in [*cells, *column.split("\n")])
+        for column, cells in zip(columns, texts, strict=True)
+    ]
+    margin, width = 14.0, max(sum(widths) + 28, 640)
+    head_lines = lines_of(note.split(" · ") if note else [], int((width - 30) / 6.6))
+    top = 62.0 + 18 * len(head_lines)
+    inner = _HEAD + _ROW * len(table)
+    figure = go.Figure()
+    figure.update_layout(
+        width=width,
+        height=top + inner + 24,
+        margin={"l": margin, "r": width - margin - sum(widths), "t": top, "b": 24},
+        font={"family": FONT, "size": 14, "color": INK},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        title={
+            "text": f"<b>{escaped(title)}</b>",
+            "subtitle": {"text": "<br>".join(map(escaped, head_lines)), "font": {"size": 13, "color": FAINT}},
+            "font": {"size": 18, "color": INK}, "x": 14 / width, "xanchor": "left", "yref": "container", "y": 1,
+            "yanchor": "top", "pad": {"t": 18},
+        },
+        xaxis={"visible": False, "range": [0, sum(widths)], "fixedrange": True},
+        yaxis={"visible": False, "range": [0, inner], "fixedrange": True},
+    )  # fmt: skip
+    # Without a trace plotly draws no axes to hang the rules on.
+    figure.add_trace(
+        go.Scatter(x=[0], y=[0], mode="markers", marker={"opacity": 0}, hoverinfo="skip", showlegend=False)
+    )
+    for height, weight in ((inner, 1.6), (inner - _HEAD, 1.0), (0.0, 1.6)):
+        figure.add_hline(height, line={"color": INK, "width": weight})
+    for row in rules:
+        figure.add_hline(inner - _HEAD - _ROW * row, line={"color": _RULE, "width": 0.8})
+    at = 0.0
+    for number, (column, cells, own) in enumerate(zip(columns, texts, widths, strict=True)):
+        x = (at + 10 if left[number] else at + own - 10) / sum(widths)
+        anchor = "left" if left[number] else "right"
+        parts = column.split("\n")
+        head = "<br>".join(f"<b>{part}</b>" for part in parts)
+        write(figure, head, x=x, y=(inner - _HEAD) / inner, anchor=anchor, up=12 if len(parts) == 1 else 4, ink=INK)
+        for row, cell in enumerate(cells):
+            text = f"<b>{cell}</b>" if (row, number) in bold else cell
+            y = (inner - _HEAD - _ROW * (row + 1)) / inner
+            write(figure, text, x=x, y=y, anchor=anchor, up=4, ink=INK)
+        at += own
+    return figure

@@ -1,0 +1,167 @@
+"""Edits on disk, shared by everything that needs them.
+
+An edit is worth keeping: it costs a minute on a large model and weighs a few kilobytes.  Its file is named by a hash
+of all that it depends on, the model's weights, the editor's settings with regularizers and contexts, the text behind
+the second moment, the fact, and driftlens's version; so nothing is ever looked up by a name that somebody chose, and
+whatever changes leads to another file.
+
+Files are written as each batch of facts is done, each atomically, with a checksum of the factors.  An interrupted run
+finds them again; a damaged one is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from driftlens.data import Fact
+from driftlens.editors import open_corpus
+from driftlens.editors.corpora import default_corpus
+from driftlens.editors.second_moment import SecondMoment
+from driftlens.edits import Edit, EditResult
+from driftlens.errors import DriftlensError
+from driftlens.files import writable_folder
+from driftlens.models import LensModel
+
+__all__ = ["Editor", "cached_edits", "editor_identity"]
+
+_KEY, _CHECKSUM = "cache_key", "cache_sha256"
+
+
+class Editor(Protocol):
+    """What the cache needs of an editor."""
+
+    def edit_many(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        batch_size: int = 16,
+        on_facts: Callable[[int], None] | None = None,
+    ) -> list[EditResult]:
+        """A separate edit for each fact."""
+        ...
+
+    def provenance(self, model: LensModel, fact: Fact) -> dict[str, str]:
+        """All settings and the fact, as flat strings."""
+        ...
+
+
+def cached_edits(
+    model: LensModel,
+    editor: Editor,
+    facts: Sequence[Fact],
+    folder: str | PathLike[str],
+    *,
+    batch_size: int = 16,
+    on_facts: Callable[[int], None] | None = None,
+) -> list[Edit]:
+    """The edit of each of ``facts``, read from ``folder`` where it is there, else made and kept there.
+
+    Args:
+        model: the vanilla model.
+        editor: how to edit.
+        facts: the requests; one that occurs twice is edited once.
+        folder: the cache, made if need be.  Several models, editors and processes can share one.
+        batch_size: facts that are optimised at a time, and after which files are written.
+        on_facts: called with the number of different facts that are there.
+
+    Raises:
+        DriftlensError: the folder cannot be written, or the editor's own errors.
+    """
+    if batch_size < 1:
+        raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
+    place = writable_folder(folder)
+    identity = editor_identity(model, editor)
+    keys = [_key(identity, editor.provenance(model, fact)) for fact in facts]
+    wanted = dict(zip(keys, facts, strict=True))
+    found: dict[str, Edit] = {}
+    damaged: list[Path] = []
+    for key in wanted:
+        path = _path(place, key)
+        if path.exists():
+            edit = _read(path, key)
+            if edit is None:
+                damaged.append(path)
+            else:
+                found[key] = edit
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        warnings.warn(f"the cached edit {damaged[0]}{more} is damaged and made again", RuntimeWarning, stacklevel=2)
+    _tell(on_facts, len(found))
+    missing = [key for key in wanted if key not in found]
+    for at in range(0, len(missing), batch_size):
+        batch = missing[at : at + batch_size]
+        results = editor.edit_many(model, [wanted[key] for key in batch], batch_size=batch_size)
+        for key, result in zip(batch, results, strict=True):
+            _write(_path(place, key), key, result.edit)
+            found[key] = result.edit
+        _tell(on_facts, len(found))
+    return [found[key] for key in keys]
+
+
+def editor_identity(model: LensModel, editor: Editor) -> str:
+    """The text behind the editor's second moments: the one thing that its provenance does not tell beforehand."""
+    given: Any = getattr(editor, "second_moment", None)
+    if given is None:
+        corpus: Any = getattr(editor, "corpus", None)
+        opened = open_corpus(default_corpus(model) if corpus is None else corpus)
+        return f"{opened.name} ({opened.digest})"
+    parts: Mapping[Any, Any] = given if isinstance(given, Mapping) else {"": given}
+    return "; ".join(f"{layer} {_moment(moment)}" for layer, moment in parts.items())
+
+
+def _moment(moment: Tensor | SecondMoment) -> str:
+    if isinstance(moment, SecondMoment) and moment.source != "given":
+        return moment.source
+    matrix = moment.matrix if isinstance(moment, SecondMoment) else moment
+    return _digest(matrix)
+
+
+def _key(identity: str, provenance: Mapping[str, str]) -> str:
+    # The weights' hash says which model it is; by what name it was loaded does not matter.
+    parts = {name: value for name, value in provenance.items() if name != "model"}
+    return hashlib.sha256(json.dumps([identity, parts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"edit-{key}.safetensors"
+
+
+def _write(path: Path, key: str, edit: Edit) -> None:
+    kept = {**edit.provenance, _KEY: key, _CHECKSUM: _checksum(edit)}
+    Edit(updates=edit.updates, provenance=kept).save(path)
+
+
+def _read(path: Path, key: str) -> Edit | None:
+    """The edit as it was made, or None where the file is not what was written."""
+    try:
+        edit = Edit.load(path)
+    except DriftlensError:
+        return None
+    own = {name: value for name, value in edit.provenance.items() if name not in (_KEY, _CHECKSUM)}
+    whole = edit.provenance.get(_KEY) == key and edit.provenance.get(_CHECKSUM) == _checksum(edit)
+    return Edit(updates=edit.updates, provenance=own) if whole else None
+
+
+def _checksum(edit: Edit) -> str:
+    return "-".join(
+        f"{layer}:{_digest(update.left)}:{_digest(update.right)}" for layer, update in sorted(edit.updates.items())
+    )
+
+
+def _digest(tensor: Tensor) -> str:
+    values = tensor.detach().float().cpu().contiguous()
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+
+
+def _tell(on_facts: Callable[[int], None] | None, done: int) -> None:
+    if on_facts is not None:
+        on_facts(done)

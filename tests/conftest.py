@@ -71,9 +71,7 @@ def demo_model() -> Any:
 
 @pytest.fixture(scope="session")
 def exact_model(checkpoint_folder: Path) -> Any:
-    """`lens_model` in float64, for what must hold to the last digits. Shared: leave its weights as they
-    were.
-    """
+    """`lens_model` in float64, for what must hold to the last digits. Shared: leave its weights as they were."""
     name = f"{checkpoint_folder.name} in float64"
     if name not in _loaded:
         _loaded[name] = load_tiny(checkpoint_folder, exact=True)

@@ -25,9 +25,7 @@ Edit = tuple[str, int, Callable[[Tensor], Tensor | None]]
 
 
 class PlainModel:
-    """A Hugging Face model with eager attention and frozen parameters, whose inner values can be seen and
-    changed.
-    """
+    """A Hugging Face model with eager attention and frozen parameters, whose inner values can be seen and changed."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,6 +1,4 @@
-"""An exported folder is a Hugging Face checkpoint: the same tensors, the same tokens, and the edit where it
-belongs.
-"""
+"""An exported folder is a Hugging Face checkpoint: the same tensors, the same tokens, and the edit where it belongs."""
 
 import json
 from pathlib import Path

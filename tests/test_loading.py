@@ -1,6 +1,4 @@
-"""load_model and LensModel(model): what is taken, what is refused in one line, and that nothing is
-downloaded.
-"""
+"""load_model and LensModel(model): what is taken, what is refused in one line, and that nothing is downloaded."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""LensModel against plain Hugging Face: values, writes, gradients and padding, on every family and both
-backends.
-"""
+"""LensModel against plain Hugging Face: values, writes, gradients and padding, on every family and both backends."""
 
 import copy
 from pathlib import Path

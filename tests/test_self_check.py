@@ -35,9 +35,7 @@ def test_the_check_leaves_no_trace(lens_model: LensModel):
 
 @pytest.mark.parametrize("site", ["pattern", "attn_scores", "z", "mlp_post", "attn_out", "mlp_out", "resid_pre"])
 def test_a_dead_hook_is_named(lens_model: LensModel, site: str):
-    """Hooks that show the value and throw away what is written, as GPT-J's pattern does in transformer-lens
-    4.3.
-    """
+    """Hooks that show the value and throw away what is written, as GPT-J's pattern does in transformer-lens 4.3."""
     name = lens_model.hook_name(site, lens_model.n_layers // 2)
     point = lens_model._backend.hook_point(name)
     add_hook = point.add_hook

@@ -137,9 +137,7 @@ class Backend(ABC):
 
     @contextmanager
     def attached(self, hooks: Iterable[Hook]) -> Generator[None]:
-        """Have these hooks on the model while the body runs; then exactly these are gone, whatever
-        happened.
-        """
+        """Have these hooks on the model while the body runs; then exactly these are gone, whatever happened."""
         with ExitStack() as stack:
             for name, function in hooks:
                 point = self.hook_point(name)

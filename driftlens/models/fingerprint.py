@@ -1,6 +1,4 @@
-"""A short name for a model's exact weights, so that caches and results can say what they were computed
-with.
-"""
+"""A short name for a model's exact weights, so that caches and results can say what they were computed with."""
 
 import hashlib
 import json

@@ -190,9 +190,7 @@ class LensModel:
         return self._backend.unembed(resid.to(self.dtype))
 
     def export(self, folder: str | PathLike[str], W_out: Mapping[int, Tensor] | None = None) -> None:
-        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its
-        own.
-        """
+        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
         from driftlens.models.export import export
 
         export(self, self._backend, folder, W_out or {})

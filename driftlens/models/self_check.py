@@ -60,9 +60,7 @@ def check_tokens(d_vocab: int, n_ctx: int) -> Int[Tensor, "1 seq"]:
 
 @torch.no_grad()
 def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) -> SelfCheck:
-    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what
-    fails.
-    """
+    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what fails."""
     tokens = check_tokens(model.d_vocab, model.n_ctx).to(model.device)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     half = model.dtype in (torch.float16, torch.bfloat16)

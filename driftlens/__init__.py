@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from driftlens.data import Fact, Record, TaskPrompt, load_records
     from driftlens.drift import attention_drift
-    from driftlens.editors import ROME, SADR
-    from driftlens.edits import Edit, EditResult
+    from driftlens.editors import MEMIT, PMET, ROME, SADR
+    from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
     from driftlens.models import LensModel, load_model
@@ -26,7 +26,10 @@ _HOMES = {
     "Edit": "driftlens.edits",
     "EditResult": "driftlens.edits",
     "Fact": "driftlens.data",
+    "JointEditResult": "driftlens.edits",
     "LensModel": "driftlens.models",
+    "MEMIT": "driftlens.editors",
+    "PMET": "driftlens.editors",
     "ROME": "driftlens.editors",
     "Record": "driftlens.data",
     "SADR": "driftlens.editors",
@@ -42,12 +45,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "MEMIT",
+    "PMET",
     "ROME",
     "SADR",
     "DriftlensError",
     "Edit",
     "EditResult",
     "Fact",
+    "JointEditResult",
     "LensModel",
     "Record",
     "TaskPrompt",

@@ -117,9 +117,7 @@ class Edit:
                 Hugging Face model.
         """
         self.check(model)
-        model.export(
-            Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates}
-        )
+        model.export(Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write factors and provenance to one safetensors file, atomically."""
@@ -127,9 +125,7 @@ class Edit:
         for layer, update in self.updates.items():
             # Cloned: layers that share a factor would share memory, which the format refuses.
             tensors[f"{layer}.left"] = update.left.detach().cpu().clone(memory_format=torch.contiguous_format)
-            tensors[f"{layer}.right"] = (
-                update.right.detach().cpu().clone(memory_format=torch.contiguous_format)
-            )
+            tensors[f"{layer}.right"] = update.right.detach().cpu().clone(memory_format=torch.contiguous_format)
         metadata = {"format": FORMAT, "provenance": json.dumps(dict(self.provenance))}
         with atomic_path(Path(path)) as temporary:
             temporary.write_bytes(serialize(tensors, metadata=metadata))
@@ -146,9 +142,7 @@ class Edit:
                 handle: Any = file
                 metadata: dict[str, str] = handle.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise DriftlensError(
-                        f"{path} is not a driftlens edit; expected a file that Edit.save wrote"
-                    )
+                    raise DriftlensError(f"{path} is not a driftlens edit; expected a file that Edit.save wrote")
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
                 provenance: dict[str, str] = json.loads(metadata["provenance"])
                 layers = sorted({int(name.split(".")[0]) for name in tensors})
@@ -159,9 +153,7 @@ class Edit:
                 f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote"
             ) from error
         try:
-            updates = {
-                n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers
-            }
+            updates = {n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers}
         except KeyError as error:
             raise DriftlensError(f"{path} lacks the factor {error}; save the edit again") from error
         return cls(updates=updates, provenance=provenance)
@@ -224,9 +216,26 @@ class EditResult:
     values: Mapping[int, Float[Tensor, "d_model"]]
 
 
-def edit_hooks(
-    model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None
-) -> list[Hook]:
+@dataclass(frozen=True, kw_only=True)
+class JointEditResult:
+    """What an editor gives back for several facts written in one update.
+
+    Attributes:
+        facts: the requests.
+        edit: the low-rank update, of rank ``len(facts)`` in each layer.
+        history: as in :class:`EditResult`, with a first column ``fact`` that counts the requests from 0.
+        keys: by layer, the keys the update was solved for, ``[facts, d_mlp]``.
+        values: by layer, the values those keys are to give, ``[facts, d_model]``.
+    """
+
+    facts: tuple[Fact, ...]
+    edit: Edit
+    history: pd.DataFrame
+    keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
+    values: Mapping[int, Float[Tensor, "facts d_model"]]
+
+
+def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:
     """Hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
 
     ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.

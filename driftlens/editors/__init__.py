@@ -3,7 +3,9 @@ optimiser.
 """
 
 from driftlens.editors.contexts import ContextSampling, sample_contexts
-from driftlens.editors.corpora import Corpus, open_corpus
+from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.memit import MEMIT
+from driftlens.editors.pmet import PMET
 from driftlens.editors.presets import sadr_gamma
 from driftlens.editors.regularizers import LastTokenAttention, Regularizer
 from driftlens.editors.rome import ROME
@@ -11,6 +13,8 @@ from driftlens.editors.sadr import SADR, last_token_kl
 from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
 
 __all__ = [
+    "MEMIT",
+    "PMET",
     "ROME",
     "SADR",
     "ContextSampling",
@@ -18,6 +22,7 @@ __all__ = [
     "LastTokenAttention",
     "Regularizer",
     "SecondMoment",
+    "default_corpus",
     "last_token_kl",
     "open_corpus",
     "sadr_gamma",

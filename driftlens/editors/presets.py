@@ -1,98 +1,158 @@
-"""Settings by model: the paper's (C.2), the bundled model's, and defaults by depth and scale for any other.
+"""Settings by editor and model: the paper's (C.2), the bundled model's, and defaults by depth and scale for any other.
 
-The published runs used a learning rate of 0.5 whatever the setting files say (note 14), which is also C.2's.
+The published runs used a learning rate of 0.5 whatever the setting files say (note 14), which is also C.2's, but for
+MEMIT with SADR on GPT-J, where C.2 has 0.25.  Clamps, weight decays and λ are those of the published settings; C.2
+does not name them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from driftlens.editors.contexts import ContextSampling
 from driftlens.hooks import record
 from driftlens.models import LensModel
 from driftlens.prompts import pad_rows
 
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """An editor's settings for one model, its number of steps without and with SADR, and SADR's γ."""
+
+    settings: Mapping[str, Any]
+    steps: int = 20
+    sadr_steps: int = 80
+    gamma: float
+
+
+def _layers(first: int, last: int, **settings: Any) -> dict[str, Any]:
+    return {"layers": tuple(range(first, last + 1)), **settings}
+
+
 GPT = {"weight_decay": 0.5}
 LLAMA = {"weight_decay": 1e-3}
+# As MEMIT's own settings for the GPT models; the published ones of the Llama models allow δ more.
+NEAR, WIDE = {"clamp_norm_factor": 0.75}, {"clamp_norm_factor": 4.0}
+TEXT_KL = {"kl_factor": 0.0625}
 
-ROME_PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2-xl": {"layer": 17, **GPT},
-    "gpt-j-6b": {"layer": 5, **GPT},
-    "meta-llama-3-8b": {"layer": 5, **LLAMA},
-    "llama-2-13b-hf": {"layer": 15, **LLAMA},
-    "gpt-neox-20b": {"layer": 5, **GPT},
-    "tinyllama-1.1b": {"layer": 4, "clamp_norm_factor": 2.0, **LLAMA},
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    "ROME": {
+        "gpt2-xl": Preset(settings={"layer": 17, **GPT}, gamma=1e-2),
+        "gpt-j-6b": Preset(settings={"layer": 5, **GPT}, gamma=1e-2),
+        "meta-llama-3-8b": Preset(settings={"layer": 5, **LLAMA}, gamma=4e-2),
+        "llama-2-13b-hf": Preset(settings={"layer": 15, **LLAMA}, gamma=1e-2),
+        "gpt-neox-20b": Preset(settings={"layer": 5, **GPT}, gamma=1e-2),
+        "tinyllama-1.1b": Preset(settings={"layer": 4, "clamp_norm_factor": 2.0, **LLAMA}, gamma=8e-2),
+    },
+    "MEMIT": {
+        "gpt2-xl": Preset(settings=_layers(13, 17, second_moment_weight=20000.0, **GPT, **NEAR), gamma=1e-2),
+        "gpt-j-6b": Preset(settings=_layers(3, 8, **GPT, **NEAR), sadr_steps=20, gamma=5e-3),
+        "meta-llama-3-8b": Preset(settings=_layers(4, 8, **LLAMA, **WIDE), gamma=1e-2),
+        "llama-2-13b-hf": Preset(settings=_layers(5, 9, **LLAMA, **WIDE), gamma=4e-2),
+        "gpt-neox-20b": Preset(settings=_layers(13, 16, **GPT, **NEAR), gamma=5e-3),
+        "tinyllama-1.1b": Preset(
+            settings=_layers(3, 5, second_moment_weight=20000.0, clamp_norm_factor=8.0, **GPT), gamma=8e-2
+        ),
+    },
+    "PMET": {
+        "gpt2-xl": Preset(settings=_layers(13, 17, second_moment_weight=20000.0, **GPT, **NEAR), gamma=1e-2),
+        "gpt-j-6b": Preset(settings=_layers(3, 8, **GPT, **NEAR), sadr_steps=40, gamma=8e-2),
+        "meta-llama-3-8b": Preset(settings=_layers(4, 8, **TEXT_KL, **GPT, **WIDE), gamma=1e-2),
+        "llama-2-13b-hf": Preset(settings=_layers(7, 9, **TEXT_KL, **GPT, **WIDE), sadr_steps=20, gamma=5e-3),
+        "gpt-neox-20b": Preset(settings=_layers(13, 16, **GPT, **NEAR), sadr_steps=20, gamma=2e-3),
+        "tinyllama-1.1b": Preset(
+            settings=_layers(3, 5, second_moment_weight=20000.0, **TEXT_KL, **GPT, **WIDE), sadr_steps=40, gamma=8e-2
+        ),
+    },
 }
-"""By the end of the model's name, in lower case.  GPT-2 XL is not in C.2; its layer is ROME's own."""
+"""By the beginning of the last part of the model's name, in lower case.  GPT-2 XL is not in C.2: its layers and λ are
+ROME's and MEMIT's own.  C.2's layers for GPT-NeoX have no published settings file; the rest is as for GPT-J."""
 
-SADR_GAMMA: dict[str, float] = {
-    "gpt2-xl": 1e-2,
-    "gpt-j-6b": 1e-2,
-    "meta-llama-3-8b": 4e-2,
-    "llama-2-13b-hf": 1e-2,
-    "gpt-neox-20b": 1e-2,
-    "tinyllama-1.1b": 8e-2,
-    "demo": 3e-2,
+_SMALL: Mapping[str, Any] = {"lr": 2.5, "weight_decay": 0.1}
+# Eleven contexts do on the bundled model what 21 do, in half the time.
+_FEWER = ContextSampling(lengths=((5, 5), (10, 5)))
+
+DEMO: Mapping[str, Preset] = {
+    "ROME": Preset(
+        settings={"layer": 1, "clamp_norm_factor": 20.0, "sampling": _FEWER, **_SMALL},
+        steps=25,
+        sadr_steps=60,
+        gamma=5e-3,
+    ),
+    "MEMIT": Preset(settings=_layers(1, 3, **_SMALL), steps=25, sadr_steps=60, gamma=3e-2),
+    "PMET": Preset(settings=_layers(1, 3, **_SMALL), steps=25, sadr_steps=60, gamma=3e-2),
 }
-"""C.2's controlling weight for ROME by model; the bundled model's was chosen on its validation records."""
+"""The bundled model's, chosen on its validation records."""
 
 
-def rome_preset(model: LensModel, *, regularized: bool) -> dict[str, Any]:
-    """Keyword arguments of :class:`driftlens.ROME` for ``model``."""
-    if model.name == "demo":
-        return {
-            "layer": 2,
-            "lr": 2.5,
-            "weight_decay": 0.1,
-            "clamp_norm_factor": 20.0,
-            "steps": 60 if regularized else 25,
-        }
-    steps = {"steps": 80 if regularized else 20}
-    name = known_name(model)
-    if name is not None:
-        return ROME_PRESETS[name] | steps
-    return {"layer": default_layer(model), **scaled_to(model), **steps}
+def preset(editor: str, model: LensModel, *, regularized: bool) -> dict[str, Any]:
+    """Keyword arguments of an editor for ``model``; with SADR the number of steps is another."""
+    chosen = _known(editor, model)
+    if chosen is None:
+        return _by_scale(editor, model) | {"steps": 80 if regularized else 20}
+    return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
 
 
-def sadr_gamma(model: LensModel) -> float:
-    """The paper's γ for ``model`` with ROME, its middle value (1e-2) for any other."""
-    return SADR_GAMMA.get("demo" if model.name == "demo" else known_name(model) or "", 1e-2)
-
-
-def known_name(model: LensModel) -> str | None:
-    """The preset that ``model`` goes by, found in the last part of its name."""
-    last = model.name.rstrip("/").split("/")[-1].lower()
-    return next((name for name in ROME_PRESETS if last.startswith(name)), None)
+def sadr_gamma(model: LensModel, editor: str = "ROME") -> float:
+    """The paper's γ for ``model`` with ``editor`` ("ROME", "MEMIT" or "PMET"); its middle value (1e-2) for a model
+    that the paper does not have.
+    """
+    chosen = _known(editor, model)
+    return 1e-2 if chosen is None else chosen.gamma
 
 
 def default_layer(model: LensModel) -> int:
-    """An early-middle layer: about a fifth of the depth, where C.2's choices for GPT-J, Llama-3 and TinyLlama
-    lie.
-    """
+    """An early-middle layer: about a fifth of the depth, where C.2's choices for GPT-J, Llama-3 and TinyLlama lie."""
     return min(max(1, round(model.n_layers / 5)), model.n_layers - 1)
 
 
+def default_layers(model: LensModel) -> tuple[int, ...]:
+    """From an eighth to a quarter of the depth, where C.2's choices for GPT-J and the Llama models lie."""
+    first = min(max(1, round(model.n_layers / 8)), model.n_layers - 1)
+    return tuple(range(first, max(first, round(model.n_layers / 4)) + 1))
+
+
 @torch.no_grad()
-def scaled_to(model: LensModel) -> dict[str, float]:
+def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     """Learning rate and clamp for a model nobody has tuned, from the size of its residual stream.
 
-    An Adam step moves δ by about lr · √d_model.  What matters is that length against the residual stream it
-    is added to, and small models trained without weight decay can have residuals a hundred times GPT-J's.
-    The rate is set to a tenth of the residual's norm at the edit layer, the clamp to one and a half times it,
-    and neither below the paper's 0.5 and 4.
+    An Adam step moves δ by about lr · √d_model.  What matters is that length against the residual stream it is added
+    to, and small models trained without weight decay can have residuals a hundred times GPT-J's.  The rate is set to a
+    tenth of the residual's norm at the edit layer, the clamp (in norms of the MLP's output) to one and a half times
+    it, and neither below the paper's 0.5 and 4.
     """
-    layer = default_layer(model)
     batch, _ = pad_rows(model, [list(model.encode("The name of the capital of the country is").ids)])
     store: dict[str, torch.Tensor] = {}
     hooks = [(model.hook_name(site, layer), record(store, site)) for site in ("resid_post", "mlp_out")]
     model.run(batch, hooks=hooks, stop=layer + 1)
     # The first token's residual is an outlier in most models.
-    resid, mlp_out = (
-        float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out")
-    )
+    resid, mlp_out = (float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out"))
     return {
         "lr": max(0.5, 0.1 * resid / model.d_model**0.5),
         "clamp_norm_factor": max(4.0, 1.5 * resid / mlp_out),
         "weight_decay": 0.1,
     }
+
+
+def _known(editor: str, model: LensModel) -> Preset | None:
+    if model.name == "demo":
+        return DEMO[editor]
+    last = model.name.rstrip("/").split("/")[-1].lower()
+    return next((known for name, known in PRESETS[editor].items() if last.startswith(name)), None)
+
+
+def _by_scale(editor: str, model: LensModel) -> dict[str, Any]:
+    if editor == "ROME":
+        layer = default_layer(model)
+        return {"layer": layer, **scaled_to(model, layer)}
+    layers = default_layers(model)
+    # kᵀ C⁻¹ k is d_mlp on average, so with λ = d_mlp a layer takes up about half of its residual; GPT-J's is 0.9 d_mlp.
+    settings = {"layers": layers, "second_moment_weight": float(model.d_mlp), **scaled_to(model, layers[-1])}
+    if editor == "MEMIT":
+        # There the clamp counts in norms of the residual stream itself.
+        settings["clamp_norm_factor"] = 1.5
+    return settings

@@ -1,0 +1,211 @@
+"""The editor that MEMIT and PMET are two settings of: one value at the last layer, written into all of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from driftlens.data import Fact
+from driftlens.editors.base import Editor
+from driftlens.editors.contexts import ContextSampling
+from driftlens.editors.presets import preset
+from driftlens.editors.rows import Place
+from driftlens.editors.second_moment import SecondMoment
+from driftlens.editors.spread import SpreadUpdate, spread
+from driftlens.editors.value import OptimizedValue, optimize_values
+from driftlens.edits import Edit, EditResult, JointEditResult
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.models.memory import in_batches
+
+PREFIXES = ContextSampling(lengths=((10, 5),))
+"""The bare prompt and five prefixes of ten tokens (note 2)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MultiLayerEditor(Editor):
+    """What MEMIT and PMET share; see :class:`driftlens.MEMIT` for the settings."""
+
+    layers: tuple[int, ...]
+    clamp_norm_factor: float = 0.75
+    sampling: ContextSampling = field(default_factory=lambda: PREFIXES)
+    second_moment: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | SecondMoment] | None = None
+    second_moment_weight: float = 15000.0
+
+    _places: ClassVar[tuple[Place, ...]]
+    _site: ClassVar[Literal["mlp_out", "resid_post"]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given: Iterable[int] = self.layers  # a range is welcome
+        layers = tuple(given)
+        object.__setattr__(self, "layers", layers)
+        if not layers:
+            raise DriftlensError("layers is empty; give at least one, e.g. (3, 4, 5)")
+        if list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise DriftlensError(f"layers is {layers}; expected different layers from 0 on, in ascending order")
+        if not 0 < self.second_moment_weight < float("inf"):
+            raise DriftlensError(
+                f"second_moment_weight is {self.second_moment_weight}; expected a number above 0, e.g. 15000"
+            )
+        if self.second_moment is not None:
+            missing = [layer for layer in layers if layer not in self.second_moment]
+            if missing:
+                raise DriftlensError(
+                    f"second_moment lacks layer {missing[0]} of {layers}; give a matrix for each of them, or none"
+                )
+            # Wrapped once, so that their Cholesky factors are computed once for all edits.
+            moments = {
+                layer: moment if isinstance(moment, SecondMoment) else SecondMoment(moment)
+                for layer, moment in self.second_moment.items()
+            }
+            object.__setattr__(self, "second_moment", moments)
+
+    @classmethod
+    def for_model(cls, model: LensModel, **changes: Any) -> Self:
+        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
+
+        With regularizers the number of steps is the paper's for SADR, without it is 20.
+        """
+        return cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
+
+    @override
+    def edit_many(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        batch_size: int = 16,
+        on_step: Callable[[int, int], None] | None = None,
+        on_facts: Callable[[int], None] | None = None,
+    ) -> list[EditResult]:
+        moments, contexts = self._moments_for(model), self._contexts_for(model)
+
+        def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
+            values = self._values(model, batch, contexts, on_step)
+            groups = [(fact,) for fact in batch]
+            spread_out = self._spread(model, groups, values, contexts, moments, len(batch))
+            return [
+                EditResult(
+                    fact=fact,
+                    edit=self._edit(model, (fact,), update, moments),
+                    history=value.history,
+                    keys={layer: keys[0] for layer, keys in update.keys.items()},
+                    values={layer: wanted[0] for layer, wanted in update.values.items()},
+                )
+                for fact, value, update in zip(batch, values, spread_out, strict=True)
+            ]
+
+        return in_batches(facts, batch_size, edit_batch, on_done=on_facts)
+
+    def edit_together(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        batch_size: int = 16,
+        on_step: Callable[[int, int], None] | None = None,
+        on_facts: Callable[[int], None] | None = None,
+    ) -> JointEditResult:
+        """All of ``facts`` in one update, solved together.
+
+        Args:
+            model: the vanilla model; it stays as it is.
+            facts: the requests.
+            batch_size: facts optimised at a time, and run at a time for their keys.
+            on_step: called with (step, facts of the batch still running).
+            on_facts: called with the number of facts whose value is optimised.
+
+        Raises:
+            DriftlensError: no fact, a layer is out of range, a prompt too long, the loss not finite.
+        """
+        facts = tuple(facts)
+        if not facts:
+            raise DriftlensError("there are no facts to edit; give at least one")
+        moments, contexts = self._moments_for(model), self._contexts_for(model)
+
+        def optimize_batch(batch: Sequence[Fact]) -> list[OptimizedValue]:
+            return self._values(model, batch, contexts, on_step)
+
+        values = in_batches(facts, batch_size, optimize_batch, on_done=on_facts)
+        (update,) = self._spread(model, [facts], values, contexts, moments, batch_size)
+        histories = [value.history.copy() for value in values]
+        for number, history in enumerate(histories):
+            history.insert(0, "fact", number)
+        return JointEditResult(
+            facts=facts,
+            edit=self._edit(model, facts, update, moments),
+            history=pd.concat(histories, ignore_index=True),
+            keys=update.keys,
+            values=update.values,
+        )
+
+    @staticmethod
+    @abstractmethod
+    def _share(layers_left: int) -> float:
+        """What the residual is divided by when so many layers are still to be written."""
+
+    def _values(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        contexts: tuple[str, ...],
+        on_step: Callable[[int, int], None] | None,
+    ) -> list[OptimizedValue]:
+        return optimize_values(
+            model,
+            facts,
+            layer=self.layers[-1],
+            places=self._places,
+            contexts=contexts,
+            settings=self._value_settings(),
+            on_step=on_step,
+        )
+
+    def _spread(
+        self,
+        model: LensModel,
+        groups: Sequence[Sequence[Fact]],
+        values: Sequence[OptimizedValue],
+        contexts: tuple[str, ...],
+        moments: Mapping[int, SecondMoment],
+        batch_size: int,
+    ) -> list[SpreadUpdate]:
+        return spread(
+            model,
+            groups,
+            torch.stack([value.target for value in values]),
+            layers=self.layers,
+            site=self._site,
+            share=self._share,
+            contexts=contexts,
+            moments=moments,
+            weight=self.second_moment_weight,
+            batch_size=batch_size,
+        )
+
+    def _moments_for(self, model: LensModel) -> Mapping[int, SecondMoment]:
+        given = self.second_moment
+        wrapped = None if given is None else {n: m for n, m in given.items() if isinstance(m, SecondMoment)}
+        return self._second_moments(model, self.layers, wrapped)
+
+    def _edit(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        update: SpreadUpdate,
+        moments: Mapping[int, SecondMoment],
+    ) -> Edit:
+        sources = dict.fromkeys(moments[layer].source for layer in self.layers)
+        return Edit(
+            updates=update.updates,
+            provenance=self.provenance(model, *facts) | {"second_moment": ", ".join(sources)},
+        )

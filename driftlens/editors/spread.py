@@ -1,0 +1,144 @@
+"""Writing values into several layers (MEMIT's Algorithm 1; paper, Eq. 4 and 5).
+
+z is what the last of the layers is to give out at ``subject_last``.  The layers are taken in ascending order, each
+with the updates of the ones below it in place:
+
+1. a fact's key is half the bare prompt's and half the mean of the contexts' (keys are the down-projection's inputs);
+2. its residual is its part of what is still missing, (z − the output now) / share, with the output of the bare prompt;
+3. ``W_out += left @ right`` with ``left = (λ C + K Kᵀ)⁻¹ K`` and ``right = Rᵀ``: the least-squares fit of the
+   residuals that leaves what C stands for as it is.
+
+The solve is done in float64 with the kept Cholesky factor of C, one small system for each update:
+(λ C + K Kᵀ)⁻¹ K = C⁻¹K (λ I + Kᵀ C⁻¹ K)⁻¹, which for a single fact is C⁻¹k / (λ + kᵀ C⁻¹ k).  Updates of lower
+layers act through hooks; no weight is written, so that separate edits run side by side in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftlens.data import Fact
+from driftlens.editors.keys import subject_keys, subject_outputs
+from driftlens.editors.second_moment import SecondMoment
+from driftlens.edits import Edit, LowRankUpdate, edit_hooks
+from driftlens.errors import DriftlensError
+from driftlens.hooks import Hook
+from driftlens.models import LensModel
+from driftlens.models.memory import in_batches
+
+BARE = "{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadUpdate:
+    """One update of several layers, and per layer what it was solved for."""
+
+    updates: Mapping[int, LowRankUpdate]
+    keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
+    values: Mapping[int, Float[Tensor, "facts d_model"]]
+
+
+def spread(
+    model: LensModel,
+    groups: Sequence[Sequence[Fact]],
+    targets: Float[Tensor, "facts d_model"],
+    *,
+    layers: Sequence[int],
+    site: Literal["mlp_out", "resid_post"],
+    share: Callable[[int], float],
+    contexts: Sequence[str],
+    moments: Mapping[int, SecondMoment],
+    weight: float,
+    batch_size: int,
+) -> list[SpreadUpdate]:
+    """An update for each of ``groups``, of all its facts together; the groups know nothing of each other.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        groups: the facts of each update.
+        targets: z of every fact, in the groups' order.
+        layers: the layers to write to, ascending.
+        site: the output of the last of them that z is about.
+        share: by what the residual is divided, given how many layers are left.
+        contexts: templates with one ``{}`` for the prompt; the bare prompt is among the keys whether it is named or
+            not.
+        moments: C by layer.
+        weight: λ.
+        batch_size: facts in a pass.
+    """
+    facts = [fact for group in groups for fact in group]
+    group_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+    sizes = [len(group) for group in groups]
+    templates = (BARE, *(context for context in contexts if context != BARE))
+    precision = torch.promote_types(model.dtype, torch.float32)
+    updates: list[dict[int, LowRankUpdate]] = [{} for _ in groups]
+    keys_by_layer: dict[int, Tensor] = {}
+    values_by_layer: dict[int, Tensor] = {}
+
+    for i, layer in enumerate(layers):
+        edits = [Edit(updates=update) for update in updates]
+
+        def in_place(batch: Sequence[int], rows_per_fact: int, edits: Sequence[Edit] = edits) -> list[Hook]:
+            if len(edits) == 1:  # one update for all rows needs no copy of its factors for each
+                return edits[0].hooks(model)
+            return edit_hooks(model, edits, group_of[list(batch)].repeat_interleave(rows_per_fact))
+
+        def now(batch: Sequence[int], layer: int = layer) -> list[tuple[Tensor, Tensor]]:
+            chosen = [facts[number] for number in batch]
+            keys = subject_keys(model, chosen, templates, layer, hooks=in_place(batch, len(templates)))
+            outputs = subject_outputs(model, chosen, layers[-1], site, hooks=in_place(batch, 1))
+            return list(zip(_mean_keys(keys), outputs, strict=True))
+
+        found = in_batches(range(len(facts)), batch_size, now)
+        keys = torch.stack([key for key, _ in found])
+        missing = targets.double() - torch.stack([output for _, output in found]).double()
+        residuals = missing / share(len(layers) - i)
+        solved = moments[layer].solve(keys).to(keys.device)
+        for number, (k, s, r) in enumerate(
+            zip(keys.split(sizes), solved.split(sizes), residuals.split(sizes), strict=True)
+        ):
+            left = least_squares_factor(k, s, weight)
+            updates[number][layer] = LowRankUpdate(left=left.to(precision), right=r.to(precision))
+        W_out, bias = model.down_projection(layer)
+        written = keys @ W_out.double() if bias is None else keys @ W_out.double() + bias.double()
+        keys_by_layer[layer], values_by_layer[layer] = keys.to(precision), (written + residuals).to(precision)
+
+    return [
+        SpreadUpdate(
+            updates=updates[number],
+            keys={layer: keys.split(sizes)[number] for layer, keys in keys_by_layer.items()},
+            values={layer: values.split(sizes)[number] for layer, values in values_by_layer.items()},
+        )
+        for number in range(len(groups))
+    ]
+
+
+def least_squares_factor(
+    keys: Float[Tensor, "facts d_mlp"], solved: Float[Tensor, "facts d_mlp"], weight: float
+) -> Float[Tensor, "d_mlp facts"]:
+    """(λ C + K Kᵀ)⁻¹ K in float64, given C⁻¹K: ``keys`` and ``solved`` hold the columns of K and C⁻¹K as rows.
+
+    Raises:
+        DriftlensError: the facts' keys are so many or so alike that the small system is singular.
+    """
+    gram = keys @ solved.T
+    system = (gram + gram.T) / 2 + weight * torch.eye(len(keys), device=keys.device, dtype=keys.dtype)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info):
+        raise DriftlensError(
+            f"the keys of {len(keys)} facts are too much alike for a second_moment_weight of {weight}; "
+            "give a larger one, or leave out facts that repeat others"
+        )
+    return torch.cholesky_solve(solved, factor).T
+
+
+def _mean_keys(keys: Float[Tensor, "facts contexts d_mlp"]) -> Float[Tensor, "facts d_mlp"]:
+    """Half the bare prompt's, which is the first, and half the mean of the others, in float64."""
+    bare, others = keys[:, 0].double(), keys[:, 1:].double()
+    return (bare + others.mean(dim=1)) / 2 if others.shape[1] else bare

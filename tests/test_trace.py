@@ -1,5 +1,6 @@
 """Contaminating substitution against plain Hugging Face with hooks of its own: one full pass for each cell."""
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from plain import PlainModel
 from torch import Tensor
 
-from driftlens import DriftlensError, TaskPrompt, contaminating_substitution
+from driftlens import ROME, DriftlensError, TaskPrompt, contaminating_substitution, load_records
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.models import LensModel
+from driftlens.models.names import DEMO_WEIGHTS
 from driftlens.trace import MODULES
 from driftlens.windows import default_window, window_layers
 
@@ -426,3 +428,46 @@ def test_averages_over_cases(gpt2: Any):
     single = contaminating_substitution(gpt2, edit, prompts[0], "Paris").by_role()
     assert single["low"].isna().all()
     assert not single["effect"].isna().any()
+
+
+@pytest.fixture(scope="module")
+def demo_edit(demo_model: Any) -> tuple[Any, Any]:
+    """A record of the bundled world and its edit."""
+    record = load_records("demo", limit=1)[0]
+    return record, ROME.for_model(demo_model).edit(demo_model, record.fact).edit
+
+
+def test_the_bundled_models_grid_equals_plain_hugging_face(demo_model: Any, demo_edit: tuple[Any, Any]):
+    record, edit = demo_edit
+    task = record.tasks["distract_neighborhood"][0]
+    targets = (task.target_true, task.target_new)
+    table = contaminating_substitution(demo_model, edit, task, targets, MODULES, 2).table
+    plain = PlainModel(DEMO_WEIGHTS, dtype=torch.float32)
+    draw = random.Random(0)
+    for target in targets:
+        reference = OneByOne(plain, edit, task.text, target)
+        own = table[table["target"] == target]
+        strong = own.loc[own["effect"].abs().sort_values().index[-10:]]
+        for cell in [*strong.itertuples(), *own.iloc[draw.sample(range(len(own)), 25)].itertuples()]:
+            layers = range(max(0, cell.layer - 1), min(demo_model.n_layers, cell.layer + 1))
+            assert reference.cell(cell.module, cell.token, layers) == pytest.approx(cell.probability, abs=1e-5)
+        assert own["vanilla"].iloc[0] == pytest.approx(reference.vanilla, abs=1e-5)
+        assert own["edited"].iloc[0] == pytest.approx(reference.edited, abs=1e-5)
+
+
+def test_the_bundled_model_shows_figure_3(demo_model: Any, demo_edit: tuple[Any, Any]):
+    record, edit = demo_edit
+    tasks = record.tasks["distract_neighborhood"][:3]
+    targets = [(task.target_true, task.target_new) for task in tasks]
+    trace = contaminating_substitution(
+        demo_model, edit, list(tasks), targets, MODULES, default_window(demo_model.n_layers)
+    )
+    grid, (edited,) = trace.by_role(), trace.edited_layers
+    for name, sign in (("o_true", -1), ("o_edit", 1)):
+        for module, role in (("mlp", "last subject token"), ("attn", "last token")):
+            cells = grid[(grid["target_name"] == name) & (grid["module"] == module)]
+            strongest = cells.loc[(sign * cells["effect"]).idxmax()]
+            # The MLP where the edit is, then attention at the last token in the layers above.
+            assert strongest["role"] == role
+            assert sign * strongest["effect"] > 0.3
+            assert strongest["layer"] > edited or module == "mlp"

@@ -16,7 +16,7 @@ from conftest import BRIDGE
 from driftlens import Edit, cli
 from driftlens.commands import trace as command
 from driftlens.commands.trace_options import read_options
-from driftlens.commands.trace_study import choose_study, true_texts
+from driftlens.commands.trace_study import choose_study, templates, true_texts
 from driftlens.data import load_records
 from driftlens.trace import main
 
@@ -205,6 +205,13 @@ def test_the_texts_of_a_data_set_are_its_true_statements(data: Path):
     assert "The end of Vltava is the Elbe" in texts
     assert not [text for text in texts if text.endswith("Rome")]
     assert len(texts) == len(set(texts))
+
+
+def test_templates_come_from_edits_and_their_paraphrases(tmp_path: Path):
+    path = tmp_path / "records.json"
+    words = {"p-paraphrase": block(("So where is the Vltava? In", "Delft"), ("Vltava or Vltava is in", "Delft"))}
+    path.write_text(json.dumps([RECORDS[0], RECORDS[1] | words]))
+    assert templates(load_records(path)) == ("The {} is located in", "So where is the {}? In")
 
 
 @pytest.mark.usefixtures("loads")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.trace_study import Study, choose_study, true_texts
+from driftlens.commands.trace_study import Study, choose_study, templates, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
@@ -100,7 +100,7 @@ def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
             targets,
             options.modules,
             options.window or default_window(model.n_layers),
-            templates=tuple({record.fact.prompt for record in study.records}),
+            templates=templates(study.records),
             target_names=options.target_names,
             batch_size=options.batch_size,
             on_cells=lambda done, total: progress.update(shown, completed=done, total=total),

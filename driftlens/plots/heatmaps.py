@@ -248,14 +248,15 @@ def _heatmap(grid: Any, n_rows: int, layers: Sequence[int], scale: str) -> go.He
 def _add_scale(figure: go.Figure, frame: Frame, row: int, largest: float, title: str) -> None:
     """A colour bar beside the row's panels, the same distance to both sides of zero, and above it what it measures."""
     bottom, top = frame.vertical(figure, row)
+    length = min(top - bottom, 360 / frame.inner_height)  # beside a long prompt it stays with the top of the panels
     digits = 2 if largest >= 0.1 else 3
     ticks = [share * largest for share in (-1, -0.5, 0, 0.5, 1)]
     bar = {
         "tickvals": ticks,
         "ticktext": [signed(tick, digits) if tick else "0" for tick in ticks],
         "thickness": 14,
-        "len": top - bottom,
-        "y": (top + bottom) / 2,
+        "len": length,
+        "y": top - length / 2,
         "x": 1.0,
         "xpad": 14,
         "ypad": 0,

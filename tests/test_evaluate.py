@@ -114,10 +114,31 @@ def test_all_at_once_is_one_record_at_a_time(
         assert (both[column] - both[f"{column}_together"]).abs().max() < 1e-5 or both.empty
 
 
+def test_what_prompts_begin_with_in_common_is_run_once(lens_model: LensModel):
+    columns: list[int] = []
+    handle = lens_model.model.blocks[0].mlp.register_forward_pre_hook(
+        lambda _module, args: columns.append(args[0].shape[0] * args[0].shape[1])
+    )
+    try:
+        # One row at a time: nothing is padding.
+        tasks = ["neighborhood", "distract_neighborhood", "distract_relation"]
+        evaluate(lens_model, RECORDS[0], tasks=tasks, batch_size=1)
+    finally:
+        handle.remove()
+    whole = {
+        tuple(lens_model.encode(f"{prompt.text} {target}").ids[:-1])
+        for task in tasks
+        for prompt in RECORDS[0].tasks[task]
+        for target in (prompt.target_true, prompt.target_new)
+    }
+    assert sum(columns) < 0.6 * sum(map(len, whole))
+
+
 def test_tasks_can_be_chosen_and_progress_is_told(lens_model: LensModel):
     seen: list[tuple[int, int]] = []
     table = evaluate(lens_model, RECORDS, tasks=["neighborhood"], on_rows=lambda *done: seen.append(done))
     assert set(table["task"]) == {"neighborhood"}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1]
     whole = evaluate(lens_model, RECORDS)
     expected = whole[whole["task"] == "neighborhood"].reset_index(drop=True)

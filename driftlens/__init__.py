@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.drift import attention_drift
+    from driftlens.drift import attention_drift, correlation
     from driftlens.editors import MEMIT, PMET, ROME, SADR
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
+    from driftlens.generation import generate
     from driftlens.models import LensModel, load_model
     from driftlens.patch import patch_attention, patch_scores
     from driftlens.trace import contaminating_substitution
@@ -36,7 +37,9 @@ _HOMES = {
     "TaskPrompt": "driftlens.data",
     "attention_drift": "driftlens.drift",
     "contaminating_substitution": "driftlens.trace",
+    "correlation": "driftlens.drift",
     "evaluate": "driftlens.evaluation",
+    "generate": "driftlens.generation",
     "load_model": "driftlens.models",
     "load_records": "driftlens.data",
     "patch_attention": "driftlens.patch",
@@ -59,7 +62,9 @@ __all__ = [
     "TaskPrompt",
     "attention_drift",
     "contaminating_substitution",
+    "correlation",
     "evaluate",
+    "generate",
     "load_model",
     "load_records",
     "patch_attention",

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -26,7 +25,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.files import atomic_path, writable_folder
+from driftlens.files import atomic_path, cache_folder, writable_folder
 from driftlens.hooks import record
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
@@ -70,13 +69,6 @@ class SecondMoment:
         return torch.cholesky_solve(rhs, self.cholesky).T
 
 
-def cache_folder() -> Path:
-    """``$DRIFTLENS_CACHE``, else ``driftlens`` in the user's cache folder."""
-    given = os.environ.get("DRIFTLENS_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(given) if given else Path(base) / "driftlens"
-
-
 def second_moments(
     model: LensModel,
     layers: Sequence[int],
@@ -93,7 +85,7 @@ def second_moments(
         layers: which layers' down-projections.
         corpus: the texts; see :func:`driftlens.editors.corpora.open_corpus`.
         samples: how many texts at most.
-        folder: the cache; default :func:`cache_folder`.
+        folder: the cache; default :func:`driftlens.files.cache_folder`.
         on_texts: called with the number of texts done so far.
 
     Raises:

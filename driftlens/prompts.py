@@ -62,8 +62,7 @@ class TokenizedPrompt:
         inside = [i for i, (a, b) in enumerate(self.offsets) if a < stop and b > start]
         if not inside:
             raise DriftlensError(
-                f"no token covers characters {start}–{stop} of {self.text!r}; "
-                "expected a span inside the prompt"
+                f"no token covers characters {start}–{stop} of {self.text!r}; expected a span inside the prompt"
             )
         return range(inside[0], inside[-1] + 1)
 
@@ -85,9 +84,7 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
     if target:
         n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > len(text)), n_prompt)
         if n_prompt == len(encoding.ids):
-            raise DriftlensError(
-                f"the target {target!r} has no token of its own behind {text!r}; give a longer target"
-            )
+            raise DriftlensError(f"the target {target!r} has no token of its own behind {text!r}; give a longer target")
     if len(encoding.ids) > model.n_ctx:
         raise DriftlensError(
             f"the prompt {text[:40]!r}… has {len(encoding.ids)} tokens with its target, but {model.name} "
@@ -109,9 +106,7 @@ def find_subject(text: str, subject: str, *, start: int = 0) -> tuple[int, int]:
     """
     at = text.find(subject, start)
     if at < 0:
-        raise DriftlensError(
-            f"the subject {subject!r} does not occur in {text!r}; expected it there word for word"
-        )
+        raise DriftlensError(f"the subject {subject!r} does not occur in {text!r}; expected it there word for word")
     return at, at + len(subject)
 
 
@@ -159,9 +154,7 @@ def target_positions(
         id.
     """
     entries = [
-        (row, prompt.last + k, token)
-        for row, prompt in enumerate(prompts)
-        for k, token in enumerate(prompt.target_ids)
+        (row, prompt.last + k, token) for row, prompt in enumerate(prompts) for k, token in enumerate(prompt.target_ids)
     ]
     rows, columns, ids = torch.tensor(entries, device=shifts.device).unbind(1)
     return rows, columns + shifts[rows], ids

@@ -49,9 +49,7 @@ def substitute(
     return hook_function
 
 
-def add_delta(
-    delta: Float[Tensor, "rows d"], rows: Int[Tensor, "rows"], columns: Int[Tensor, "rows"]
-) -> HookFunction:
+def add_delta(delta: Float[Tensor, "rows d"], rows: Int[Tensor, "rows"], columns: Int[Tensor, "rows"]) -> HookFunction:
     """Add ``delta[i]`` at ``[rows[i], columns[i]]`` of an activation ``[batch, seq, d]``; differentiable in
     ``delta``.
     """

@@ -18,9 +18,7 @@ from torch import Tensor
 from driftlens.hooks.activations import HookFunction
 
 
-def patch_pattern(
-    pattern: Float[Tensor, "n heads query key"], rows: Int[Tensor, "n"] | None = None
-) -> HookFunction:
+def patch_pattern(pattern: Float[Tensor, "n heads query key"], rows: Int[Tensor, "n"] | None = None) -> HookFunction:
     """Replace the whole attention pattern of ``rows`` (all rows when ``None``) by ``pattern`` (paper,
     3.4).
     """

@@ -67,7 +67,7 @@ def plot_correlation(
         heads.append("<br>".join([f"<b>{escaped(panel)}</b>", *lines]))
     most = max(head.count("<br>") for head in heads)
     for column, head in enumerate(heads, 1):
-        frame.head(figure, 1, column, head + "<br>" * (most - head.count("<br>")))
+        frame.head(figure, 1, column, head, up=5 + 17 * (most + 1), anchor="top")
     figure.update_xaxes(showgrid=True, gridcolor=_GRID, rangemode="tozero", ticks="outside", ticklen=4)
     figure.update_xaxes(tickcolor="#c3c9d2")
     figure.update_yaxes(showgrid=True, gridcolor=_GRID, range=[-0.03, 1.03], dtick=0.2, tickformat=".1f")

@@ -88,10 +88,13 @@ class Frame:
         """Left and right of a column of panels, as shares of the inner width."""
         return _domain(figure, "xaxis", column)
 
-    def head(self, figure: go.Figure, row: int, column: int, text: str, *, up: float = 5) -> None:
-        """A panel's heading, above its middle."""
+    def head(
+        self, figure: go.Figure, row: int, column: int, text: str, *, up: float = 5, anchor: str = "bottom"
+    ) -> None:
+        """A panel's heading, above its middle; its bottom (or top) is `up` pixels above the panel."""
         middle = sum(self.horizontal(figure, column)) / 2
-        write(figure, text, x=middle, y=self.vertical(figure, row)[1], anchor="center", up=up, ink=INK)
+        top = self.vertical(figure, row)[1]
+        write(figure, text, x=middle, y=top, anchor="center", up=up, ink=INK, vertical=anchor)
 
     def style(self, figure: go.Figure, title: str, parts: Sequence[str]) -> None:
         """Title, subtitle of `parts`, broken where the figure ends, and the look that all figures share."""
@@ -133,10 +136,11 @@ def write(
     right: float = 0,
     ink: str = FAINT,
     angle: float = 0,
+    vertical: str = "bottom",
 ) -> None:
     """Text, `up` and `right` so many pixels from a place given in shares of the inner width and height."""
     figure.add_annotation(
-        text=text, x=x, y=y, xref="paper", yref="paper", xanchor=anchor, yanchor="bottom" if not angle else "middle",
+        text=text, x=x, y=y, xref="paper", yref="paper", xanchor=anchor, yanchor="middle" if angle else vertical,
         align=anchor, showarrow=False, xshift=right, yshift=up, font={"size": 13, "color": ink}, textangle=angle,
     )  # fmt: skip
 

@@ -17,41 +17,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from driftlens.data import Fact
-from driftlens.editors import open_corpus
-from driftlens.editors.corpora import default_corpus
-from driftlens.editors.second_moment import SecondMoment
-from driftlens.edits import Edit, EditResult
+from driftlens.editors import SecondMoment, default_corpus, open_corpus
+from driftlens.editors.base import Editor
+from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
 from driftlens.models import LensModel
 
-__all__ = ["Editor", "cached_edits", "editor_identity"]
+__all__ = ["cached_edits", "editor_identity"]
 
 _KEY, _CHECKSUM = "cache_key", "cache_sha256"
-
-
-class Editor(Protocol):
-    """What the cache needs of an editor."""
-
-    def edit_many(
-        self,
-        model: LensModel,
-        facts: Sequence[Fact],
-        *,
-        batch_size: int = 16,
-        on_facts: Callable[[int], None] | None = None,
-    ) -> list[EditResult]:
-        """A separate edit for each fact."""
-        ...
-
-    def provenance(self, model: LensModel, fact: Fact) -> dict[str, str]:
-        """All settings and the fact, as flat strings."""
-        ...
 
 
 def cached_edits(

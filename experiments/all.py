@@ -1,0 +1,65 @@
+"""All figures and tables, and a gallery of them: `python -m experiments.all`.
+
+What is there already and was made with the same configuration is skipped, so an interrupted run goes on where it
+stopped; edits and measurements are shared between the figures. One that fails is told in a line, the others are made.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from driftlens.cli import run_command
+from driftlens.errors import DriftlensError
+from driftlens.files import writable_folder
+from experiments import figure3, figure4, figure5, figure9, figure10, figure11, gallery, table2, table4, table5
+from experiments.artifacts import is_done
+from experiments.command import Make, make_one
+from experiments.options import read_options
+from experiments.study import open_study
+
+ARTIFACTS: dict[str, Make] = {
+    **figure3.ARTIFACTS,
+    **figure4.ARTIFACTS,
+    **table2.ARTIFACTS,
+    **figure5.ARTIFACTS,
+    **figure9.ARTIFACTS,
+    **figure10.ARTIFACTS,
+    **table4.ARTIFACTS,
+    **figure11.ARTIFACTS,
+    **table5.ARTIFACTS,
+}
+"""In the order of the paper."""
+
+_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make what is missing."""
+    options = read_options(argv, prog="python -m experiments.all", description=(__doc__ or "").strip())
+    folder = writable_folder(options.out)
+    out, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    start = time.perf_counter()
+    failed: list[str] = []
+    with open_study(options, errors) as study:
+        for name, make in ARTIFACTS.items():
+            if not options.redo and is_done(name, folder, study.configuration, png=options.png):
+                out.print(f"{name} is there already", markup=False)
+                continue
+            try:
+                make_one(study, name, make, out, errors)
+            except DriftlensError as error:
+                errors.print(f"driftlens: {name}: {error}", markup=False)
+                failed.append(name)
+        gallery.write(folder, list(ARTIFACTS), study)
+    minutes = (time.perf_counter() - start) / 60
+    made = f"{len(ARTIFACTS) - len(failed)} of {len(ARTIFACTS)}"
+    out.print(f"{made} figures and tables are in {options.out} ({minutes:.1f} minutes)", markup=False, soft_wrap=True)
+    return _BAD_INPUT if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

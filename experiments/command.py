@@ -1,0 +1,50 @@
+"""What `python -m experiments.NAME` does: read the options, make the artifacts, write them, say what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from driftlens.files import writable_folder
+from experiments.artifacts import Artifact, write
+from experiments.options import read_options
+from experiments.study import Study, open_study
+
+__all__ = ["Make", "command", "make_one"]
+
+Make = Callable[[Study], Artifact]
+
+
+def command(artifacts: Mapping[str, Make], doc: str | None) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of an experiment's module, whose docstring is its help."""
+    name = "-".join(dict.fromkeys(name.rstrip("abcd") for name in artifacts))
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        options = read_options(argv, prog=f"python -m experiments.{name}", description=(doc or "").strip())
+        writable_folder(options.out)  # before hours of work, not after
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        with open_study(options, errors) as study:
+            for artifact, make in artifacts.items():
+                make_one(study, artifact, make, Console(highlight=False), errors)
+        return 0
+
+    return main
+
+
+def make_one(study: Study, name: str, make: Make, out: Console, errors: Console) -> None:
+    """Make and write one artifact, and print its claims."""
+    start = time.perf_counter()
+    artifact = make(study)
+    problem = write(artifact, study.options.out, study.configuration, png=study.options.png)
+    if problem:
+        errors.print(f"{name}.png is not written: {problem}", markup=False)
+    seconds = time.perf_counter() - start
+    out.print(f"[bold]{escape(artifact.title)}[/bold] ({seconds:.0f} s)", soft_wrap=True)
+    for number in artifact.numbers:
+        out.print(f"  {number.name}: paper {number.paper}, here {number.here}", markup=False, soft_wrap=True)
+    for claim in artifact.claims:
+        out.print(f"  {claim.claim} [bold]{escape(claim.answer)}[/bold]", soft_wrap=True)
+    out.print(f"  wrote {study.options.out}/{name}.html and what belongs to it", markup=False, soft_wrap=True)

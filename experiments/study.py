@@ -1,0 +1,231 @@
+"""What every experiment starts from: one model, one data set, one editor, and the edits.
+
+1. Records are chosen per task: of the test split where the data has splits (the others served for choosing settings),
+   the first N that have a prompt of the task. In the bundled world these are the same records for every task; in the
+   paper's benchmark no record has both, and two sets of facts are edited.
+2. Edits come from a cache on disk that all experiments share (`driftlens.runs.edit_cache`).
+3. A case is one test prompt under its record's edit. Relation prompts that do not name the edited subject, but an alias
+   of it, are left out, since nothing could be measured at the subject's tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.trace_study import templates, true_texts
+from driftlens.data import Record, TaskPrompt, load_records
+from driftlens.editors import ROME, Corpus, default_corpus, open_corpus, second_moments
+from driftlens.edits import Edit
+from driftlens.errors import DriftlensError
+from driftlens.files import cache_folder
+from driftlens.models import load_model
+from driftlens.models.names import resolve
+from driftlens.runs.edit_cache import cached_edits, editor_identity
+from driftlens.runs.shards import settings_hash
+from experiments.options import Options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from driftlens.models import LensModel
+
+__all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
+
+TASK_NAMES = {"distract_neighborhood": "Distract Neighborhood", "relation": "Relation", "rewrite": "Rewrite"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A test prompt under its record's edit; `group` is the data set's own, such as "same type"."""
+
+    record: Record
+    prompt: TaskPrompt
+    edit: Edit
+
+    @property
+    def group(self) -> str | None:
+        """As it is written in a caption."""
+        return None if self.prompt.group is None else self.prompt.group.replace("_", " ")
+
+    @property
+    def targets(self) -> tuple[str, str]:
+        """o_true and o_edit."""
+        return self.prompt.target_true, self.prompt.target_new
+
+
+class Study:
+    """Everything is made when it is first asked for, so a mistake in the options costs no waiting."""
+
+    def __init__(self, options: Options, progress: Progress) -> None:
+        self.options = options
+        self.progress = progress
+        self.measured: dict[str, Any] = {}  # what experiments of one run share in memory
+        self._edits: dict[tuple[bool, tuple[int, ...]], list[Edit]] = {}
+
+    @cached_property
+    def all_records(self) -> list[Record]:
+        """The whole data set."""
+        return load_records(self.options.data)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Those that may be measured on."""
+        test = [record for record in self.all_records if record.split == "test"]
+        return test or [record for record in self.all_records if record.split is None] or self.all_records
+
+    @cached_property
+    def model(self) -> LensModel:
+        """The vanilla model."""
+        with self.shown("load model"):
+            return load_model(self.options.model, device=self.options.device, dtype=self.options.dtype)
+
+    @cached_property
+    def editor(self) -> ROME:
+        """ROME with the model's preset, what the options change, and its second moment."""
+        options, model = self.options, self.model
+        given = {"layer": options.layer, "steps": options.steps, "lr": options.lr, "samples": options.samples}
+        editor = ROME.for_model(model, **{name: value for name, value in given.items() if value is not None})
+        if editor.layer >= model.n_layers - 1:
+            raise DriftlensError(
+                f"layer {editor.layer} leaves no attention above the edit; {model.name} has layers 0 to "
+                f"{model.n_layers - 1}, so choose --layer from 0 to {model.n_layers - 2}"
+            )
+        editor = replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+        with self.shown("second moment, texts") as done:
+            moments = second_moments(
+                model, [editor.layer], self._corpus(), samples=editor.samples, on_texts=lambda n: done(n, None)
+            )
+        return replace(editor, second_moment=moments[editor.layer])
+
+    def _corpus(self) -> Corpus:
+        if self.options.corpus is not None:
+            return open_corpus(self.options.corpus)
+        local = resolve(self.options.model)[1]
+        if local and self.options.model != "demo":
+            # The texts that such a model can be trusted to know; nobody is sent to the network unasked.
+            return open_corpus(true_texts(self.all_records))
+        return open_corpus(default_corpus(self.model))
+
+    def records_of(self, task: str, most: int | None = None) -> list[Record]:
+        """The first records that have prompts of `task`."""
+        most = self.options.records if most is None else min(most, self.options.records)
+        chosen = [record for record in self.records if _usable(record, task)][:most]
+        if not chosen:
+            raise DriftlensError(
+                f"no record of {self.options.data} has {TASK_NAMES.get(task, task)} prompts; choose other --data"
+            )
+        return chosen
+
+    def edits(self, records: Sequence[Record], *, detached: bool = False) -> list[Edit]:
+        """The edit of each record, with ROME or (`detached`) ROME-AWD."""
+        key = (detached, tuple(record.index for record in records))
+        if key not in self._edits:
+            editor = replace(self.editor, detach_attention=True) if detached else self.editor
+            facts = [record.fact for record in records]
+            with self.shown(f"{'ROME-AWD' if detached else 'ROME'}, facts") as done:
+                self._edits[key] = cached_edits(
+                    self.model,
+                    editor,
+                    facts,
+                    cache_folder() / "edits",
+                    batch_size=self.options.batch_size,
+                    on_facts=lambda n: done(n, len(facts)),
+                )
+        return self._edits[key]
+
+    def cases(self, task: str, *, prompts: int | None = None, records: Sequence[Record] | None = None) -> list[Case]:
+        """The test prompts of `task`, of each record and group the first `prompts` of them (default: all)."""
+        records = self.records_of(task) if records is None else records
+        cases: list[Case] = []
+        for record, edit in zip(records, self.edits(records), strict=True):
+            taken: dict[str | None, int] = {}
+            for prompt in _usable(record, task):
+                taken[prompt.group] = taken.get(prompt.group, 0) + 1
+                if prompts is None or taken[prompt.group] <= prompts:
+                    cases.append(Case(record=record, prompt=prompt, edit=edit))
+        return cases
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """All texts with a slot that test prompts may follow; they help to find the test prompts' subjects."""
+        return templates(self.all_records)
+
+    @cached_property
+    def configuration(self) -> dict[str, Any]:
+        """All that the numbers depend on and that is known before any is computed."""
+        from driftlens import __version__
+
+        options = self.options
+        # Any fact will do: everything of the provenance but the fact itself is the editor's and the model's.
+        provenance = self.editor.provenance(self.model, self.records[0].fact)
+        fact = ("subject", "prompt", "target_true", "target_new", "model")
+        return {
+            "model": self.model_name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "editor": {name: text for name, text in provenance.items() if name not in fact},
+            "second_moment": editor_identity(self.model, self.editor),
+            "data": Path(options.data).name,
+            "data_hash": settings_hash([repr(record) for record in self.records]),
+            "records": options.records,
+            "prompts": options.prompts,
+            "seed": options.seed,
+            "driftlens": __version__,
+        }
+
+    @property
+    def model_name(self) -> str:
+        """Without the folder it lies in."""
+        return Path(self.model.name).name
+
+    @property
+    def editing(self) -> str:
+        """How the model is edited, in a few words."""
+        return f"{self.model.n_layers} layers, {self.configuration['dtype']}, ROME at layer {self.editor.layer}"
+
+    @property
+    def about(self) -> str:
+        """Model and editor in a few words."""
+        return f"Model {self.model_name}, {self.editing}"
+
+    @contextmanager
+    def shown(self, text: str) -> Generator[Callable[[int, int | None], None]]:
+        """A line of progress; yields a function to call with what is done and what there is to do."""
+        line = self.progress.add_task(text, total=None)
+        try:
+            yield lambda done, total: self.progress.update(line, completed=done, total=total)
+        finally:
+            self.progress.remove_task(line)
+
+
+def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
+    """The prompts of a task that name the edited subject."""
+    return tuple(prompt for prompt in record.tasks[task] if record.fact.subject in prompt.text)
+
+
+@contextmanager
+def open_study(options: Options, errors: Console) -> Generator[Study]:
+    """A study whose progress and warnings are seen on `errors`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    # Only for somebody who watches: a log needs no bars.
+    with (
+        warnings.catch_warnings(),
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+    ):
+        warnings.showwarning = lambda message, *_, **__: errors.print(f"driftlens: {message}", markup=False)
+        yield Study(options, progress)

@@ -68,7 +68,7 @@ def test_hooks_and_weights_give_the_same_logits(exact_model: LensModel):
     # Float64, but what Hugging Face computes in float32 within it (see test_value.py) sees inputs that differ in
     # their last digits, and may round them to the other side.
     tolerance = 1e-11 if exact_model.family == "gpt2" else 1e-5
-    assert torch.allclose(hooked, written, atol=tolerance)
+    assert torch.allclose(hooked, written, rtol=0, atol=tolerance)
     assert torch.equal(logits(exact_model, batch), vanilla)
 
 
@@ -77,7 +77,7 @@ def test_the_written_weight_is_the_sum(exact_model: LensModel):
     edit = random_edit(exact_model, (1,), rank=3)
     before = exact_model.W_out(1).clone()
     with edit.applied(exact_model):
-        assert torch.allclose(exact_model.W_out(1), before + edit.updates[1].matrix(), atol=1e-14)
+        assert torch.allclose(exact_model.W_out(1), before + edit.updates[1].matrix(), rtol=0, atol=1e-14)
 
 
 @pytest.mark.backend
@@ -103,7 +103,7 @@ def test_nested_edits_add_up_and_come_off_one_by_one(restored: LensModel):
             raise RuntimeError("inside")
         assert every_bit(restored) == only_a
     summed = logits(restored, batch, (a + b).hooks(restored))
-    assert torch.allclose(nested, summed, atol=1e-4 * float(nested.abs().max()))  # float32
+    assert torch.allclose(nested, summed, rtol=0, atol=1e-4 * float(nested.abs().max()))  # float32
 
 
 @pytest.mark.backend
@@ -149,16 +149,16 @@ def test_a_sum_is_both_edits(exact_model: LensModel):
     assert list(both.updates) == [0, 1, 2]
     assert both.updates[1].rank == 3
     expected = a.updates[1].matrix() + b.updates[1].matrix()
-    assert torch.allclose(both.updates[1].matrix(), expected, atol=1e-14)
+    assert torch.allclose(both.updates[1].matrix(), expected, rtol=0, atol=1e-14)
     assert both.provenance == {"seed": "1 + 2"}
     assert a.updates[1].rank == 1  # the summands stay what they are
     batch = batch_of(exact_model)
     with a.applied(exact_model), b.applied(exact_model):
         written = logits(exact_model, batch)
     tolerance = 1e-11 if exact_model.family == "gpt2" else 1e-5
-    assert torch.allclose(logits(exact_model, batch, both.hooks(exact_model)), written, atol=tolerance)
+    assert torch.allclose(logits(exact_model, batch, both.hooks(exact_model)), written, rtol=0, atol=tolerance)
     hooks = [*a.hooks(exact_model), *b.hooks(exact_model)]
-    assert torch.allclose(logits(exact_model, batch, hooks), written, atol=tolerance)
+    assert torch.allclose(logits(exact_model, batch, hooks), written, rtol=0, atol=tolerance)
 
 
 def test_a_sum_keeps_the_wider_precision():
@@ -191,7 +191,7 @@ def test_many_edits_as_rows_are_each_edit_by_itself(exact_model: LensModel):
         edit = edits[which]
         expected = exact_model.run(alone, hooks=[] if edit is None else edit.hooks(exact_model))[0]
         length = int(batch.mask[row].sum())
-        assert torch.allclose(found[row, :length], expected[:length], atol=tolerance)
+        assert torch.allclose(found[row, :length], expected[:length], rtol=0, atol=tolerance)
 
 
 @pytest.mark.backend
@@ -324,7 +324,7 @@ def test_an_exported_edit_is_the_edited_model_in_plain_hugging_face(lens_model: 
         expected = logits(lens_model, batch, edit.hooks(lens_model))
         found = plain.run(batch.tokens)[1][0]
         assert plain.tokenizer(text)["input_ids"] == batch.tokens[0].tolist()
-        assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))  # float32
+        assert torch.allclose(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))  # float32
     with pytest.raises(DriftlensError, match="not empty"):
         edit.export(lens_model, tmp_path / "edited")
 

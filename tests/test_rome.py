@@ -81,12 +81,12 @@ def test_the_update_is_equation_3(exact_model: LensModel, plain: PlainModel):
     # See test_value.py for what is float32 inside the other families; entries are of the order of 1 (measured: 7e-6).
     tolerance = 1e-9 if exact_model.family == "gpt2" else 5e-5
     direction = torch.linalg.inv(C) @ mean
-    assert torch.allclose(update.left[:, 0], direction / direction.norm(), atol=tolerance)
+    assert torch.allclose(update.left[:, 0], direction / direction.norm(), rtol=0, atol=tolerance)
     W, bias = exact_model.down_projection(LAYER)
     residual = result.values[LAYER] - bare @ W - (0 if bias is None else bias)
     expected = direction[:, None] * residual / (bare @ direction)
-    assert torch.allclose(update.matrix(), expected, atol=tolerance * float(expected.abs().max()))
-    assert torch.allclose(result.keys[LAYER], bare, atol=tolerance)
+    assert torch.allclose(update.matrix(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    assert torch.allclose(result.keys[LAYER], bare, rtol=0, atol=tolerance)
 
 
 @pytest.mark.backend
@@ -97,9 +97,9 @@ def test_the_key_is_given_its_value(exact_model: LensModel, plain: PlainModel, r
     keys = keys_by_hand(plain)
     key = keys[0] if residual_key == "bare" else keys.mean(0)
     tolerance = 1e-10 if exact_model.family == "gpt2" else 5e-5
-    assert torch.allclose(mlp_output(exact_model, key, result), result.values[LAYER], atol=tolerance)
-    assert torch.allclose(mlp_output(exact_model, result.keys[LAYER], result), result.values[LAYER], atol=1e-10)
-    assert torch.allclose(result.keys[LAYER], key, atol=tolerance)
+    assert torch.allclose(mlp_output(exact_model, key, result), result.values[LAYER], rtol=0, atol=tolerance)
+    assert torch.allclose(mlp_output(exact_model, result.keys[LAYER], result), result.values[LAYER], rtol=0, atol=1e-10)
+    assert torch.allclose(result.keys[LAYER], key, rtol=0, atol=tolerance)
 
 
 @pytest.mark.backend
@@ -112,7 +112,7 @@ def test_orthogonal_keys_are_left_alone(exact_model: LensModel, plain: PlainMode
     W, bias = exact_model.down_projection(LAYER)
     before = keys @ W.double() + (0 if bias is None else bias)
     assert float((mlp_output(exact_model, mean, result) - mean @ W - (0 if bias is None else bias)).norm()) > 0.1
-    assert torch.allclose(mlp_output(exact_model, keys, result), before, atol=1e-9)
+    assert torch.allclose(mlp_output(exact_model, keys, result), before, rtol=0, atol=1e-9)
 
 
 @pytest.mark.backend
@@ -126,7 +126,7 @@ def test_in_the_model_the_subject_gives_the_value(exact_model: LensModel, plain:
     out = plain.value("mlp_out", LAYER, torch.tensor([plain.tokenizer(text)["input_ids"]]))
     found = (out + post @ update)[0, at]
     tolerance = 1e-10 if exact_model.family == "gpt2" else 1e-4
-    assert torch.allclose(found, result.values[LAYER], atol=tolerance)
+    assert torch.allclose(found, result.values[LAYER], rtol=0, atol=tolerance)
 
 
 @pytest.mark.backend

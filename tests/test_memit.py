@@ -17,11 +17,12 @@ from naive_spread import NaiveMemitValue, write_layer_by_layer
 from plain import PlainModel
 from torch import Tensor
 
-from driftlens.data import Fact
-from driftlens.editors import MEMIT, SADR, Corpus, SecondMoment
+from driftlens.data import Fact, load_records
+from driftlens.editors import MEMIT, PMET, SADR, Corpus, SecondMoment
 from driftlens.editors.presets import preset, sadr_gamma
 from driftlens.editors.spread import least_squares_factor
 from driftlens.errors import DriftlensError
+from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
 from driftlens.prompts import pad_rows
 
@@ -308,6 +309,20 @@ def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     assert editor.steps == 7
     assert editor.second_moment_weight == lens_model.d_mlp
     assert MEMIT.for_model(lens_model, regularizers=(SADR(),)).steps == 80
+
+
+@pytest.mark.parametrize("method", [MEMIT, PMET])
+def test_the_bundled_model_is_edited_out_of_the_box(
+    demo_model: LensModel, method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the second moments that come with it: nothing is computed over a corpus, nothing cached."""
+    monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path))
+    record = load_records("demo", limit=1)[0]
+    editor = method.for_model(demo_model, regularizers=(SADR(gamma=sadr_gamma(demo_model, method.__name__)),))
+    result = editor.edit(demo_model, record.fact)
+    assert list(tmp_path.iterdir()) == []
+    nlls = evaluate(demo_model, [record] * 2, [None, result.edit], tasks=("rewrite",))
+    assert (nlls["nll_new"] < nlls["nll_true"]).tolist() == [False, True]
 
 
 # --- mistakes ---

@@ -149,7 +149,7 @@ def _caption(artifact: Artifact, *, picture: bool) -> str:
         lines += ["## Do the paper's claims appear on this model?", ""]
         lines += [f"- {claim.claim} **{_sentence(claim.answer)}** {claim.because}" for claim in artifact.claims]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("W*", "W\\*")
 
 
 def _sentence(answer: str) -> str:

@@ -12,7 +12,17 @@ from driftlens.errors import DriftlensError
 from experiments import measurements
 from experiments.study import TASK_NAMES, Study
 
-__all__ = ["FACTOR_NAMES", "TASKS", "Points", "as_table", "combined", "correlate", "drift_points", "layers_text"]
+__all__ = [
+    "FACTOR_NAMES",
+    "TASKS",
+    "Points",
+    "as_table",
+    "combined",
+    "correlate",
+    "drift_points",
+    "layers_text",
+    "typeset",
+]
 
 TASKS = ("distract_neighborhood", "relation")
 FACTOR_NAMES = {
@@ -58,6 +68,11 @@ def correlate(points: Points, factor: str, seed: int) -> Correlation | None:
         return correlation(points.table[factor], points.table["edit_edited"], list(points.table["record"]), seed=seed)
     except DriftlensError:
         return None
+
+
+def typeset(text: str) -> str:
+    """Subscripts as plotly draws them."""
+    return text.replace("_l", "<sub>l</sub>").replace("_h", "<sub>h</sub>")
 
 
 def layers_text(study: Study) -> str:

@@ -11,7 +11,7 @@ from driftlens.cli import run_command
 from driftlens.plots import plot_correlation
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command
-from experiments.correlations import Points, as_table, combined, correlate, drift_points, layers_text
+from experiments.correlations import Points, as_table, combined, correlate, drift_points, layers_text, typeset
 from experiments.study import TASK_NAMES, Study
 from experiments.words import by_correlation, rho
 
@@ -34,7 +34,7 @@ def figure4(study: Study) -> Artifact:
         named,
         x="kl",
         y="edit_edited",
-        x_title="attention drift  Σ_l Σ_h KL(W ‖ W*)",
+        x_title=typeset("attention drift  Σ_l Σ_h KL(W ‖ W*)"),
         y_title="P(o_edit)",
         title="Attention drift and the probability of the edited object",
         note=f"{study.about} · every point is a prompt",

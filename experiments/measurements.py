@@ -69,13 +69,12 @@ def trace(study: Study, task: str = MAIN_TASK, window: int | None = None) -> Tra
         return {"table": _by_role(found.table, keys), "baselines": found.baselines}
 
     tables = _measured(study, f"trace {task} window {window}", cases, work)
-    edited = tuple(sorted({layer for case in cases for layer in case.edit.updates}))
     return Trace(
         table=_with_records(tables["table"], cases),
         baselines=_with_records(tables["baselines"], cases),
         model=study.model_name,
         window=window,
-        edited_layers=edited,
+        edited_layers=_edited_layers(cases),
     )
 
 
@@ -101,6 +100,7 @@ def attention_patch(study: Study, task: str) -> AttentionPatch:
         baselines=_with_records(tables["baselines"], cases),
         window=window,
         model=study.model_name,
+        edited_layers=_edited_layers(cases),
     )
 
 
@@ -128,6 +128,7 @@ def score_patch(study: Study, task: str) -> ScorePatch:
         baselines=_with_records(tables["baselines"], cases),
         window=window,
         model=study.model_name,
+        edited_layers=_edited_layers(cases),
     )
 
 
@@ -206,6 +207,10 @@ def _with_records(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
     return table.assign(
         record=[cases[number].record.index for number in numbers], group=[cases[number].group for number in numbers]
     )
+
+
+def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
+    return tuple(sorted({layer for case in cases for layer in case.edit.updates}))
 
 
 def _measured(

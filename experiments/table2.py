@@ -16,7 +16,16 @@ from driftlens.drift import correlation_difference
 from driftlens.plots import plot_table
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.command import command
-from experiments.correlations import FACTOR_NAMES, Points, as_table, combined, correlate, drift_points, layers_text
+from experiments.correlations import (
+    FACTOR_NAMES,
+    Points,
+    as_table,
+    combined,
+    correlate,
+    drift_points,
+    layers_text,
+    typeset,
+)
 from experiments.study import Study
 from experiments.words import interval, rho_cell
 
@@ -35,7 +44,7 @@ def table2(study: Study) -> Artifact:
     rows = [
         {
             "Task": part.name if factor == FACTORS[0] else "",
-            "Factor": f"{number}.  {FACTOR_NAMES[factor]}",
+            "Factor": f"{number}.  {typeset(FACTOR_NAMES[factor])}",
             "ρ\npaper": PAPER[part.task][factor] if part.group is None else "–",
             "ρ [95 %]\nhere": rho_cell(found[part.name, factor]),
         }
@@ -46,6 +55,7 @@ def table2(study: Study) -> Artifact:
         pd.DataFrame(rows),
         title="Factors of attention drift and their correlation with P(o_edit)",
         note=study.about,
+        left=2,
         rules=[3 * at for at in range(1, len(points))],
         bold=_best(points, found),
     )

@@ -55,6 +55,7 @@ def table5(study: Study) -> Artifact:
         _texts(scores, facts),
         title="Easy and hard to edit facts",
         note=f"{study.about} · threshold {THRESHOLD} on P(o_edit) of ROME-AWD",
+        left=2,
         rules=[3],
     )
     return Artifact(
@@ -170,9 +171,12 @@ def _hard_claim(scores: pd.DataFrame, facts: dict[str, int]) -> Claim:
     fewer = min(facts, key=lambda kind: facts[kind])
     if facts[fewer] < FEWEST:
         return Claim(claim=claim, answer="cannot be told", because=_few(fewer, facts))
-    easy, hard = (_value(scores, kind, "ROME", "DNS")["value"] for kind in ("easy", "hard"))
+    on_easy, on_hard = (_value(scores, kind, "ROME", "DNS") for kind in ("easy", "hard"))
+    easy, hard = on_easy["value"], on_hard["value"]
     success = _value(scores, "hard", "ROME-AWD", "ES")["value"]
-    answer: Answer = "yes" if hard < easy and success < 95 else "weakly" if hard < easy or success < 95 else "no"
+    answer: Answer = "weakly" if hard < easy or success < 95 else "no"
+    if on_hard["high"] < on_easy["low"] and success < 95:
+        answer = "yes"
     return Claim(
         claim=claim,
         answer=answer,

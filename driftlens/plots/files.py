@@ -1,6 +1,9 @@
 """Figures to files: an HTML page that needs no network, and a PNG where a Chrome or Chromium is there to draw it."""
 
+import logging
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -41,8 +44,21 @@ def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] =
 def figure_png(figure: go.Figure, *, scale: float = 2.0) -> tuple[bytes | None, str]:
     """The figure as a PNG, or None and in one line why there is none."""
     try:
-        return figure.to_image(format="png", scale=scale), ""
+        with _quiet_browser():
+            return figure.to_image(format="png", scale=scale), ""
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         # kaleido missing, no browser, or one that does not start; plotly's advice is a page long.
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return None, f"{first.rstrip('.:')} (a picture needs the extra 'image' and a Chrome or Chromium)"
+
+
+@contextmanager
+def _quiet_browser() -> Generator[None]:
+    """No log of a browser's last words, which come as tracebacks and change nothing."""
+    logger = logging.getLogger("choreographer")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -163,7 +163,7 @@ def escaped(text: str) -> str:
 
 def plain(label: str) -> str:
     """A label without its marks, as long as it is seen."""
-    for tag in ("<b>", "</b>", "<i>", "</i>"):
+    for tag in ("<b>", "</b>", "<i>", "</i>", "<sub>", "</sub>"):
         label = label.replace(tag, "")
     return label
 

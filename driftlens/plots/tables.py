@@ -20,21 +20,22 @@ def plot_table(
     *,
     title: str,
     note: str = "",
+    left: int = 1,
     rules: Sequence[int] = (),
     bold: Sequence[tuple[int, int]] = (),
 ) -> go.Figure:
     """The table's cells as they are, which should be text; a line break in a column's name is kept.
 
     Args:
-        table: texts; the first column and any other without a digit stand left, the others right.
+        table: texts.
         title: of the figure.
         note: under it.
+        left: how many columns stand left; the others, numbers as a rule, stand right.
         rules: before which rows a thin rule stands.
         bold: cells (row, column) to be set in bold.
     """
     columns = [str(column) for column in table.columns]
     texts = [[str(cell) for cell in table.iloc[:, at]] for at in range(len(columns))]
-    left = [at == 0 or not any(char.isdigit() for cell in cells for char in cell) for at, cells in enumerate(texts)]
     widths = [
         28 + 7.4 * max(len(plain(part)) for part in [*cells, *column.split("\n")])
         for column, cells in zip(columns, texts, strict=True)
@@ -70,8 +71,8 @@ def plot_table(
         figure.add_hline(inner - _HEAD - _ROW * row, line={"color": _RULE, "width": 0.8})
     at = 0.0
     for number, (column, cells, own) in enumerate(zip(columns, texts, widths, strict=True)):
-        x = (at + 10 if left[number] else at + own - 10) / sum(widths)
-        anchor = "left" if left[number] else "right"
+        x = (at + 10 if number < left else at + own - 10) / sum(widths)
+        anchor = "left" if number < left else "right"
         parts = column.split("\n")
         head = "<br>".join(f"<b>{part}</b>" for part in parts)
         write(figure, head, x=x, y=(inner - _HEAD) / inner, anchor=anchor, up=12 if len(parts) == 1 else 4, ink=INK)

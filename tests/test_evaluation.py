@@ -20,8 +20,11 @@ from driftlens.models import LensModel
 COLUMNS = ["record", "task", "prompt_index", "group", "nll_true", "nll_new"]
 
 
-def prompt(text: str, true: str, new: str, group: str | None = None) -> TaskPrompt:
-    return TaskPrompt(text=text, target_true=true, target_new=new, group=group)
+DISTRACTOR = "The mother tongue of Danielle Darrieux is Paris. "
+
+
+def prompt(text: str, true: str, new: str, group: str | None = None, distractor: str = "") -> TaskPrompt:
+    return TaskPrompt(text=text, target_true=true, target_new=new, group=group, distractor=distractor)
 
 
 def record(index: int, subject: str, **tasks: tuple[TaskPrompt, ...]) -> Record:
@@ -48,7 +51,12 @@ RECORDS = [
         3,
         "Danielle Darrieux",
         rewrite=(prompt("The mother tongue of Danielle Darrieux is", "French", "Paris"),),
-        distract_neighborhood=(prompt("The mother tongue of Danielle Darrieux is Paris. Paris is", "in Leiden", "a"),),
+        # Begin alike, and so can share a part of their passes.
+        distract_neighborhood=(
+            prompt(DISTRACTOR + "Paris is", "in Leiden", "a", distractor=DISTRACTOR),
+            prompt(DISTRACTOR + "Where does the river Vltava", "end", "meet the Elbe", distractor=DISTRACTOR),
+        ),
+        distract_relation=(prompt(DISTRACTOR + "Danielle Darrieux lived in", "Paris", "Łódź", distractor=DISTRACTOR),),
     ),
 ]
 

@@ -25,6 +25,7 @@ from driftlens.models.memory import in_batches
 from driftlens.prompts import TokenizedPrompt, pad_rows, tokenize_prompt
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
+TYPES = {"record": "int64", "prompt_index": "int64", "nll_true": "float64", "nll_new": "float64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ def evaluate(
     for with_stem in (True, False):
         chosen = [family for family in families if bool(family.stem) == with_stem]
         in_batches(sorted(chosen, key=_length, reverse=True), batch_size, work)
-    return pd.DataFrame(entries, columns=list(COLUMNS))
+    # The same types also for records without a prompt.
+    return pd.DataFrame(entries, columns=list(COLUMNS)).astype(TYPES)
 
 
 def _cells(model: LensModel, prompt: TaskPrompt, entry: int) -> list[_Cell]:

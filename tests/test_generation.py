@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from edited import random_edit
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from driftlens import generation
@@ -63,7 +63,12 @@ def test_a_batch_under_different_edits_is_one_at_a_time_without_a_cache(exact_mo
     assert len({result.ids[result.n_prompt :] for result in found}) == 5
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=4,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(order=st.permutations(range(len(PROMPTS))), batch_size=st.integers(1, 6))
 def test_batch_size_and_order_change_no_text(exact_model: LensModel, order: list[int], batch_size: int):
     edits = [None, random_edit(exact_model, 0, 1), random_edit(exact_model, 1, 1), None, None]

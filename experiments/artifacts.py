@@ -142,7 +142,7 @@ def _caption(artifact: Artifact, *, picture: bool) -> str:
         lines += [f"![{artifact.title}]({artifact.name}.png)", ""]
     lines += [artifact.caption, ""]
     if artifact.numbers:
-        lines += ["| | paper (GPT-J) | here |", "| --- | ---: | ---: |"]
+        lines += ["| | paper | here |", "| --- | ---: | ---: |"]
         lines += [f"| {number.name} | {number.paper} | {number.here} |" for number in artifact.numbers]
         lines.append("")
     if artifact.claims:

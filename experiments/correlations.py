@@ -47,7 +47,7 @@ class Points:
     @property
     def name(self) -> str:
         """As in a caption."""
-        return TASK_NAMES[self.task] + (f", {self.group}" if self.group else "")
+        return TASK_NAMES[self.task] + (f" ({self.group})" if self.group else "")
 
 
 def drift_points(study: Study) -> list[Points]:

@@ -35,7 +35,7 @@ class Curve:
     @property
     def name(self) -> str:
         """As in a caption."""
-        return TASK_NAMES[self.task] + (f", {self.group}" if self.group else "")
+        return TASK_NAMES[self.task] + (f" ({self.group})" if self.group else "")
 
     def means(self) -> Any:
         """Layer × target."""

@@ -152,7 +152,7 @@ def test_the_papers_numbers_stand_beside_ours(arguments: Any, tmp_path: Path, ca
             assert found[number]["paper"] == paper
             assert paper in (tmp_path / "out" / f"{name}.md").read_text()
     found = numbers(tmp_path / "out", "figure4")
-    assert set(found) >= {"Relation, same type", "Relation, other type"}
+    assert set(found) >= {"Relation (same type)", "Relation (other type)"}
 
     # Ours, from the cases that are written along.
     table = pd.read_parquet(tmp_path / "out" / "figure4.parquet")

@@ -73,7 +73,8 @@ def knock_out(edges: Bool[Tensor, "batch query key"] | Bool[Tensor, "batch heads
     """Close attention edges: the scores where ``edges`` is true become the dtype's minimum before the
     softmax.
 
-    The dtype's minimum rather than −inf: a row whose every edge is closed would become NaN.
+    The dtype's minimum rather than −inf: a row whose every edge is closed would become NaN.  Such a row attends to
+    nothing in particular (on one backend to masked keys too), so leave every query at least one edge, e.g. to itself.
     """
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:

@@ -17,8 +17,14 @@ from driftlens.models import LensModel
 
 # By name: repository, configuration, split, revision and the column that holds the text.
 DATASETS = {
-    "wikipedia": ("wikimedia/wikipedia", "20231101.en", "train", "main", "text"),
-    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1", "train", "main", "text"),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en", "train", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa", "text"),
+    "wikitext": (
+        "Salesforce/wikitext",
+        "wikitext-103-raw-v1",
+        "train",
+        "b08601e04326c79dfdd32d625aee71d232d685c3",
+        "text",
+    ),
 }
 
 

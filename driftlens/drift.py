@@ -87,6 +87,11 @@ class AttentionDrift:
         kl: Any = self.table["kl"]
         return f"AttentionDrift({len(self.table)} prompts, layers {list(self.layers)}, mean KL {kl.mean():.4g})"
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import attention_drift
+
+        return attention_drift(self)
+
     def by_layer(self) -> pd.DataFrame:
         """``case, layer`` and the table's attention columns, before the sum over layers."""
         rows: Any = self.heads.groupby(["case", "layer"], sort=False)

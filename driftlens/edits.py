@@ -70,6 +70,11 @@ class Edit:
     updates: Mapping[int, LowRankUpdate]
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import edit
+
+        return edit(self)
+
     def hooks(self, model: LensModel) -> list[Hook]:
         """Hooks that make ``model`` behave as edited, in every row of a batch."""
         self.check(model)
@@ -215,6 +220,11 @@ class EditResult:
     keys: Mapping[int, Float[Tensor, "d_mlp"]]
     values: Mapping[int, Float[Tensor, "d_model"]]
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import edit_result
+
+        return edit_result(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JointEditResult:
@@ -233,6 +243,11 @@ class JointEditResult:
     history: pd.DataFrame
     keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
     values: Mapping[int, Float[Tensor, "facts d_model"]]
+
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import joint_edit_result
+
+        return joint_edit_result(self)
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:

@@ -61,6 +61,11 @@ class AttentionPatch:
     def __repr__(self) -> str:
         return f"AttentionPatch({_extent(self.baselines)}, window of {self.window}, {self.model!r})"
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import attention_patch
+
+        return attention_patch(self)
+
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
         """Mean probability of each target over layers, with the unpatched edited model at layer 0 (Figure 5)."""
         from driftlens.plots import plot_patch_curve
@@ -90,6 +95,11 @@ class ScorePatch:
 
     def __repr__(self) -> str:
         return f"ScorePatch({_extent(self.baselines)}, window of {self.window}, {self.model!r})"
+
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import score_patch
+
+        return score_patch(self)
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
         """Heatmap of the effect, attended tokens (of many cases: token roles) × layers (Figure 10)."""

@@ -62,6 +62,11 @@ class Trace:
     window: int
     edited_layers: tuple[int, ...]
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import trace
+
+        return trace(self)
+
     def by_role(self) -> pd.DataFrame:
         """Role × layer grids, averaged over cases, as in Figure 3; see `driftlens.roles.average_by_role`."""
         from driftlens.roles import average_by_role

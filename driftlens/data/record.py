@@ -77,3 +77,8 @@ class Record:
         if set(self.tasks) != set(TASKS):
             odd = sorted(set(self.tasks) ^ set(TASKS))
             raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected {TASKS}")
+
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import record
+
+        return record(self)

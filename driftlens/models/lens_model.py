@@ -84,6 +84,11 @@ class LensModel:
     def __repr__(self) -> str:
         return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device})"
 
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import lens_model
+
+        return lens_model(self)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are; batches and residuals must be there too."""

@@ -119,7 +119,7 @@ def main() -> None:
             device=chosen.device,
             dtype=chosen.dtype,
             batch_size=chosen.batch_size,
-            layer=None if chosen.layers > 8 else 1,
+            layers=None if chosen.layers > 8 else (1,),
             out=str(folder / "figures"),
             png=False,
         )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from driftlens.cli import run_command
 from driftlens.data import Record
+from driftlens.errors import DriftlensError
 from driftlens.plots import plot_histogram
 from experiments import measurements
 from experiments.artifacts import Answer, Artifact, Claim, Number
@@ -79,6 +80,10 @@ def awd_records(study: Study) -> list[Record]:
 
 def edit_probabilities(study: Study) -> pd.DataFrame:
     """P(o_edit) of each fact's own prompt, unedited, with ROME and with ROME-AWD."""
+    if study.options.editor != "rome":
+        raise DriftlensError(
+            f"Figure 11 and Table 5 compare ROME with ROME-AWD, but --editor is {study.options.editor}; leave it out"
+        )
     nlls: Any = measurements.evaluations(study, awd_records(study), TASKS)
     own = nlls[(nlls["task"] == "rewrite") & (nlls["prompt_index"] == 0)]
     wide = np.exp(-own.pivot(index="record", columns="editor", values="nll_new"))

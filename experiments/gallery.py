@@ -24,9 +24,9 @@ def write(folder: Path, names: Sequence[str], study: Study) -> None:
 def _head(study: Study) -> list[str]:
     options = study.options
     changed = [
-        f"--{name.replace('_', '-')} {value}"
+        _argument(name, value)
         for name, value in vars(options).items()
-        if name not in ("out", "png", "redo", "device", "batch_size") and value != type(options).__dict__.get(name)
+        if name not in ("out", "png", "redo", "device", "batch_size") and value != getattr(type(options), name)
     ]
     arguments = f" {' '.join(changed)}" if changed else ""
     made = f"`python -m experiments.all{arguments}`"
@@ -42,6 +42,14 @@ def _head(study: Study) -> list[str]:
         "95 % interval holds zero counts."
     )
     return ["# The paper's figures and tables", "", about, "", rules, ""]
+
+
+def _argument(name: str, value: Any) -> str:
+    """An option as it is typed."""
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return option
+    return f"{option} {','.join(map(str, value)) if isinstance(value, tuple) else value}"  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _overview(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

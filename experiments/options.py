@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.commands.parsing import Parser, number, whole_number
+from driftlens.commands.editing import EditorOptions, add_editor_options
+from driftlens.commands.parsing import Parser, whole_number
 
 __all__ = ["Options", "read_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EditorOptions):
     """What the command line says; None where the model, its preset or the data decide."""
 
     model: str = "demo"
@@ -19,13 +20,7 @@ class Options:
     prompts: int = 1
     device: str | None = None
     dtype: str | None = None
-    corpus: str | None = None
-    samples: int | None = None
-    layer: int | None = None
-    steps: int | None = None
-    lr: float | None = None
     batch_size: int = 32
-    seed: int = 0
     out: str = "figures"
     png: bool = True
     redo: bool = False
@@ -65,24 +60,7 @@ def _parser(prog: str, description: str) -> Parser:
         f"(default {default.prompts}); curves and correlations take all",
     )
 
-    editor = parser.add_argument_group("editor (ROME); what is not given comes from the presets for the model")
-    editor.add_argument("--layer", type=whole_number(0), metavar="N", help="layer to edit")
-    editor.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps")
-    editor.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate")
-    editor.add_argument(
-        "--corpus",
-        metavar="C",
-        help="texts for the second moment: demo, wikipedia, wikitext or a text file; default: the "
-        "bundled model's own, the true statements of --data for a local model, else wikipedia",
-    )
-    editor.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
-    editor.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        metavar="N",
-        help="of the editor's context prefixes and of bootstrap intervals (default 0)",
-    )
+    add_editor_options(parser, seed="of the editor's context prefixes and of bootstrap intervals")
 
     run = parser.add_argument_group("run and output")
     run.add_argument(

@@ -18,14 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.trace_study import templates, true_texts
+from driftlens.commands.editing import choose_corpus, editor_text, make_editor, with_second_moments
+from driftlens.commands.trace_study import templates
 from driftlens.data import Record, TaskPrompt, load_records
-from driftlens.editors import ROME, Corpus, default_corpus, open_corpus, second_moments
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models import load_model
-from driftlens.models.names import resolve
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.options import Options
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from driftlens.commands.editing import AnyEditor
     from driftlens.models import LensModel
 
 __all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
@@ -87,31 +87,18 @@ class Study:
             return load_model(self.options.model, device=self.options.device, dtype=self.options.dtype)
 
     @cached_property
-    def editor(self) -> ROME:
-        """ROME with the model's preset, what the options change, and its second moment."""
-        options, model = self.options, self.model
-        given = {"layer": options.layer, "steps": options.steps, "lr": options.lr, "samples": options.samples}
-        editor = ROME.for_model(model, **{name: value for name, value in given.items() if value is not None})
-        if editor.layer >= model.n_layers - 1:
+    def editor(self) -> AnyEditor:
+        """The editor with the model's preset, what the options change, and its second moments."""
+        model = self.model
+        editor = make_editor(model, self.options)
+        if editor.edited_layers[-1] >= model.n_layers - 1:
             raise DriftlensError(
-                f"layer {editor.layer} leaves no attention above the edit; {model.name} has layers 0 to "
-                f"{model.n_layers - 1}, so choose --layer from 0 to {model.n_layers - 2}"
+                f"layer {editor.edited_layers[-1]} leaves no attention above the edit; {model.name} has layers 0 to "
+                f"{model.n_layers - 1}, so choose --layers from 0 to {model.n_layers - 2}"
             )
-        editor = replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+        corpus = choose_corpus(self.options.model, self.options.corpus, self.all_records)
         with self.shown("second moment, texts") as done:
-            moments = second_moments(
-                model, [editor.layer], self._corpus(), samples=editor.samples, on_texts=lambda n: done(n, None)
-            )
-        return replace(editor, second_moment=moments[editor.layer])
-
-    def _corpus(self) -> Corpus:
-        if self.options.corpus is not None:
-            return open_corpus(self.options.corpus)
-        local = resolve(self.options.model)[1]
-        if local and self.options.model != "demo":
-            # The texts that such a model can be trusted to know; nobody is sent to the network unasked.
-            return open_corpus(true_texts(self.all_records))
-        return open_corpus(default_corpus(self.model))
+            return with_second_moments(model, editor, corpus, on_texts=lambda n: done(n, None))
 
     def records_of(self, task: str, most: int | None = None) -> list[Record]:
         """The first records that have prompts of `task`."""
@@ -124,12 +111,12 @@ class Study:
         return chosen
 
     def edits(self, records: Sequence[Record], *, detached: bool = False) -> list[Edit]:
-        """The edit of each record, with ROME or (`detached`) ROME-AWD."""
+        """The edit of each record; `detached`: optimised without a gradient through attention (ROME-AWD)."""
         key = (detached, tuple(record.index for record in records))
         if key not in self._edits:
             editor = replace(self.editor, detach_attention=True) if detached else self.editor
             facts = [record.fact for record in records]
-            with self.shown(f"{'ROME-AWD' if detached else 'ROME'}, facts") as done:
+            with self.shown(f"{self.editor_name}{'-AWD' if detached else ''}, facts") as done:
                 self._edits[key] = cached_edits(
                     self.model,
                     editor,
@@ -181,6 +168,11 @@ class Study:
         }
 
     @property
+    def editor_name(self) -> str:
+        """In capitals, as it is written."""
+        return self.options.editor.upper()
+
+    @property
     def model_name(self) -> str:
         """Without the folder it lies in."""
         return Path(self.model.name).name
@@ -188,7 +180,7 @@ class Study:
     @property
     def editing(self) -> str:
         """How the model is edited, in a few words."""
-        return f"{self.model.n_layers} layers, {self.configuration['dtype']}, ROME at layer {self.editor.layer}"
+        return f"{self.model.n_layers} layers, {self.configuration['dtype']}, {editor_text(self.editor)}"
 
     @property
     def about(self) -> str:

@@ -40,8 +40,8 @@ def table4(study: Study) -> Artifact:
         name="table4",
         title="Table 4. Attention drift and the edited hidden state",
         caption=f"Pearson's ρ with P(o_edit). {study.about}. {layers_text(study)} The hidden state is the residual "
-        "stream behind the edited layer at the edited subject's last token: its norm after the edit, the L2 distance "
-        "and the cosine similarity to the one before. Brackets resample records.",
+        "stream behind the (last) edited layer at the edited subject's last token: its norm after the edit, the L2 "
+        "distance and the cosine similarity to the one before. Brackets resample records.",
         figure=figure,
         drawn=as_table(found),
         cases=combined(points),

@@ -14,7 +14,7 @@ from driftlens.cli import run_command
 from driftlens.drift import correlation
 from driftlens.errors import DriftlensError
 from experiments import all as everything
-from experiments import artifacts, command, figure3, figure4, figure5
+from experiments import artifacts, command, figure3, figure4, figure5, figure11, table2, table4
 from experiments.options import read_options
 from experiments.study import Study
 from experiments.words import by_correlation, by_share, interval, points, relative
@@ -207,6 +207,39 @@ def test_one_that_fails_does_not_keep_the_others_from_being_made(
     assert said.err == "driftlens: figure4: nothing to see\n"
     assert "1 of 2" in said.out
     assert (tmp_path / "out" / "figure3.html").exists()
+
+
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_other_editors(arguments: Any, tmp_path: Path, editor: str, capsys: pytest.CaptureFixture[str]):
+    # In GPT-J's blocks the MLP does not read attention: layer 0 has a key for each letter, too few for a second moment.
+    options = ["--editor", editor, "--layers", "0,1", "--gamma", "0.5", "--records", "2", "--prompts", "1"]
+    call = arguments(*options, family="gpt2")
+    capsys.readouterr()
+    for name, main in (("table2", table2.main), ("table4", table4.main)):
+        assert run_command(main, call) == 0
+        manifest = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert manifest["configuration"]["editor"]["editor"] == editor.upper()
+        caption = (tmp_path / "out" / f"{name}.md").read_text()
+        assert f"{editor.upper()} at layers 0 and 1 + SADR γ = 0.5" in caption
+    assert capsys.readouterr().err == ""
+    # ROME-AWD is ROME's alone.
+    assert run_command(figure11.main, call) == 2
+    line = f"driftlens: Figure 11 and Table 5 compare ROME with ROME-AWD, but --editor is {editor}; leave it out\n"
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "out" / "figure11.json").exists()
+
+
+def test_all_leaves_out_what_an_editor_has_not(
+    arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kept = {name: everything.ARTIFACTS[name] for name in ("figure3", "figure11", "table5")}
+    monkeypatch.setattr(everything, "ARTIFACTS", kept)
+    assert run_command(everything.main, arguments("--editor", "memit", "--records", "2")) == 0
+    assert "1 of 1 figures and tables" in capsys.readouterr().out
+    gallery = (tmp_path / "out" / "README.md").read_text()
+    assert "--layers 1 " in gallery
+    assert "--editor memit" in gallery
+    assert "Figure 11" not in gallery
 
 
 def test_mistakes_are_one_line(arguments: Any, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):

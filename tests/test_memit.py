@@ -349,7 +349,7 @@ def test_mistakes_are_one_line(settings: dict[str, Any], message: str):
 
 
 def test_mistakes_that_only_the_model_shows(lens_model: LensModel):
-    with pytest.raises(DriftlensError, match=r"layer is 3, but .* has layers 0 to 2; choose one of them"):
+    with pytest.raises(DriftlensError, match=r"layer 3 is out of range; .* has layers 0 to 2"):
         MEMIT(layers=(2, 3)).edit(lens_model, AT_START)
     wrong = {0: torch.eye(5), 1: torch.eye(5)}
     with pytest.raises(DriftlensError, match="the second moment is for d_mlp = 5, but"):

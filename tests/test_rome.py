@@ -329,7 +329,7 @@ def test_wrong_settings_are_one_line(wrong: dict[str, Any], message: str):
 
 def test_settings_that_do_not_fit_the_model_are_one_line(tiny: LensModel):
     for wrong, message in (
-        ({"layer": 3}, "layer is 3, but .* has layers 0 to 2; choose one"),
+        ({"layer": 3}, "layer 3 is out of range; .* has layers 0 to 2"),
         ({"second_moment": torch.eye(5)}, "second moment is for d_mlp = 5, but .* has 192"),
         ({"second_moment": torch.zeros(192, 192)}, "second moment is singular"),
     ):

@@ -15,9 +15,11 @@ from conftest import BRIDGE
 
 from driftlens import Edit, cli
 from driftlens.commands import trace as command
+from driftlens.commands.editing import layers_text
+from driftlens.commands.parsing import layer_list
 from driftlens.commands.trace_options import read_options
-from driftlens.commands.trace_study import choose_study, templates, true_texts
-from driftlens.data import load_records
+from driftlens.commands.trace_study import choose_study, templates
+from driftlens.data import load_records, true_texts
 from driftlens.trace import main
 
 FILES = ["edit.safetensors", "trace.csv", "trace.html", "trace.parquet"]
@@ -162,6 +164,39 @@ def test_options_reach_the_editor_and_the_trace(arguments: Any, capsys: pytest.C
 
 
 @pytest.mark.usefixtures("loads")
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_editors_of_several_layers(arguments: Any, editor: str, capsys: pytest.CaptureFixture[str]):
+    options = ["--editor", editor, "--layers", "0-1", "--second-moment-weight", "7", "--sadr-heads", "all"]
+    options += ["--clamp", "1.5", "--weight-decay", "0.25", "--kl", "0.5", "--gamma", "0.5"]
+    assert run(arguments(*options)) == 0
+    out = capsys.readouterr().out
+    assert f"{editor.upper()} at layers 0 and 1 + SADR γ = 0.5, all heads" in out
+    edit = Edit.load("out/edit.safetensors")
+    assert list(edit.updates) == [0, 1]
+    assert edit.provenance["editor"] == editor.upper()
+    assert "heads='all'" in edit.provenance["regularizers"]
+    wanted = {"second_moment_weight": 7.0, "clamp_norm_factor": 1.5, "weight_decay": 0.25, "kl_factor": 0.5}
+    for name, value in wanted.items():
+        assert f"'{name}': {value}" in edit.provenance["settings"]
+    # Both edited layers are marked under the heatmaps.
+    page = Path("out/trace.html").read_text()
+    labels = json.loads(page.split('"ticktext":')[1].split("]")[0].replace("\\u003c", "<") + "]")
+    assert [label for label in labels if "edit" in label] == ["<b>0</b><br>edit", "<b>1</b><br>edit"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [((5,), "layer 5"), ((3, 4), "layers 3 and 4"), ((3, 4, 5), "layers 3–5"), ((1, 3, 5), "layers 1, 3 and 5")],
+)
+def test_layers_as_they_are_typed_and_read(layers: tuple[int, ...], text: str):
+    typed = ",".join(map(str, layers))
+    assert layer_list(typed) == layer_list(f" {typed} ") == layers
+    assert layer_list("3-5") == (3, 4, 5)
+    assert layer_list("0,2-3") == (0, 2, 3)
+    assert layers_text(layers) == text
+
+
+@pytest.mark.usefixtures("loads")
 def test_the_traced_numbers_are_those_in_the_terminal(arguments: Any, capsys: pytest.CaptureFixture[str]):
     assert run(arguments("--prompt-index", "1")) == 0
     out = capsys.readouterr().out
@@ -252,10 +287,16 @@ def typed(**changes: str) -> list[str]:
         (["--gamma", "-0.1"], "argument --gamma: '-0.1' is not a number of at least 0"),
         (["--gamma", "nan"], "'nan' is not a number of at least 0"),
         (["--lr", "0"], "'0' is not a number above 0"),
-        (["--layer", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--layer", "-1"], "'-1' does not name layers; expected e.g. 5, 3-8 or 3,4,5"),
+        (["--layers", "1,x", "--editor", "memit"], "'1,x' does not name layers"),
+        (["--layers", "2-1", "--editor", "memit"], "the layers '2-1' are not in ascending order"),
+        (["--layers", "0-1,1", "--editor", "pmet"], "the layers '0-1,1' are not in ascending order"),
+        (["--layers", "0-1"], "--layers names 2 layers, but ROME edits one; give one, or --editor memit or pmet"),
+        (["--second-moment-weight", "5"], "--second-moment-weight is MEMIT's and PMET's; leave it out with ROME"),
+        (["--sadr-heads", "some"], "unknown choice of heads 'some'"),
         (["--module", "atn"], "unknown module 'atn'; did you mean 'attn'"),
         (["--task", "neighbourhood"], "unknown task 'neighbourhood'; did you mean 'neighborhood'"),
-        (["--editor", "memit"], "unknown editor 'memit'"),
+        (["--editor", "memmit"], "unknown editor 'memmit'; did you mean 'memit'"),
         (["--target", "edit"], "unknown target 'edit'"),
         (["--colour"], "unrecognized arguments: --colour; driftlens trace --help lists all options"),
         (["--record", "3"], "record 3 is not there; .*records.json has records 0 to 2"),
@@ -330,6 +371,7 @@ def test_a_damaged_data_set_is_told_with_its_record(
     ("options", "message"),
     [
         (["--layer", "3"], "layer 3 is out of range; .* has layers 0 to 2"),
+        (["--editor", "memit", "--layers", "1-3"], "layer 3 is out of range; .* has layers 0 to 2"),
         ([*TYPED, "--test-prompt", "the mayor " * CONTEXT], "reads at most 64; shorten it"),
         (["--corpus", "short.txt"], "the second moment is singular"),
     ],

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from driftlens.errors import DriftlensError
+from driftlens.errors import DriftlensError, unknown_name
 
-__all__ = ["Parser", "number", "whole_number"]
+__all__ = ["Parser", "layer_list", "name_of", "number", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,3 +48,28 @@ def number(*, above: float | None = None, least: float | None = None) -> Callabl
         return value
 
     return convert
+
+
+def name_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
+    """A type for arguments: one of the names `known`; `kind` says what they are names of."""
+
+    def convert(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
+        return text
+
+    return convert
+
+
+def layer_list(text: str) -> tuple[int, ...]:
+    """A type for arguments: layers, such as `5`, `3-8` or `3,4,7-9`; each once, in ascending order."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(f"{text!r} does not name layers; expected e.g. 5, 3-8 or 3,4,5")
+        own = range(int(first), int(last or first) + 1)
+        if not own or (layers and own[0] <= layers[-1]):
+            raise argparse.ArgumentTypeError(f"the layers {text!r} are not in ascending order")
+        layers += own
+    return tuple(layers)

@@ -12,13 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.trace_study import Study, choose_study, templates, true_texts
-from driftlens.errors import DriftlensError
+from driftlens.commands.trace_study import Study, choose_study, templates
+from driftlens.data import true_texts
 from driftlens.files import atomic_path, writable_folder
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from driftlens.editors import ROME, Corpus
+    from driftlens.commands.editing import AnyEditor
+    from driftlens.editors import Corpus
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
     from driftlens.trace import Trace
@@ -39,7 +41,7 @@ class Run:
     """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task."""
 
     study: Study
-    editor: ROME
+    editor: AnyEditor
     result: EditResult
     seconds: float
     probabilities: pd.DataFrame
@@ -69,21 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
-    from driftlens.models.names import resolve
-
-    local = resolve(options.model)[1]
-    corpus = _corpus(options, study, local=local, errors=errors)
+    corpus = _corpus(options, study, errors)
     with _progress(errors) as progress:
         shown = progress.add_task("load model", total=None)
         from driftlens.models import load_model
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
         progress.update(shown, total=1, completed=1)
-        editor = _editor(model, options)
+        editor = make_editor(model, options)
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]
         _check_lengths(model, study, targets)
 
-        editor = _with_second_moment(model, editor, corpus, progress)
+        editor = _with_second_moments(model, editor, corpus, progress)
         start = time.perf_counter()
         result = _edit(model, editor, study, progress)
         seconds = time.perf_counter() - start
@@ -112,38 +111,12 @@ def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
     return {"true": (true,), "new": (new,), "both": (true, new)}[options.target]
 
 
-def _corpus(options: TraceOptions, study: Study, *, local: bool, errors: Console) -> Corpus | None:
-    """The texts of the second moment; None where the editor's own default is right."""
-    from driftlens.editors import open_corpus
-
-    if options.corpus is not None:
-        return open_corpus(options.corpus)
-    if not local or options.model == "demo":
-        return None
-    if not study.records:
-        raise DriftlensError(
-            f"{options.model} is a local model and nothing says which texts it knows; name some for the second moment: "
-            "--corpus with a text file or wikitext, or --data with a data set"
-        )
-    texts = true_texts(study.records)
-    errors.print(f"no --corpus: the second moment is taken over the {len(texts):,} true statements of the data")
-    return open_corpus(texts)
-
-
-def _editor(model: LensModel, options: TraceOptions) -> ROME:
-    from driftlens.editors import ROME, SADR, sadr_gamma
-
-    if options.layer is not None and options.layer >= model.n_layers:
-        raise DriftlensError(
-            f"layer {options.layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}"
-        )
-    given = {"layer": options.layer, "steps": options.steps, "lr": options.lr, "samples": options.samples}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if options.sadr:
-        gamma = sadr_gamma(model) if options.gamma is None else options.gamma
-        changes["regularizers"] = (SADR(gamma=gamma),)
-    editor = ROME.for_model(model, **changes)
-    return replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+def _corpus(options: TraceOptions, study: Study, errors: Console) -> Corpus | None:
+    corpus = choose_corpus(options.model, options.corpus, study.records)
+    if corpus is not None and options.corpus is None:
+        count = len(true_texts(study.records))
+        errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")
+    return corpus
 
 
 def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, ...]]) -> None:
@@ -157,24 +130,14 @@ def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, 
         tokenize_prompt(model, text, target)
 
 
-def _with_second_moment(model: LensModel, editor: ROME, corpus: Corpus | None, progress: Progress) -> ROME:
-    from driftlens.editors import open_corpus, second_moments
-    from driftlens.editors.corpora import default_corpus
-
-    corpus = corpus or open_corpus(default_corpus(model))
+def _with_second_moments(model: LensModel, editor: AnyEditor, corpus: Corpus | None, progress: Progress) -> AnyEditor:
     shown = progress.add_task("second moment, texts", total=None)
-    moments = second_moments(
-        model,
-        [editor.layer],
-        corpus,
-        samples=editor.samples,
-        on_texts=lambda done: progress.update(shown, completed=done),
-    )
+    editor = with_second_moments(model, editor, corpus, on_texts=lambda done: progress.update(shown, completed=done))
     progress.update(shown, total=1, completed=1)
-    return replace(editor, second_moment=moments[editor.layer])
+    return editor
 
 
-def _edit(model: LensModel, editor: ROME, study: Study, progress: Progress) -> EditResult:
+def _edit(model: LensModel, editor: AnyEditor, study: Study, progress: Progress) -> EditResult:
     shown = progress.add_task("edit, steps", total=editor.steps)
     results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
     progress.update(shown, completed=editor.steps)

@@ -1,17 +1,17 @@
 """The options of `driftlens trace`, checked as far as they can be without a model."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.commands.parsing import Parser, number, whole_number
+from driftlens.commands.editing import EditorOptions, add_editor_options
+from driftlens.commands.parsing import Parser, name_of, whole_number
 from driftlens.data import TASKS
-from driftlens.errors import DriftlensError, unknown_name
+from driftlens.errors import DriftlensError
 from driftlens.trace import MODULES, Module
 
 __all__ = ["TraceOptions", "read_options"]
 
-_EDITORS = ("rome",)
 _TARGETS = ("true", "new", "both")
 
 _DESCRIPTION = """\
@@ -22,6 +22,7 @@ _EPILOG = """\
 examples:
   driftlens trace
   driftlens trace --record 12 --sadr
+  driftlens trace --editor memit --layers 1-3
   driftlens trace --data merged_counterfact.json --model gpt2-xl --record 7 --task relation
   driftlens trace --model gpt2-xl --corpus wikitext --subject "Eiffel Tower" --prompt "{} is located in" \\
       --true Paris --new Rome --task distract_neighborhood --test-prompt "Big Ben is located in" --test-target London
@@ -29,7 +30,7 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions:
+class TraceOptions(EditorOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
     model: str
@@ -43,14 +44,6 @@ class TraceOptions:
     new: str | None
     test_prompt: tuple[str, ...]
     test_target: tuple[str, ...]
-    editor: str
-    sadr: bool
-    gamma: float | None
-    layer: int | None
-    steps: int | None
-    lr: float | None
-    corpus: str | None
-    samples: int | None
     task: str | None
     prompt_index: int | None
     max_prompts: int
@@ -58,7 +51,6 @@ class TraceOptions:
     window: int | None
     target: str
     batch_size: int
-    seed: int
     out: str
     png: bool
 
@@ -81,7 +73,6 @@ def read_options(argv: Sequence[str] | None = None) -> TraceOptions:
         modules=MODULES if module == "all" else (module,),
         test_prompt=tuple(given.pop("test_prompt")),
         test_target=tuple(given.pop("test_target")),
-        sadr=bool(given.pop("sadr")) or given["gamma"] is not None,
         **given,
     )
     _check_fact(options)
@@ -104,15 +95,6 @@ def _check_fact(options: TraceOptions) -> None:
         )
     if n_targets and not n_prompts:
         raise DriftlensError("--test-target is the right answer to a --test-prompt; give that too")
-
-
-def _one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
-        return text
-
-    return convert
 
 
 def _parser() -> Parser:
@@ -147,31 +129,12 @@ def _parser() -> Parser:
         "--test-target", action="append", default=[], metavar="O", help="the right answer to it (default: --true)"
     )
 
-    editor = parser.add_argument_group("editor; what is not given comes from the presets for the model")
-    editor.add_argument(
-        "--editor",
-        default="rome",
-        type=_one_of("editor", _EDITORS),
-        metavar="E",
-        help="rome (default)",
-    )
-    editor.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
-    editor.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
-    editor.add_argument("--layer", type=whole_number(0), metavar="N", help="layer to edit")
-    editor.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps")
-    editor.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate")
-    editor.add_argument(
-        "--corpus",
-        metavar="C",
-        help="texts for the second moment: demo, wikipedia, wikitext or a text file; default: the "
-        "bundled model's own, the texts of --data for a local model, else wikipedia",
-    )
-    editor.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
+    add_editor_options(parser)
 
     trace = parser.add_argument_group("trace")
     trace.add_argument(
         "--task",
-        type=_one_of("task", TASKS),
+        type=name_of("task", TASKS),
         metavar="T",
         help=f"which of the record's prompts: {', '.join(TASKS)}; default: distract_neighborhood, where "
         "there is none relation; with a typed fact a distract task puts the edited sentence in front",
@@ -187,7 +150,7 @@ def _parser() -> Parser:
     trace.add_argument(
         "--module",
         default="all",
-        type=_one_of("module", (*MODULES, "all")),
+        type=name_of("module", (*MODULES, "all")),
         metavar="M",
         help="resid, mlp, attn or all (default)",
     )
@@ -201,7 +164,7 @@ def _parser() -> Parser:
     trace.add_argument(
         "--target",
         default="both",
-        type=_one_of("target", _TARGETS),
+        type=name_of("target", _TARGETS),
         metavar="T",
         help="true, new or both (default): the probability of which answer",
     )
@@ -212,7 +175,6 @@ def _parser() -> Parser:
         metavar="N",
         help="rows of a pass (default 128); halved when memory runs out",
     )
-    trace.add_argument("--seed", type=int, default=0, metavar="N", help="of the editor's context prefixes (default 0)")
 
     output = parser.add_argument_group("output")
     output.add_argument(

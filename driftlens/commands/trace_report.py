@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from driftlens.editors import SADR
+from driftlens.commands.editing import editor_text
 from driftlens.windows import window_layers
 
 if TYPE_CHECKING:
@@ -29,19 +29,20 @@ def title(run: Run) -> str:
 
 def note(run: Run) -> str:
     """For the figure's subtitle: how it was edited, and what is traced."""
-    return f"{_editor(run)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
+    return f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
 
 
 def report(run: Run, written: Sequence[Path], console: Console) -> None:
     """Print the tables."""
     fact = run.study.fact
+    steps = f"{len(run.result.history)} of {run.editor.steps}"
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
     head.add_column(overflow="fold")
     lines = {
         "edited": f"{fact.text} [{fact.target_true} → {fact.target_new}], {run.study.name}",
         "subject": fact.subject,
-        "editor": f"{_editor(run)}, {len(run.result.history)} of {run.editor.steps} steps, {run.seconds:.1f} s",
+        "editor": f"{editor_text(run.editor)}, {steps} steps, {run.seconds:.1f} s",
         "model": f"{Path(run.trace.model).name}, {len(set(run.trace.table['layer']))} layers",
     }
     for name, text in lines.items():
@@ -53,13 +54,6 @@ def report(run: Run, written: Sequence[Path], console: Console) -> None:
     console.print(_strongest(run))
     console.print()
     console.print(f"wrote {escape(str(written[0].parent))}: {', '.join(path.name for path in written)}", soft_wrap=True)
-
-
-def _editor(run: Run) -> str:
-    text = f"{type(run.editor).__name__} at layer {run.editor.layer}"
-    for regularizer in run.editor.regularizers:
-        text += f" + SADR γ = {regularizer.gamma:g}" if isinstance(regularizer, SADR) else f" + {regularizer!r}"
-    return text
 
 
 def _probabilities(run: Run, width: int) -> Table:

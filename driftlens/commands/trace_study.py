@@ -7,7 +7,7 @@ from driftlens.commands.trace_options import TraceOptions
 from driftlens.data import Fact, Record, TaskPrompt, load_records
 from driftlens.errors import DriftlensError
 
-__all__ = ["Study", "choose_study", "templates", "true_texts"]
+__all__ = ["Study", "choose_study", "templates"]
 
 _DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
 
@@ -40,17 +40,6 @@ def choose_study(options: TraceOptions) -> Study:
             )
         prompts = prompts[options.prompt_index : options.prompt_index + 1]
     return replace(study, prompts=prompts[: options.max_prompts], records=records)
-
-
-def true_texts(records: Sequence[Record]) -> tuple[str, ...]:
-    """The statements of a data set that hold before any edit: the prompts of its records with their true targets."""
-    texts: list[str] = []
-    for record in records:
-        fact = record.fact
-        texts.append(f"{fact.text} {fact.target_true}")
-        for task in ("rewrite", "paraphrase", "alias", "neighborhood", "relation"):
-            texts += [f"{prompt.text} {prompt.target_true}" for prompt in record.tasks[task]]
-    return tuple(dict.fromkeys(texts))
 
 
 def templates(records: Sequence[Record]) -> tuple[str, ...]:

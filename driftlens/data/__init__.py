@@ -4,7 +4,7 @@ from driftlens.data.fact import Fact
 from driftlens.data.known_facts import KnownFact, load_known_facts
 from driftlens.data.loading import DATASETS, dataset_path, load_records
 from driftlens.data.record import TASKS, Record, TaskPrompt
-from driftlens.data.texts import load_snippets, load_texts
+from driftlens.data.texts import load_snippets, load_texts, true_texts
 
 __all__ = [
     "DATASETS",
@@ -18,4 +18,5 @@ __all__ = [
     "load_records",
     "load_snippets",
     "load_texts",
+    "true_texts",
 ]

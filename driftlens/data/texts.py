@@ -1,12 +1,14 @@
-"""Texts that scores need beside the records: for perplexity, and about the new facts."""
+"""Texts beside the records: for perplexity, about the new facts, and what holds before any edit."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from driftlens.data.homes import fetch
 from driftlens.data.reading import read_nodes
+from driftlens.data.record import Record
 
-__all__ = ["load_snippets", "load_texts"]
+__all__ = ["load_snippets", "load_texts", "true_texts"]
 
 
 def load_texts(source: str | os.PathLike[str] = "me_ppl") -> list[str]:
@@ -31,3 +33,14 @@ def load_snippets(source: str | os.PathLike[str] = "attribute_snippets") -> dict
         texts = tuple(sample.need("text").text() for sample in node.need("samples").items())
         snippets[key] = (*snippets.get(key, ()), *texts)
     return snippets
+
+
+def true_texts(records: Sequence[Record]) -> tuple[str, ...]:
+    """The statements of a data set that hold before any edit: the prompts of its records with their true targets."""
+    texts: list[str] = []
+    for record in records:
+        fact = record.fact
+        texts.append(f"{fact.text} {fact.target_true}")
+        for task in ("rewrite", "paraphrase", "alias", "neighborhood", "relation"):
+            texts += [f"{prompt.text} {prompt.target_true}" for prompt in record.tasks[task]]
+    return tuple(dict.fromkeys(texts))

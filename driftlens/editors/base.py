@@ -88,6 +88,23 @@ class Editor(ABC):
             DriftlensError: a layer is out of range, a prompt too long, the loss not finite.
         """
 
+    @property
+    @abstractmethod
+    def edited_layers(self) -> tuple[int, ...]:
+        """The layers that an edit changes, ascending."""
+
+    def check(self, model: LensModel) -> None:
+        """Whether ``model`` can be edited like this; editing asks it as well.
+
+        Raises:
+            DriftlensError: a layer that the model does not have.
+        """
+        for layer in self.edited_layers:
+            if not 0 <= layer < model.n_layers:
+                raise DriftlensError(
+                    f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}"
+                )
+
     def provenance(self, model: LensModel, *facts: Fact) -> dict[str, str]:
         """Where an edit of ``facts`` comes from, as flat strings."""
         from driftlens import __version__
@@ -128,11 +145,7 @@ class Editor(ABC):
         self, model: LensModel, layers: Sequence[int], given: Mapping[int, SecondMoment] | None
     ) -> Mapping[int, SecondMoment]:
         """C of every layer: as given, else over the corpus; one pass serves all layers."""
-        for layer in layers:
-            if not 0 <= layer < model.n_layers:
-                raise DriftlensError(
-                    f"layer is {layer}, but {model.name} has layers 0 to {model.n_layers - 1}; choose one of them"
-                )
+        self.check(model)
         if given is not None:
             for layer in layers:
                 if given[layer].matrix.shape[0] != model.d_mlp:

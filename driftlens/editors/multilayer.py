@@ -77,6 +77,11 @@ class MultiLayerEditor(Editor):
         """
         return cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
 
+    @property
+    @override
+    def edited_layers(self) -> tuple[int, ...]:
+        return self.layers
+
     @override
     def edit_many(
         self,

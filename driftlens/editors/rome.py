@@ -87,6 +87,11 @@ class ROME(Editor):
         """
         return cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
 
+    @property
+    @override
+    def edited_layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
     @override
     def edit_many(
         self,

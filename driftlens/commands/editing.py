@@ -1,0 +1,224 @@
+"""The editor of a command: its options, and the editor that they make.
+
+1. :func:`add_editor_options` declares the options; a command's own options extend :class:`EditorOptions`.
+2. What can be wrong without a model is told when the options are made, the rest by :func:`make_editor`: the model's
+   preset with what the options change.
+3. :func:`choose_corpus` says over which texts the second moments are taken, :func:`with_second_moments` takes them
+   (from the cache where they are there) and gives them to the editor, so that nothing is streamed unasked.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from driftlens.commands.parsing import layer_list, name_of, number, whole_number
+from driftlens.data import Record, true_texts
+from driftlens.errors import DriftlensError
+
+if TYPE_CHECKING:
+    from driftlens.editors import MEMIT, PMET, ROME, Corpus
+    from driftlens.models import LensModel
+
+    AnyEditor: TypeAlias = ROME | MEMIT | PMET
+
+__all__ = [
+    "EDITORS",
+    "EditorOptions",
+    "add_editor_options",
+    "choose_corpus",
+    "editor_text",
+    "layers_text",
+    "make_editor",
+    "with_second_moments",
+]
+
+EDITORS = ("rome", "memit", "pmet")
+HEADS = ("selected", "all")
+
+# Option -> setting of the editors.
+_SETTINGS = {
+    "steps": "steps",
+    "lr": "lr",
+    "clamp": "clamp_norm_factor",
+    "weight_decay": "weight_decay",
+    "kl": "kl_factor",
+    "second_moment_weight": "second_moment_weight",
+    "samples": "samples",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorOptions:
+    """What the command line says about the editor; None where it says nothing and the model's preset decides.
+
+    Raises:
+        DriftlensError: ROME with several layers or with a second moment's weight.
+    """
+
+    editor: str = "rome"
+    sadr: bool = False
+    gamma: float | None = None
+    sadr_heads: str | None = None
+    layers: tuple[int, ...] | None = None
+    steps: int | None = None
+    lr: float | None = None
+    clamp: float | None = None
+    weight_decay: float | None = None
+    kl: float | None = None
+    second_moment_weight: float | None = None
+    corpus: str | None = None
+    samples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Who says how strongly to restrain, or what, wants it restrained.
+        if self.gamma is not None or self.sadr_heads is not None:
+            object.__setattr__(self, "sadr", True)
+        if self.editor != "rome":
+            return
+        if self.layers is not None and len(self.layers) > 1:
+            raise DriftlensError(
+                f"--layers names {len(self.layers)} layers, but ROME edits one; give one, or --editor memit or pmet"
+            )
+        if self.second_moment_weight is not None:
+            raise DriftlensError(
+                "--second-moment-weight is MEMIT's and PMET's; leave it out with ROME, where the second moment's scale "
+                "does not matter"
+            )
+
+
+def add_editor_options(parser: argparse.ArgumentParser, *, seed: str = "of the editor's context prefixes") -> None:
+    """Declare the options of :class:`EditorOptions`; ``seed`` says what the seed is of."""
+    group = parser.add_argument_group("editor; what is not given comes from the presets for the model")
+    group.add_argument(
+        "--editor",
+        default="rome",
+        type=name_of("editor", EDITORS),
+        metavar="E",
+        help=f"{', '.join(EDITORS[:-1])} or {EDITORS[-1]} (default rome)",
+    )
+    group.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
+    group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
+    group.add_argument(
+        "--sadr-heads",
+        type=name_of("choice of heads", HEADS),
+        metavar="H",
+        help="selected (default) or all (the paper's ablation) heads are restrained; implies --sadr",
+    )
+    group.add_argument(
+        "--layers",
+        "--layer",
+        dest="layers",
+        type=layer_list,
+        metavar="L",
+        help="layer to edit; with memit and pmet several, such as 3-8 or 3,4,5",
+    )
+    group.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps")
+    group.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate")
+    group.add_argument("--clamp", type=number(above=0), metavar="X", help="the value's change at most, in norms of it")
+    group.add_argument("--weight-decay", type=number(least=0), metavar="X", help="weight decay of the value's change")
+    group.add_argument("--kl", type=number(least=0), metavar="X", help="weight of the essence KL")
+    group.add_argument(
+        "--second-moment-weight", type=number(above=0), metavar="X", help="λ of memit and pmet: the larger, the less"
+    )
+    group.add_argument(
+        "--corpus",
+        metavar="C",
+        help="texts for the second moments: demo, wikipedia, wikitext or a text file; default: the bundled model's "
+        "own, the true statements of --data for a local model, else wikipedia",
+    )
+    group.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed} (default 0)")
+
+
+def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
+    """The preset of the editor for ``model``, changed by what ``options`` say; its second moments are not taken yet.
+
+    Raises:
+        DriftlensError: a layer that the model does not have, or no attention above the edit for SADR to restrain.
+    """
+    from driftlens.editors import MEMIT, PMET, ROME, SADR, sadr_gamma
+
+    given = {setting: getattr(options, name) for name, setting in _SETTINGS.items()}
+    changes: dict[str, Any] = {setting: value for setting, value in given.items() if value is not None}
+    if options.sadr:
+        gamma = sadr_gamma(model, options.editor.upper()) if options.gamma is None else options.gamma
+        changes["regularizers"] = (SADR(gamma=gamma, heads=options.sadr_heads or "selected"),)  # pyright: ignore[reportArgumentType]
+    if options.layers is not None:
+        changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
+    kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
+    editor = kinds[options.editor].for_model(model, **changes)
+    editor.check(model)
+    return replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+
+
+def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> Corpus | None:
+    """The texts of the second moments for the model of that name; None where the editor's own default is right.
+
+    A local model's are the true statements of ``records``, which it can be trusted to know: nobody is sent to the
+    network unasked.
+
+    Raises:
+        DriftlensError: an unknown model or corpus; a local model, and neither a corpus nor records.
+    """
+    from driftlens.editors import open_corpus
+    from driftlens.models.names import resolve
+
+    local = resolve(model)[1]  # also tells a mistyped model
+    if corpus is not None:
+        return open_corpus(corpus)
+    if model == "demo" or not local:
+        return None
+    if not records:
+        raise DriftlensError(
+            f"{model} is a local model and nothing says which texts it knows; name some for the second moment: "
+            "--corpus with a text file or wikitext, or --data with a data set"
+        )
+    return open_corpus(true_texts(records))
+
+
+def with_second_moments(
+    model: LensModel,
+    editor: AnyEditor,
+    corpus: Corpus | None = None,
+    *,
+    on_texts: Callable[[int], None] | None = None,
+) -> AnyEditor:
+    """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
+
+    ``on_texts`` is called with the number of texts done.
+    """
+    from driftlens import editors
+    from driftlens.editors import ROME, default_corpus, open_corpus
+
+    corpus = corpus or open_corpus(default_corpus(model))
+    layers = editor.edited_layers
+    moments = editors.second_moments(model, layers, corpus, samples=editor.samples, on_texts=on_texts)
+    if isinstance(editor, ROME):
+        return replace(editor, second_moment=moments[editor.layer])
+    return replace(editor, second_moment=moments)
+
+
+def editor_text(editor: AnyEditor) -> str:
+    """An editor in a few words: "MEMIT at layers 3–8 + SADR γ = 0.01"."""
+    from driftlens.editors import SADR
+
+    text = f"{type(editor).__name__} at {layers_text(editor.edited_layers)}"
+    for regularizer in editor.regularizers:
+        if isinstance(regularizer, SADR):
+            text += f" + SADR γ = {regularizer.gamma:g}" + (", all heads" if regularizer.heads == "all" else "")
+        else:
+            text += f" + {regularizer!r}"
+    return text
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Ascending layers as they are read: "layer 5", "layers 3–8", "layers 1, 3 and 5"."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]}–{layers[-1]}"
+    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"

@@ -93,7 +93,7 @@ def second_moments(
     """
     folder = cache_folder() if folder is None else folder
     names = {layer: cache_name(model, layer, corpus, samples) for layer in layers}
-    source = f"{corpus.name} ({corpus.digest}), at most {samples} texts"
+    source = text_source(corpus, samples)
     found: dict[int, SecondMoment] = {}
     for layer, name in names.items():
         for place in (folder, *_shipped(model)):
@@ -108,6 +108,11 @@ def second_moments(
             write_second_moment(folder / names[layer], matrix, names[layer])
             found[layer] = SecondMoment(matrix, source=source)
     return found
+
+
+def text_source(corpus: Corpus, samples: int) -> str:
+    """What second moments over ``corpus`` say about where they come from."""
+    return f"{corpus.name} ({corpus.digest}), at most {samples} texts"
 
 
 @torch.no_grad()

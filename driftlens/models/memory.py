@@ -17,6 +17,11 @@ from driftlens.errors import DriftlensError
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
 
+
+class OutOfMemoryError(DriftlensError):
+    """One single item does not fit: nothing is wrong with the item itself."""
+
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,7 +36,8 @@ def in_batches(
     """``work`` on slices of at most ``batch_size`` items; its results in order.
 
     Raises:
-        DriftlensError: ``batch_size`` is below 1, or one single item does not fit into memory.
+        DriftlensError: ``batch_size`` is below 1.
+        OutOfMemoryError: one single item does not fit into memory.
     """
     if batch_size < 1:
         raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
@@ -46,7 +52,9 @@ def in_batches(
                 on_done(len(results))
             continue
         if len(batch) == 1:
-            raise DriftlensError("out of memory with a single item in the batch; use a smaller dtype or another device")
+            raise OutOfMemoryError(
+                "out of memory with a single item in the batch; use a smaller dtype or another device"
+            )
         batch_size = len(batch) // 2
         if not warned:
             warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2)

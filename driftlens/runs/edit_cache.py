@@ -24,6 +24,7 @@ from torch import Tensor
 from driftlens.data import Fact
 from driftlens.editors import SecondMoment, default_corpus, open_corpus
 from driftlens.editors.base import Editor
+from driftlens.editors.second_moment import text_source
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
@@ -88,14 +89,18 @@ def cached_edits(
 
 
 def editor_identity(model: LensModel, editor: Editor) -> str:
-    """The text behind the editor's second moments: the one thing that its provenance does not tell beforehand."""
+    """The text behind the editor's second moments: the one thing that its provenance does not tell beforehand.
+
+    It is the same whether they are given or are going to be taken over the same texts.
+    """
     given: Any = getattr(editor, "second_moment", None)
     if given is None:
-        corpus: Any = getattr(editor, "corpus", None)
-        opened = open_corpus(default_corpus(model) if corpus is None else corpus)
-        return f"{opened.name} ({opened.digest})"
+        opened = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
+        return text_source(opened, editor.samples)
     parts: Mapping[Any, Any] = given if isinstance(given, Mapping) else {"": given}
-    return "; ".join(f"{layer} {_moment(moment)}" for layer, moment in parts.items())
+    sources = {layer: _moment(moment) for layer, moment in parts.items()}
+    same = set(sources.values())
+    return same.pop() if len(same) == 1 else "; ".join(f"{layer} {source}" for layer, source in sources.items())
 
 
 def _moment(moment: Tensor | SecondMoment) -> str:

@@ -1,28 +1,34 @@
 """Tables that are computed a few items at a time, each piece kept on disk as soon as it is done.
 
-A shard is the tables of a slice of the items, one parquet file each, written atomically; the folder is named by a hash
-of what the numbers depend on.  A run that was interrupted goes on behind the last shard, and one that has all of them
-computes nothing.  A shard that cannot be read is computed again.
+A shard is the tables of a slice of the items, one parquet file each, written atomically; an index with their checksums
+comes last, and a shard without one does not count.  A run that was interrupted goes on with the shards that are not
+there, in whatever order they were made and by whom, and one that has all of them computes nothing.  A shard that was
+truncated, altered, or made with other settings is computed again.
+
+What is put together is always what was read back from disk, so an interrupted run gives the very tables of another.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pandas as pd
 
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
-__all__ = ["Tables", "settings_hash", "sharded"]
+__all__ = ["Compute", "Tables", "settings_hash", "sharded", "sharded_by"]
 
 Item = TypeVar("Item")
-Tables = Mapping[str, pd.DataFrame]
+Tables: TypeAlias = Mapping[str, pd.DataFrame]
+Compute: TypeAlias = Callable[[Mapping[int, Sequence[Item]]], Iterable[tuple[int, Tables]]]
+"""From the slices that are missing, by the number of their first item, to their tables, in any order."""
 
 
 def settings_hash(settings: object) -> str:
@@ -36,6 +42,7 @@ def sharded(
     folder: Path,
     *,
     size: int = 16,
+    key: str = "",
     on_items: Callable[[int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """``work`` on slices of ``items``, its tables put together, every slice read back where it is on disk.
@@ -45,9 +52,41 @@ def sharded(
     Args:
         items: what to compute, in an order that belongs to ``folder``.
         work: makes the tables of a slice; the same names every time.
-        folder: the place of these shards and of no others: its name should hold a hash of all settings.
+        folder: the place of these shards and of no others: its name, or ``key``, should hold a hash of all settings.
         size: items of a shard.
+        key: shards that were written with another one are computed again.
         on_items: called with the number of items done.
+
+    Raises:
+        DriftlensError: no items, a size below 1, or the folder cannot be written.
+    """
+
+    def one_by_one(missing: Mapping[int, Sequence[Item]]) -> Iterable[tuple[int, Tables]]:
+        return ((start, work(shard)) for start, shard in missing.items())
+
+    return sharded_by(
+        items, one_by_one, folder, size=size, key=key, on_shard=None if on_items is None else lambda n, _: on_items(n)
+    )
+
+
+def sharded_by(
+    items: Sequence[Item],
+    compute: Compute[Item],
+    folder: Path,
+    *,
+    size: int = 16,
+    key: str = "",
+    on_shard: Callable[[int, Tables], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """As :func:`sharded`, with all missing slices given to ``compute`` at once, which may spread them out.
+
+    Args:
+        items: as in :func:`sharded`.
+        compute: makes the tables of all missing slices and yields each slice's as soon as they are there.
+        folder: as in :func:`sharded`.
+        size: items of a shard.
+        key: as in :func:`sharded`.
+        on_shard: called with the number of items done and the tables of the shard that was just read or made.
 
     Raises:
         DriftlensError: no items, a size below 1, or the folder cannot be written.
@@ -55,42 +94,79 @@ def sharded(
     if not items or size < 1:
         raise DriftlensError(f"{len(items)} items in shards of {size}; expected at least one of both")
     writable_folder(folder)
-    pieces: dict[str, list[pd.DataFrame]] = {}
-    lost = 0
-    for start in range(0, len(items), size):
-        shard = items[start : start + size]
-        stem = f"{start:06d}-{start + len(shard):06d}"
-        tables, damaged = _read(folder, stem)
+    slices = {start: items[start : start + size] for start in range(0, len(items), size)}
+    found: dict[int, Tables] = {}
+    done = lost = 0
+
+    def keep(start: int, tables: Tables) -> None:
+        nonlocal done
+        found[start] = tables
+        done += len(slices[start])
+        if on_shard is not None:
+            on_shard(done, tables)
+
+    for start, shard in slices.items():
+        tables, damaged = _read(folder, _stem(start, shard), key)
         lost += damaged
-        if tables is None:
-            tables = work(shard)
-            _write(folder, stem, tables)
+        if tables is not None:
+            keep(start, tables)
+    missing = {start: shard for start, shard in slices.items() if start not in found}
+    for start, tables in compute(missing) if missing else ():
+        keep(start, _write(folder, _stem(start, slices[start]), tables, key))
+    if lost:
+        warnings.warn(f"{lost} damaged shards in {folder} were computed again", RuntimeWarning, stacklevel=3)
+    return _together([(start, found[start]) for start in slices])
+
+
+def _together(shards: Sequence[tuple[int, Tables]]) -> dict[str, pd.DataFrame]:
+    pieces: dict[str, list[pd.DataFrame]] = {}
+    for start, tables in shards:
         for name, table in tables.items():
             moved = table.assign(case=table["case"] + start) if "case" in table.columns else table
             pieces.setdefault(name, []).append(moved)
-        if on_items is not None:
-            on_items(start + len(shard))
-    if lost:
-        warnings.warn(f"{lost} damaged shards in {folder} were computed again", RuntimeWarning, stacklevel=2)
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in pieces.items()}
+    # A table without a row knows less about its columns' types than the others; it counts where there are no others.
+    return {
+        name: pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+        for name, tables in pieces.items()
+    }
 
 
-def _write(folder: Path, stem: str, tables: Tables) -> None:
-    for name, table in tables.items():
+def _stem(start: int, shard: Sequence[object]) -> str:
+    return f"{start:06d}-{start + len(shard):06d}"
+
+
+def _write(folder: Path, stem: str, tables: Tables, key: str) -> Tables:
+    """The tables as they will be read back."""
+    contents: dict[str, bytes] = {name: table.to_parquet(index=False) for name, table in tables.items()}
+    for name, content in contents.items():
         with atomic_path(folder / f"{stem}.{name}.parquet") as temporary:
-            temporary.write_bytes(table.to_parquet(index=False))
+            temporary.write_bytes(content)
     # Last: a shard counts when all its tables are there.
+    index = {"key": key, "sha256": {name: _checksum(content) for name, content in contents.items()}}
     with atomic_path(folder / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(sorted(tables)))
+        temporary.write_text(json.dumps(index))
+    return {name: pd.read_parquet(io.BytesIO(content)) for name, content in contents.items()}
 
 
-def _read(folder: Path, stem: str) -> tuple[dict[str, pd.DataFrame] | None, int]:
+def _read(folder: Path, stem: str, key: str) -> tuple[dict[str, pd.DataFrame] | None, int]:
     """The tables of a shard or None, and how many shards were found damaged."""
     index = folder / f"{stem}.json"
     if not index.exists():
         return None, 0
     try:
-        names: Any = json.loads(index.read_text())
-        return {name: pd.read_parquet(folder / f"{stem}.{name}.parquet") for name in names}, 0
-    except (OSError, ValueError):  # pyarrow's own errors are both
+        told: Any = json.loads(index.read_text())
+        if told["key"] != key:
+            return None, 1
+        tables: dict[str, pd.DataFrame] = {}
+        for name, checksum in told["sha256"].items():
+            content = (folder / f"{stem}.{name}.parquet").read_bytes()
+            if _checksum(content) != checksum:
+                return None, 1
+            tables[name] = pd.read_parquet(io.BytesIO(content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # pyarrow's own errors are the first two
         return None, 1
+    return tables, 0
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

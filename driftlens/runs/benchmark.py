@@ -1,0 +1,275 @@
+"""Benchmark runs: a model and an editor on many records, in a folder that survives interruption.
+
+    folder/
+      manifest.json      what the run is about, and who worked on it when
+      shards/            the tables of a few records each, with checksums
+
+Every record's numbers depend on the record, the configuration and the seed, never on the records beside it, the order
+or the number of processes.  So a run can be stopped at any moment, by whatever means, and goes on with the shards that
+are not there.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from driftlens.errors import DriftlensError
+from driftlens.evaluation import TfIdf, summarize, summarize_records
+from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
+from driftlens.runs.shards import Compute, Tables, settings_hash, sharded_by
+from driftlens.runs.work import Measures, Work
+
+if TYPE_CHECKING:
+    from driftlens.data import Record
+    from driftlens.editors.base import Editor
+    from driftlens.models import LensModel
+
+__all__ = ["BenchmarkResult", "Progress", "benchmark", "scores_of"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BenchmarkResult:
+    """What a run found.
+
+    Attributes:
+        nlls: the long table of :func:`driftlens.evaluate`, all records.
+        records: a line per record: ``record, subject, fluency, reference, steps, loss, probability, perplexity,
+            seconds, problem``; NaN where there is none.  ``steps``, ``loss`` and ``probability`` are the last of
+            the optimisation, ``seconds`` the edit's share of its batch, ``problem`` why there is no edit, else "".
+        generations: ``record, prompt_index, prompt, text``.
+        problems: ``record, stage, prompt_index, reason``: what could not be done; ``stage`` is "edit" (index −1),
+            the prompt's task, or "generation".
+        manifest: what ``manifest.json`` says.
+    """
+
+    nlls: pd.DataFrame
+    records: pd.DataFrame
+    generations: pd.DataFrame
+    problems: pd.DataFrame
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """:func:`driftlens.summarize` of the NLLs, and FL, REF, PPL where they were measured."""
+        return scores_of(self.nlls, self.records)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: records that are done.
+        total: records in all.
+        stage: what is being done now: "second moment", "edit", "evaluate", "generate", "perplexity"; "" when a shard
+            has just been done or found.
+        part: how much of the stage is done, from 0 to 1.
+        tables: the tables of the shard that was just done or found, else None.
+        found: the shard was there already.
+    """
+
+    done: int
+    total: int
+    stage: str = ""
+    part: float = 0.0
+    tables: Tables | None = None
+    found: bool = False
+
+
+def scores_of(nlls: pd.DataFrame, records: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
+    """The scores of prompts and of records in one table, with the columns of :func:`driftlens.summarize`."""
+    tables = [summarize(nlls, resamples=resamples)]
+    for name in ("fluency", "reference", "perplexity"):
+        measured = records.loc[records[name].notna(), ["record", name]]
+        if len(measured):
+            tables.append(summarize_records(measured, resamples=resamples))
+    return pd.concat(tables)
+
+
+def benchmark(
+    model: LensModel,
+    records: Sequence[Record],
+    editor: Editor | None,
+    folder: str | PathLike[str],
+    *,
+    tasks: Iterable[str] | None = None,
+    generate: bool = True,
+    perplexity_texts: Sequence[str] | None = None,
+    snippets: Mapping[tuple[str, str], Sequence[str]] | None = None,
+    tfidf: TfIdf | None = None,
+    edit_batch: int = 16,
+    batch_size: int = 64,
+    shard_size: int = 32,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> BenchmarkResult:
+    """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
+
+    A fact that cannot be edited and a prompt that the model cannot read are left out, told in ``problems`` and in
+    one warning.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        records: what to run, each with an ``index`` of its own.
+        editor: how to edit; None measures the vanilla model.
+        folder: the place of this run alone, made if need be.
+        tasks: which tasks; default all that the records have.
+        generate: whether to continue the records' generation prompts, for FL and REF.
+        perplexity_texts: texts for PPL, e.g. ``driftlens.data.load_texts()``; None leaves it out.
+        snippets: reference texts for REF, e.g. ``driftlens.data.load_snippets()``; None leaves it out.
+        tfidf: the words' weights for REF; default those of all ``snippets``.
+        edit_batch: facts optimised side by side.
+        batch_size: rows at a time of everything else.  Like ``edit_batch`` it is honoured until memory runs out,
+            and changes nothing beyond float rounding.
+        shard_size: records that are kept together, so the most that an interruption costs.  A folder keeps the
+            size it was begun with.
+        seed: of the texts that are generated.
+        on_progress: called often; see :class:`Progress`.
+
+    Raises:
+        DriftlensError: the folder is about another configuration, another process works in it, or it cannot be
+            written; two records have one index; the editor's own errors, where they concern all records.
+    """
+    if not records or shard_size < 1:
+        raise DriftlensError(f"{len(records)} records in shards of {shard_size}; expected at least one of both")
+    indices = [record.index for record in records]
+    if len(set(indices)) < len(indices):
+        twice = next(index for at, index in enumerate(indices) if index in indices[:at])
+        raise DriftlensError(f"two records have the index {twice}; give every record one of its own")
+    measures = Measures(
+        tasks=None if tasks is None else tuple(tasks),
+        generate=generate,
+        perplexity_texts=None if perplexity_texts is None else tuple(perplexity_texts),
+        snippets=snippets,
+        tfidf=tfidf,
+        seed=seed,
+    )
+    total, done = len(records), 0
+
+    def on_stage(stage: str, so_far: int, of: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress(done=done, total=total, stage=stage, part=so_far / max(of, 1)))
+
+    def on_shard(so_far: int, tables: Tables, found: bool) -> None:
+        nonlocal done
+        done = so_far
+        if on_progress is not None:
+            on_progress(Progress(done=done, total=total, tables=tables, found=found))
+
+    work = Work(
+        model=model,
+        editor=editor,
+        measures=measures,
+        edit_batch=edit_batch,
+        batch_size=batch_size,
+        on_stage=on_stage,
+    )
+
+    def compute(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
+        work.prepare()
+        return ((start, work(shard)) for start, shard in missing.items())
+
+    return run(
+        configuration(model, editor, records, measures),
+        {"model": model.name, "device": str(model.device), "edit_batch": edit_batch, "batch_size": batch_size},
+        records,
+        compute,
+        Path(folder),
+        shard_size=shard_size,
+        on_shard=on_shard,
+    )
+
+
+def run(
+    wanted: Mapping[str, Any],
+    session: Mapping[str, Any],
+    records: Sequence[Record],
+    compute: Compute[Record],
+    folder: Path,
+    *,
+    shard_size: int,
+    on_shard: Callable[[int, Tables, bool], None],
+) -> BenchmarkResult:
+    """The run of a configuration: what is missing in its folder is computed, and all is put together.
+
+    Args:
+        wanted: the configuration.
+        session: what is told of this session: all that changes nothing but speed.
+        records: what to run.
+        compute: from shards of records to their tables; what is wrong for all of them is raised at the call.
+        folder: the place of this run.
+        shard_size: records of a shard, where the folder is new.
+        on_shard: called with the records done, a shard's tables, and whether they were there already.
+    """
+    with claimed(folder):
+        manifest = open_manifest(folder, wanted)
+        manifest.setdefault("shard_size", shard_size)
+        here: dict[str, Any] = {"started": now(), **session, "records": 0, "seconds": 0.0}
+        start = time.perf_counter()
+        computing = False
+
+        def tell(**more: Any) -> None:
+            here["seconds"] = round(time.perf_counter() - start, 1)
+            write_manifest(folder, {**manifest, "sessions": [*manifest["sessions"], here], **more})
+
+        def counted(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
+            nonlocal computing
+            tables = compute(missing)
+            tell(finished=None)
+            computing = True
+            return tables
+
+        def keep(done: int, tables: Tables) -> None:
+            here["records"] += len(tables["records"]) if computing else 0
+            on_shard(done, tables, not computing)
+
+        tables = sharded_by(
+            records,
+            counted,
+            folder / "shards",
+            size=int(manifest["shard_size"]),
+            key=settings_hash(wanted),
+            on_shard=keep,
+        )
+        if computing:
+            tell(finished=now(), problems=_counts(tables["problems"]))
+        manifest = open_manifest(folder, wanted)
+    _warn(tables, len(records))
+    return BenchmarkResult(
+        nlls=tables["nlls"],
+        records=tables["records"],
+        generations=tables["generations"],
+        problems=tables["problems"],
+        manifest=manifest,
+    )
+
+
+def _counts(problems: pd.DataFrame) -> dict[str, int]:
+    return {str(stage): int(count) for stage, count in problems["stage"].value_counts().items()}
+
+
+def _warn(tables: Tables, total: int) -> None:
+    problems = tables["problems"]
+    if not len(problems):
+        return
+    counts = _counts(problems)
+    facts = counts.pop("edit", 0)
+    parts = [f"{facts} of {total} records could not be edited"] if facts else []
+    if counts:
+        parts.append(f"{sum(counts.values())} prompts could not be read ({', '.join(counts)})")
+    first = problems.iloc[0]
+    warnings.warn(
+        f"{' and '.join(parts)} and are left out; the table of problems says why: record {first['record']}: "
+        f"{first['reason']}",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,161 @@
+"""What a folder of results is about: a readable ``manifest.json``, and the promise that it is about one thing only.
+
+1. The *configuration* is all that the numbers depend on: weights, precision, editor, second moment, records, what is
+   measured, seed, driftlens's version.  A folder that holds another one is refused, and the refusal says what differs.
+2. What changes nothing but speed (batch sizes, device, number of workers) is told per session, and may change.
+3. One process at a time works in a folder.  The lock is the operating system's, so that it ends with its process
+   however that ends: there are no stale ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from filelock import FileLock, Timeout
+
+from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path, writable_folder
+from driftlens.runs.edit_cache import editor_identity
+from driftlens.runs.shards import settings_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from driftlens.data import Record
+    from driftlens.editors.base import Editor
+    from driftlens.models import LensModel
+    from driftlens.runs.work import Measures
+
+__all__ = ["MANIFEST", "claimed", "configuration", "now", "open_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+FORMAT = "driftlens-benchmark-1"
+
+
+def configuration(
+    model: LensModel, editor: Editor | None, records: Sequence[Record], measures: Measures
+) -> dict[str, Any]:
+    """All that the numbers depend on, as JSON says it."""
+    from driftlens import __version__
+
+    texts, snippets, tfidf = measures.perplexity_texts, measures.snippets, measures.tfidf
+    told: dict[str, Any] = {
+        "model_hash": model.checkpoint_hash,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "editor": None if editor is None else _settings(model, editor),
+        "records": len(records),
+        "records_hash": settings_hash([repr(record) for record in records]),
+        "tasks": "all" if measures.tasks is None else sorted(measures.tasks),
+        "generate": measures.generate,
+        "perplexity_texts": None if texts is None else settings_hash(texts),
+        "references": None if snippets is None else settings_hash(sorted((*key, *of) for key, of in snippets.items())),
+        "tfidf": None if tfidf is None else settings_hash(dict(tfidf.idf)),
+        "seed": measures.seed,
+        "driftlens": __version__,
+    }
+    return json.loads(json.dumps(told))
+
+
+def _settings(model: LensModel, editor: Editor) -> dict[str, Any]:
+    plain = {
+        item.name: getattr(editor, item.name)
+        for item in fields(editor)
+        if not item.name.startswith("_") and item.name not in ("corpus", "second_moment", "regularizers", "samples")
+    }
+    return {
+        "name": type(editor).__name__,
+        **{
+            name: value if isinstance(value, int | float | str | None) else repr(value) for name, value in plain.items()
+        },
+        "regularizers": " + ".join(map(repr, editor.regularizers)),
+        "second_moment": editor_identity(model, editor),
+    }
+
+
+@contextmanager
+def claimed(folder: Path) -> Generator[None]:
+    """``folder`` for this process alone.
+
+    Raises:
+        DriftlensError: another process works in it, or it cannot be written.
+    """
+    writable_folder(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DriftlensError(
+            f"another process is working in {folder}; wait until it has ended, or choose another folder"
+        ) from None
+    try:
+        # What a process that was killed had begun to write.
+        for part in folder.rglob(".driftlens-*"):
+            part.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest that is in ``folder``, or the beginning of one.
+
+    Raises:
+        DriftlensError: it is unreadable, or about another configuration than ``wanted``.
+    """
+    path = folder / MANIFEST
+    # Without a shard there is nothing to mix: a first attempt with a mistake in it binds nobody.
+    if not path.exists() or not any(folder.glob("shards/*.json")):
+        return {"format": FORMAT, "configuration": dict(wanted), "sessions": []}
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = manifest["configuration"]
+        known = manifest["format"] == FORMAT and isinstance(manifest["sessions"], list)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DriftlensError(
+            f"cannot read {path} ({type(error).__name__}); choose another folder, or delete this one to start anew"
+        ) from error
+    if not known:
+        raise DriftlensError(f"{path} is not the manifest of a benchmark run; choose another folder")
+    there, here = _flat(found), _flat(wanted)
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if differing:
+        first = "; ".join(
+            f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in differing[:3]
+        )
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise DriftlensError(
+            f"{folder} holds another run: {first}{more}; choose another folder, or delete that one to start anew"
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write it, indented for people, atomically."""
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = "none" if value in (None, "") else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -291,11 +291,11 @@ def test_what_is_wrong_for_all_records_stops_the_run_at_once(model: Any, editor:
 
 
 def test_a_folder_is_one_process_s_at_a_time(model: Any, editor: ROME, tmp_path: Path):
-    hold = "import sys, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\ninput()"
+    hold = "import filelock, sys\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint(1, flush=True)\ninput()"
     arguments = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+        assert other.stdout.readline() == b"1\n"
         with pytest.raises(DriftlensError, match="another process is working in"):
             run(model, editor, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -1,5 +1,6 @@
 """`driftlens trace` from end to end on a tiny model, and every mistake as one line."""
 
+import base64
 import errno
 import json
 import random
@@ -210,6 +211,46 @@ def test_the_traced_numbers_are_those_in_the_terminal(arguments: Any, capsys: py
 
 
 @pytest.mark.usefixtures("loads")
+def test_a_page_to_explore(arguments: Any):
+    assert run(arguments("--module", "mlp", "--explore", "5", "--gamma", "0.5", "--window", "2")) == 0
+    text = Path("out/explore.html").read_text()
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert [one["name"] for one in data["exhibits"]] == ["record 0", "record 1", "record 2"]
+    assert data["gammas"] == ["ROME", "ROME + SADR γ = 0.5"]
+    assert data["windows"] == [2]
+    tasks = [[prompt["task"] for prompt in one["prompts"]] for one in data["exhibits"]]
+    assert tasks[0] == [
+        "rewrite",
+        *["neighborhood"] * 2,
+        "relation",
+        *["distract_neighborhood"] * 2,
+        "distract_relation",
+    ]
+    assert tasks[2] == ["rewrite"]
+    # What the page and the table say of the run's own edit is the same.
+    trace = pd.read_parquet("out/trace.parquet")
+    own = trace[(trace["case"] == 0) & (trace["target_name"] == "o_true")].iloc[0]
+    at = tasks[0].index("distract_neighborhood")
+    import numpy as np
+
+    values = np.frombuffer(base64.b64decode(data["exhibits"][0]["edits"][1][at]["edited"]), "<u2") / 65535
+    assert values[0] == pytest.approx(own["edited"], abs=1e-5)
+    # Another run without it takes the page away, which would belong to another trace.
+    assert run(arguments("--module", "mlp")) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == FILES
+
+
+@pytest.mark.usefixtures("loads")
+def test_a_typed_fact_to_explore(arguments: Any):
+    assert run(arguments(*TYPED, "--test-prompt", "Louvre is in", "--module", "mlp", "--explore")) == 0
+    text = Path("out/explore.html").read_text()
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert [prompt["text"] for prompt in data["exhibits"][0]["prompts"]] == ["Big Ben is in", "Louvre is in"]
+    assert data["start"] == "test prompts"
+    assert data["gammas"] == ["ROME", "ROME + SADR γ = 0.01"]
+
+
+@pytest.mark.usefixtures("loads")
 def test_a_typed_fact(arguments: Any, capsys: pytest.CaptureFixture[str]):
     fact = ["--subject", "Big Ben", "--prompt", "{} is located in", "--true", "London", "--new", "Rome"]
     assert run(arguments(*fact)) == 0
@@ -282,6 +323,7 @@ def typed(**changes: str) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--explore", "0"], "argument --explore: '0' is not a whole number of at least 1"),
         (["--window", "0"], "argument --window: '0' is not a whole number of at least 1"),
         (["--window", "two"], "'two' is not a whole number of at least 1"),
         (["--gamma", "-0.1"], "argument --gamma: '-0.1' is not a number of at least 0"),

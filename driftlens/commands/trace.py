@@ -38,7 +38,10 @@ __all__ = ["Run", "main"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task."""
+    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
+
+    `page` is the explorer's, where it was asked for.
+    """
 
     study: Study
     editor: AnyEditor
@@ -46,6 +49,7 @@ class Run:
     seconds: float
     probabilities: pd.DataFrame
     trace: Trace
+    page: bytes | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +108,24 @@ def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
             batch_size=options.batch_size,
             on_cells=lambda done, total: progress.update(shown, completed=done, total=total),
         )
-    return Run(study=study, editor=editor, result=result, seconds=seconds, probabilities=probabilities, trace=trace)
+        page = None
+        if options.explore:
+            from driftlens.commands.trace_explore import explore_page
+
+            def editor_for(gamma: float | None) -> ROME:
+                own = _editor(model, replace(options, sadr=gamma is not None, gamma=gamma))
+                return replace(own, second_moment=editor.second_moment)
+
+            page = explore_page(options, study, model, editor_for, result.edit, progress)
+    return Run(
+        study=study,
+        editor=editor,
+        result=result,
+        seconds=seconds,
+        probabilities=probabilities,
+        trace=trace,
+        page=page,
+    )
 
 
 def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
@@ -183,6 +204,8 @@ def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], N
     files["trace.parquet"] = run.trace.table.to_parquet(index=False)
     files["trace.csv"] = run.trace.table.to_csv(index=False).encode()
     files["edit.safetensors"] = run.result.edit.save
+    if run.page is not None:
+        files["explore.html"] = run.page
     return files, problem
 
 
@@ -195,8 +218,9 @@ def _write_together(folder: Path, files: Mapping[str, bytes | Callable[[Path], N
                 temporary.write_bytes(content)
             else:
                 content(temporary)
-    if "trace.png" not in files:
-        (folder / "trace.png").unlink(missing_ok=True)  # an earlier run's picture would belong to another trace
+    for name in ("trace.png", "explore.html"):
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)  # an earlier run's would belong to another trace
     return [folder / name for name in files]
 
 

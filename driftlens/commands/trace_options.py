@@ -53,6 +53,7 @@ class TraceOptions(EditorOptions):
     batch_size: int
     out: str
     png: bool
+    explore: int | None
 
     @property
     def typed(self) -> bool:
@@ -181,7 +182,16 @@ def _parser() -> Parser:
         "--out",
         default="driftlens-trace",
         metavar="FOLDER",
-        help="for trace.html, .png, .parquet, .csv and edit.safetensors (default ./driftlens-trace)",
+        help="for trace.html, .png, .parquet, .csv, edit.safetensors (default ./driftlens-trace)",
     )
     output.add_argument("--no-png", dest="png", action="store_false", help="no PNG, which needs a Chrome or Chromium")
+    output.add_argument(
+        "--explore",
+        type=whole_number(1),
+        nargs="?",
+        const=1,
+        metavar="RECORDS",
+        help="also explore.html, one page to look around in without Python: tasks, modules, windows, answers, with and "
+        "without SADR; a number takes in as many records from --record on (about a minute each)",
+    )
     return parser

@@ -1,0 +1,60 @@
+"""`driftlens trace --explore`: the fact that was traced, with all its tasks, as one page to look around in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from driftlens.commands.trace_options import TraceOptions
+from driftlens.commands.trace_study import Study, templates
+from driftlens.data import TaskPrompt
+from driftlens.editors import sadr_gamma
+from driftlens.editors.base import Editor
+from driftlens.edits import Edit
+from driftlens.explorer import Bench, Exhibit, default_windows, exhibits, explorer_page
+from driftlens.models import LensModel
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["explore_page"]
+
+_PROMPTS = 2
+"""Of each task so many are in the page: everything that can be chosen in it is computed beforehand."""
+
+
+def explore_page(
+    options: TraceOptions,
+    study: Study,
+    model: LensModel,
+    editor_for: Callable[[float | None], Editor],
+    edit: Edit,
+    progress: Progress,
+) -> bytes:
+    """The page; `edit` is the run's own, `editor_for` the editor by SADR's γ, None without SADR."""
+    name = type(editor_for(None)).__name__
+    gamma = sadr_gamma(model, name) if options.gamma is None else options.gamma
+    gammas = tuple(dict.fromkeys((None, gamma or None)))
+    bench = Bench(
+        model, _exhibits(options, study), editor_for, templates=templates(study.records), batch_size=options.batch_size
+    )
+    bench.keep(0, gammas[-1] if options.sadr else None, edit)
+    windows = default_windows(model.n_layers) if options.window is None else (options.window,)
+    shown = progress.add_task("explorer, grids", total=None)
+    return explorer_page(
+        bench,
+        gammas,
+        windows,
+        editor=name,
+        start=study.task,
+        on_grids=lambda done, total: progress.update(shown, completed=done, total=total),
+    )
+
+
+def _exhibits(options: TraceOptions, study: Study) -> list[Exhibit]:
+    if options.typed:
+        fact = study.fact
+        own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
+        return [Exhibit(name=study.name, fact=fact, tasks={"rewrite": (own,), study.task: study.prompts})]
+    first = options.record or 0
+    return exhibits(study.records[first : first + (options.explore or 1)], most=_PROMPTS)

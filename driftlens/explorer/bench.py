@@ -1,0 +1,160 @@
+"""Edits, readings and grids by what was chosen, each made when it is first asked for and then kept.
+
+This is all that the notebook's explorer and the page share: both ask a `Bench` by record, prompt, γ and window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from driftlens.data import Fact, Record, TaskPrompt
+from driftlens.editors import ROME, SADR, sadr_gamma
+from driftlens.editors.base import Editor
+from driftlens.edits import Edit
+from driftlens.errors import DriftlensError
+from driftlens.explorer.readings import Floats, Reading, grids, read
+from driftlens.models import LensModel
+from driftlens.windows import default_window
+
+__all__ = ["Bench", "Exhibit", "checked_gammas", "checked_windows", "default_windows", "editors_by_gamma", "exhibits"]
+
+EditorFor = Callable[[float | None], Editor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """A fact and the prompts it can be looked at with, by task."""
+
+    name: str
+    fact: Fact
+    tasks: Mapping[str, tuple[TaskPrompt, ...]]
+
+    @property
+    def prompts(self) -> list[tuple[str, TaskPrompt]]:
+        """Every prompt with its task, in order."""
+        return [(task, prompt) for task, prompts in self.tasks.items() for prompt in prompts]
+
+
+class Bench:
+    """One model, some facts, and an editor for every γ (None: without SADR)."""
+
+    def __init__(
+        self,
+        model: LensModel,
+        exhibits: Sequence[Exhibit],
+        editor_for: EditorFor,
+        *,
+        templates: Sequence[str] = (),
+        batch_size: int = 128,
+    ) -> None:
+        if batch_size < 1:
+            raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
+        self.model = model
+        self.exhibits = tuple(exhibits)
+        self.editor_for = editor_for
+        self.templates = tuple(templates)
+        self.batch_size = batch_size
+        self._edits: dict[tuple[int, float | None], Edit] = {}
+        self._readings: dict[tuple[int, int, float | None], Reading] = {}
+        self._grids: dict[tuple[int, int, float | None, int], Floats] = {}
+
+    def keep(self, exhibit: int, gamma: float | None, edit: Edit) -> None:
+        """An edit that was made elsewhere."""
+        self._edits[exhibit, gamma] = edit
+
+    def edit(self, exhibit: int, gamma: float | None) -> Edit:
+        """The fact's edit with SADR's γ, or without it."""
+        if (exhibit, gamma) not in self._edits:
+            fact = self.exhibits[exhibit].fact
+            self._edits[exhibit, gamma] = self.editor_for(gamma).edit(self.model, fact).edit
+        return self._edits[exhibit, gamma]
+
+    def reading(self, exhibit: int, prompt: int, gamma: float | None) -> Reading:
+        """Both models on a prompt, which is counted over all tasks."""
+        key = exhibit, prompt, gamma
+        if key not in self._readings:
+            asked = self.exhibits[exhibit].prompts[prompt][1]
+            self._readings[key] = read(self.model, self.edit(exhibit, gamma), asked, templates=self.templates)
+        return self._readings[key]
+
+    def grid(self, exhibit: int, prompt: int, gamma: float | None, window: int) -> Floats:
+        """Contaminating substitution of all modules: `[modules, tokens, layers, 2 + candidates]`."""
+        key = exhibit, prompt, gamma, window
+        if key not in self._grids:
+            self.fill(exhibit, [prompt], gamma, window)
+        return self._grids[key]
+
+    def fill(
+        self,
+        exhibit: int,
+        prompts: Sequence[int],
+        gamma: float | None,
+        window: int,
+        *,
+        on_cells: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Make the grids of several prompts side by side, which is cheaper than one after another."""
+        readings = [self.reading(exhibit, prompt, gamma) for prompt in prompts]
+        found = grids(self.model, readings, window, batch_size=self.batch_size, on_cells=on_cells)
+        for prompt, grid in zip(prompts, found, strict=True):
+            self._grids[exhibit, prompt, gamma, window] = grid
+
+
+def exhibits(records: Record | Sequence[Record], *, most: int | None = None) -> list[Exhibit]:
+    """What can be looked at in benchmark records: their tasks that have prompts, at most `most` prompts of each.
+
+    Raises:
+        DriftlensError: no record.
+    """
+    given = [records] if isinstance(records, Record) else list(records)
+    if not given:
+        raise DriftlensError("no record to explore; give one or more, e.g. load_records('demo')[0]")
+    found: list[Exhibit] = []
+    for one in given:
+        own = TaskPrompt(text=one.fact.text, target_true=one.fact.target_true, target_new=one.fact.target_new)
+        tasks = {**one.tasks, "rewrite": one.tasks["rewrite"] or (own,)}
+        chosen = {task: prompts[:most] for task, prompts in tasks.items() if prompts}
+        found.append(Exhibit(name=f"record {one.index}", fact=one.fact, tasks=chosen))
+    return found
+
+
+def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
+    """With a γ, `editor` with SADR in place of any SADR it has; without one, without. None: ROME's presets."""
+
+    def choose(gamma: float | None) -> Editor:
+        sadr = () if gamma is None else (SADR(gamma=gamma),)
+        if editor is None:
+            return ROME.for_model(model, regularizers=sadr)
+        others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
+        return replace(editor, regularizers=(*others, *sadr))
+
+    return choose
+
+
+def checked_gammas(model: LensModel, gammas: Sequence[float | None] | None) -> tuple[float | None, ...]:
+    """No SADR and the preset's γ, or what was asked for; 0 is SADR without an effect, and so None."""
+    if gammas is None:
+        return (None, sadr_gamma(model))
+    for gamma in gammas:
+        SADR(gamma=gamma or 0.0)  # complains
+    if not gammas:
+        raise DriftlensError("no γ to explore; give one or more, e.g. (None, 0.01); None is without SADR")
+    return tuple(dict.fromkeys(gamma or None for gamma in gammas))
+
+
+def default_windows(n_layers: int) -> tuple[int, ...]:
+    """One layer, the paper's window scaled to the model's depth, and twice that."""
+    usual = default_window(n_layers)
+    return tuple(sorted({1, usual, min(2 * usual, n_layers)}))
+
+
+def checked_windows(model: LensModel, windows: Sequence[int] | None) -> tuple[int, ...]:
+    """The windows to choose from, ascending."""
+    chosen = default_windows(model.n_layers) if windows is None else tuple(sorted(set(windows)))
+    for window in chosen:
+        if window < 1:
+            raise DriftlensError(f"window is {window}; expected at least 1 layer")
+    if not chosen:
+        raise DriftlensError("no window to explore; give one or more, e.g. (1, 6)")
+    return chosen

@@ -1,0 +1,137 @@
+"""What the explorer shows of one prompt under one edit.
+
+A *reading* is what a vanilla and an edited pass say: the probabilities of both answers and of the likeliest next
+tokens, and what the last token attends to in every head. A *grid* is contaminating substitution (`driftlens.trace`) of
+all modules with one window, for the same answers and tokens at once: they are read from the same passes, so a table of
+next tokens costs no more than the heatmap it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from driftlens.cases import Case, make_cases, token_texts
+from driftlens.cells import substitution_effects
+from driftlens.data import TaskPrompt
+from driftlens.edits import Edit, edit_hooks
+from driftlens.hooks import Hook, record
+from driftlens.models import LensModel
+from driftlens.prompts import pad_rows
+from driftlens.roles import prompt_parts, token_roles
+from driftlens.trace import MODULES
+
+__all__ = ["Floats", "Reading", "grids", "read"]
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+_TOP = 5
+"""Of each model so many of the likeliest next tokens are followed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """One prompt in both models.
+
+    Attributes:
+        prompt: the prompt with its two answers.
+        tokens, roles: of each prompt token its text and what it is to the edit (`driftlens.roles.ROLES`).
+        subject: index of the edited subject's last token, -1 where the prompt does not name it.
+        candidates: texts of the likeliest next tokens of both models, the vanilla model's first.
+        vanilla, edited: the probabilities of o_true, of o_edit (each exp of the mean log-probability of its tokens) and
+            of every candidate as the next token.
+        attention: what the last token attends to, in the vanilla model and in the edited one.
+    """
+
+    prompt: TaskPrompt
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    subject: int
+    candidates: tuple[str, ...]
+    vanilla: Floats  # [2 + candidates]
+    edited: Floats  # [2 + candidates]
+    attention: Floats  # [2, layers, heads, tokens]
+    case: Case
+    candidate_ids: tuple[int, ...]
+
+
+@torch.no_grad()
+def read(model: LensModel, edit: Edit, prompt: TaskPrompt, *, templates: Sequence[str] = ()) -> Reading:
+    """Both models on a prompt; `templates` only help to find the test prompt's subject."""
+    case = make_cases(model, edit, prompt, (prompt.target_true, prompt.target_new))[0]
+    tokenized = case.tokenized[0]
+    ids = tokenized.ids[: tokenized.n_prompt]
+    # One pass with two rows, of which only the second is edited.
+    batch, _ = pad_rows(model, [ids, ids])
+    patterns: dict[int, torch.Tensor] = {}
+    hooks: list[Hook] = edit_hooks(model, [None, edit])
+    hooks += [
+        (model.hook_name("pattern", n), record(patterns, n, lambda p: p[:, :, -1].float()))
+        for n in range(model.n_layers)
+    ]
+    logits = model.unembed(model.run(batch, hooks=hooks)[:, -1])
+    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+    likeliest = probabilities.topk(min(_TOP, model.d_vocab)).indices
+    candidates = tuple(dict.fromkeys(int(token) for token in likeliest.flatten()))
+    # The answers' own probabilities, over all of their tokens, come with those of the candidates.
+    case = _with_candidates(case, candidates)
+    seen = substitution_effects(model, case.passages, (), 1, batch_size=8)
+    roles = token_roles(tokenized, prompt_parts(prompt, edit, templates=templates))
+    last_of_subject = [at for at, role in enumerate(roles) if role == "last subject token"]
+    return Reading(
+        prompt=prompt,
+        tokens=tuple(token_texts(model, tokenized)),
+        roles=tuple(roles),
+        subject=last_of_subject[0] if last_of_subject else -1,
+        candidates=tuple(str(model.tokenizer.decode([token])) for token in candidates),
+        vanilla=_values(case, [one.vanilla for one in seen]),
+        edited=_values(case, [one.edited for one in seen]),
+        attention=torch.stack([patterns[n] for n in range(model.n_layers)], dim=1).cpu().numpy(),
+        case=case,
+        candidate_ids=candidates,
+    )
+
+
+def grids(
+    model: LensModel,
+    readings: Sequence[Reading],
+    window: int,
+    *,
+    batch_size: int = 128,
+    on_cells: Callable[[int, int], None] | None = None,
+) -> list[Floats]:
+    """For each reading `[modules, tokens, layers, 2 + candidates]`: the probabilities with the substitution.
+
+    Out of memory halves `batch_size` and goes on.
+    """
+    passages = [passage for reading in readings for passage in reading.case.passages]
+    effects = iter(substitution_effects(model, passages, MODULES, window, batch_size=batch_size, on_cells=on_cells))
+    found: list[Floats] = []
+    for reading in readings:
+        parts = [next(effects).substituted for _ in reading.case.passages]
+        # Should the answers' passages differ in their last prompt token, the cells they have in common are shown.
+        n_tokens = min(part.shape[1] for part in parts)
+        grid = _values(reading.case, [part[:, :n_tokens] for part in parts])
+        missing = len(reading.tokens) - n_tokens
+        found.append(np.pad(grid, ((0, 0), (0, missing), (0, 0), (0, 0)), mode="edge") if missing > 0 else grid)
+    return found
+
+
+def _with_candidates(case: Case, candidates: Sequence[int]) -> Case:
+    """The case with single tokens as further targets of its first passage."""
+    first, *others = case.passages
+    more = tuple((token,) for token in candidates)
+    return replace(case, passages=(replace(first, targets=first.targets + more), *others))
+
+
+def _values(case: Case, by_passage: Sequence[torch.Tensor]) -> Floats:
+    """[…, targets] of each passage as […, o_true, o_edit, candidates]."""
+    n_own = sum(passage == 0 for passage, _ in case.read)
+    answers = [by_passage[passage][..., place] for passage, place in case.read]
+    candidates = list(by_passage[0][..., n_own:].unbind(-1))
+    return torch.stack([*answers, *candidates], dim=-1).float().numpy()

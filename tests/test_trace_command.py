@@ -242,12 +242,13 @@ def test_a_page_to_explore(arguments: Any):
 
 @pytest.mark.usefixtures("loads")
 def test_a_typed_fact_to_explore(arguments: Any):
-    assert run(arguments(*TYPED, "--test-prompt", "Louvre is in", "--module", "mlp", "--explore")) == 0
+    argv = arguments(*TYPED, "--test-prompt", "Louvre is in", "--editor", "memit", "--module", "mlp", "--explore")
+    assert run(argv) == 0
     text = Path("out/explore.html").read_text()
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [prompt["text"] for prompt in data["exhibits"][0]["prompts"]] == ["Big Ben is in", "Louvre is in"]
     assert data["start"] == "test prompts"
-    assert data["gammas"] == ["ROME", "ROME + SADR γ = 0.01"]
+    assert data["gammas"] == ["MEMIT", "MEMIT + SADR γ = 0.01"]
 
 
 @pytest.mark.usefixtures("loads")

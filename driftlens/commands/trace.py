@@ -112,11 +112,7 @@ def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
         if options.explore:
             from driftlens.commands.trace_explore import explore_page
 
-            def editor_for(gamma: float | None) -> ROME:
-                own = _editor(model, replace(options, sadr=gamma is not None, gamma=gamma))
-                return replace(own, second_moment=editor.second_moment)
-
-            page = explore_page(options, study, model, editor_for, result.edit, progress)
+            page = explore_page(options, study, model, editor, result.edit, progress)
     return Run(
         study=study,
         editor=editor,

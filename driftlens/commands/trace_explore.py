@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from driftlens.commands.editing import make_editor
 from driftlens.commands.trace_options import TraceOptions
 from driftlens.commands.trace_study import Study, templates
 from driftlens.data import TaskPrompt
 from driftlens.editors import sadr_gamma
-from driftlens.editors.base import Editor
 from driftlens.edits import Edit
 from driftlens.explorer import Bench, Exhibit, default_windows, exhibits, explorer_page
 from driftlens.models import LensModel
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from driftlens.commands.editing import AnyEditor
 
 __all__ = ["explore_page"]
 
@@ -27,12 +29,19 @@ def explore_page(
     options: TraceOptions,
     study: Study,
     model: LensModel,
-    editor_for: Callable[[float | None], Editor],
+    editor: AnyEditor,
     edit: Edit,
     progress: Progress,
 ) -> bytes:
-    """The page; `edit` is the run's own, `editor_for` the editor by SADR's γ, None without SADR."""
-    name = type(editor_for(None)).__name__
+    """The page; `editor` and `edit` are the run's own."""
+    name = type(editor).__name__
+
+    def editor_for(gamma: float | None) -> AnyEditor:
+        restrained = {"sadr": gamma is not None, "gamma": gamma}
+        heads = None if gamma is None else options.sadr_heads
+        own = make_editor(model, replace(options, sadr_heads=heads, **restrained))
+        return replace(own, second_moment=editor.second_moment)
+
     gamma = sadr_gamma(model, name) if options.gamma is None else options.gamma
     gammas = tuple(dict.fromkeys((None, gamma or None)))
     bench = Bench(

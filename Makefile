@@ -15,7 +15,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend lint lint-format lint-rules lint-types format dist install
+.PHONY: trace test test-backend lint lint-format lint-rules lint-types format docs dist install
 
 trace: $(VENV)/.installed
 	$(python) -m driftlens.trace --out out/trace $(ARGS)
@@ -42,6 +42,10 @@ format: $(VENV)/.installed-dev
 	$(python) -m ruff format .
 	$(python) -m ruff check --fix .
 
+# The documentation site, into out/site/. The variable silences an advertisement.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+
 dist: $(VENV)/.installed-dev
 	$(python) -m hatchling build -d dist
 
@@ -55,4 +59,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(pip_install) '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(pip_install) '.[docs]'
 	@touch $@

@@ -148,11 +148,7 @@ def test_links_lead_to_files(page: Path):
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         path = link.partition("#")[0]
         if path and not re.match(r"[a-z]+:", path):
-            # changelog.md and figures/ become pages of the site from outside docs/.
-            places = [page.parent / path, ROOT / re.sub(r"^(\.\./)*", "", path)]
-            generated = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
-            places += [ROOT / generated[path]] if path in generated else []
-            assert any(place.exists() for place in places), f"{name(page)}: no {link}"
+            assert (page.parent / path).exists(), f"{name(page)}: no {link}"
 
 
 def test_the_sitemap_names_every_page():

@@ -1,9 +1,10 @@
 """What mkdocs does beyond Markdown: the README, the changelog and the gallery become pages, equations become MathML.
 
-The README is the home page, word for word: only its links into docs/ are rewritten to the site's places.
+Pages are written for readers of the repository too: their links lead to files there, and are rewritten for the site.
 """
 
 import html as entities
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 _SHOWN = (".md", ".png", ".html", ".csv", ".json", ".parquet", ".js")
+# Pages of the site that are files of the repository elsewhere.
+_PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
+_LINK = re.compile(
+    r"\[(?P<text>[^][]*(?:\[[^][]*\][^][]*)*)\]"
+    r"\((?P<path>(?![a-z]+:|#|/)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
+)
 _EQUATION = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<block>.*?)\\\])</(?P=tag)>', re.DOTALL
 )
@@ -25,13 +32,29 @@ _OWN_ADDRESS = re.compile(r"""<link\b[^>]*\brel=["']?(?:canonical|next|prev)\b""
 def on_files(files: Files, config: Any) -> Files:
     """Pages that lie outside docs/."""
     root = Path(config.config_file_path).parent
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
-    files.append(File.generated(config, "changelog.md", abs_src_path=str(root / "CHANGELOG.md")))
+    for page, source in _PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(root / source)))
     for path in sorted((root / "figures").rglob("*")):
         if path.suffix in _SHOWN:
             files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links that lead to files of the repository lead to the site's pages of them; where it has none, text stays."""
+    here = page.file.src_uri
+    source = _PAGES.get(here) or (here if here.startswith("figures/") else f"docs/{here}")
+
+    def link(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["path"]))
+        pages = {source: page for page, source in _PAGES.items()}
+        target = pages.get(path) or (path if path.startswith("figures/") else path.removeprefix("docs/"))
+        if target == path and not path.startswith("figures/"):
+            return match["text"]
+        place = posixpath.relpath(target, posixpath.dirname(here) or ".")
+        return f"[{match['text']}]({place}{match['anchor'] or ''})"
+
+    return _LINK.sub(link, markdown)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:

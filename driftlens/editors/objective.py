@@ -68,7 +68,7 @@ class Reference:
     """
 
     attention: Float[Tensor, "layers rows heads keys"] | None
-    essence: Float[Tensor, "rows d_vocab"] | None
+    essence: Float[Tensor, "facts d_vocab"] | None
 
     def detach(self) -> Reference:
         """The same without a gradient."""
@@ -79,9 +79,7 @@ class Reference:
         attention, essence = self.attention, self.essence
         if attention is not None:
             attention = attention[:, facts[rows.fact[rows.is_context]]]
-        if essence is not None:
-            essence = essence[facts[rows.fact[~rows.is_context]]]
-        return Reference(attention, essence)
+        return Reference(attention, None if essence is None else essence[facts])
 
 
 def evaluate_delta(
@@ -110,7 +108,13 @@ def evaluate_delta(
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
         return delta.new_zeros(n_facts).index_add(0, fact, values.to(precision))
 
-    logits = model.unembed(resid[rows.target_row, rows.target_column]).to(precision)
+    # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
+    read_row, read_column = rows.target_row, rows.target_column
+    if rows.essence_row is not None:
+        read_row = torch.cat([read_row, rows.essence_row])
+        read_column = torch.cat([read_column, torch.zeros_like(rows.essence_row)])
+    logits = model.unembed(resid[read_row, read_column]).to(precision)
+    logits, essence_logits = logits.split([len(rows.target_row), len(read_row) - len(rows.target_row)])
     token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
     row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
     context_fact = rows.fact[rows.is_context]
@@ -120,16 +124,14 @@ def evaluate_delta(
 
     kl = sadr = delta.new_zeros(n_facts)
     essence = None
-    if settings.kl_factor:
-        essence_rows = (~rows.is_context).nonzero().squeeze(1)
-        essence = model.unembed(resid[essence_rows, 0]).to(precision).log_softmax(dim=-1)
+    if rows.essence_row is not None:
+        essence = essence_logits.log_softmax(dim=-1)
         before = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
-        divergence = _essence_kl(before, essence, settings.essence_kl)
-        kl = settings.kl_factor * per_fact(divergence, rows.fact[essence_rows])
+        kl = settings.kl_factor * _essence_kl(before, essence, settings.essence_kl)
 
     attention = None
     if settings.regularizers and patterns:
-        attention = torch.stack([patterns[upper] for upper in above])
+        attention = torch.stack([patterns.pop(upper) for upper in above])
         seen = LastTokenAttention(
             layers=tuple(above),
             vanilla=attention.detach() if vanilla is None or vanilla.attention is None else vanilla.attention,
@@ -150,18 +152,20 @@ def evaluate_delta(
         probability=per_fact((-context_nll.detach()).exp() * context_weight, context_fact),
         certain=per_fact(missed, rows.fact[rows.target_row]) == 0,
     )
-    return terms, Reference(attention, essence)
+    # Held until after the backward pass, the edited model's attention would be one more copy at its peak.
+    return terms, Reference(attention, essence) if vanilla is None else vanilla
 
 
 def _attention_hooks(
     model: LensModel, rows: Rows, above: range, settings: ValueSettings, patterns: dict[int, Tensor]
 ) -> list[Hook]:
-    every = torch.arange(len(rows.fact), device=rows.fact.device)
+    context = rows.is_context.nonzero().squeeze(1)
+    last = rows.last[context]
     hooks: list[Hook] = []
     for upper in above:
         # Recorded first: a regulariser keeps its gradient even where the likelihood's is cut.
         if settings.regularizers:
-            pick = record(patterns, upper, lambda pattern: pattern[every, :, rows.last][rows.is_context])
+            pick = record(patterns, upper, lambda pattern: pattern[context, :, last])
             hooks.append((model.hook_name("pattern", upper), pick))
         if settings.detach_attention:
             hooks.append((model.hook_name("pattern", upper), detach_pattern()))
@@ -169,8 +173,8 @@ def _attention_hooks(
 
 
 def _essence_kl(
-    before: Float[Tensor, "rows d_vocab"], now: Float[Tensor, "rows d_vocab"], direction: str
-) -> Float[Tensor, "rows"]:
+    before: Float[Tensor, "facts d_vocab"], now: Float[Tensor, "facts d_vocab"], direction: str
+) -> Float[Tensor, "facts"]:
     """KL between next-token distributions given as log-probabilities; the published code's direction is
     edited ‖ vanilla.
     """

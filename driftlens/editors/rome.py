@@ -23,7 +23,6 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
-from driftlens.editors.keys import subject_keys
 from driftlens.editors.presets import preset
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
@@ -118,10 +117,8 @@ class ROME(Editor):
                 settings=settings,
                 on_step=on_step,
             )
-            keys = subject_keys(model, batch, ("{}", *contexts), self.layer)
             return [
-                self._result(model, fact, value, fact_keys, moments[self.layer])
-                for fact, value, fact_keys in zip(batch, values, keys, strict=True)
+                self._result(model, fact, value, moments[self.layer]) for fact, value in zip(batch, values, strict=True)
             ]
 
         return in_batches(facts, batch_size, edit_batch, on_done=on_facts)
@@ -131,16 +128,16 @@ class ROME(Editor):
         model: LensModel,
         fact: Fact,
         value: OptimizedValue,
-        keys: Float[Tensor, "contexts d_mlp"],
         moment: SecondMoment,
     ) -> EditResult:
-        """Eq. 3 in float64; ``keys[0]`` is the bare prompt's, the others are the contexts'."""
-        mean = keys[1:].double().mean(dim=0)
+        """Eq. 3 in float64."""
+        bare, contexts = value.keys[0].double(), value.keys[1:].double()
+        mean = contexts.mean(dim=0)
         left = moment.solve(mean.unsqueeze(0))[0].to(mean.device)
         left = left / left.norm()
         if self.residual_key == "bare":
             # v* − (W k₀ + b) is δ itself, since target_init is the MLP's output at k₀.
-            key, residual = keys[0].double(), value.delta.double()
+            key, residual = bare, value.delta.double()
         else:
             W_out, bias = model.down_projection(self.layer)
             written = mean @ W_out.double()

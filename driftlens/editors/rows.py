@@ -1,10 +1,13 @@
 """The rows of a value optimisation: everything that does not change from step to step, computed once.
 
-Each fact has a row for every context and one for the essence prompt.  Rows are aligned so that ``subject_last``
-stands in one column, which is counted as column 0 from here on:
+Each fact has a row for every different context and one for the essence prompt.  Rows are aligned so that
+``subject_last`` stands in one column, which is counted as column 0 from here on:
 
 1. what stands left of it cannot change, so above the edit only its keys and values are kept;
-2. from it on, the residual stream at the edit layer's output is kept, since the steps run no lower block.
+2. from it on, the residual stream at the edit layer's output is kept, since the steps run no lower block;
+3. the essence prompt is read in column 0, so nothing behind it is run; and where the bare prompt begins with the same
+   tokens ("Paris is the capital of", "Paris is a"), that row is read instead;
+4. facts of like width share a pass (:mod:`driftlens.editors.grouping`).
 
 A δ at the attention's output (PMET) in a block whose MLP reads that output (GPT-2, Llama) also goes through the
 edit layer's own MLP.  Its steps run that block again, for column 0 alone: in all others its output stays.
@@ -21,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from driftlens.data import Fact
+from driftlens.editors.grouping import group_by_width, pass_cost
 from driftlens.hooks import Hook, record
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
@@ -28,19 +32,22 @@ from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, target_po
 Place = Literal["mlp_out", "resid_post", "attn_out"]
 """Where a δ is added: a site of one layer, at ``subject_last``."""
 
+BARE = "{}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of several facts after the vanilla pass; columns count from ``subject_last``."""
+    """The rows of a group of facts after the vanilla pass; columns count from ``subject_last``."""
 
     fact: Int[Tensor, "rows"]
     is_context: Bool[Tensor, "rows"]  # the others are essence prompts
+    essence_row: Int[Tensor, "facts"] | None  # whose column 0 is the essence prompt's
     batch: Batch
     resid: Float[Tensor, "rows columns d_model"]  # output of the edit layer
     entry: Float[Tensor, "rows 1 d_model"] | None  # its input in column 0, where the steps have to run it
     past: KeyValues | None
     last: Int[Tensor, "rows"]  # column of the last prompt token, before any target token
-    weight: Float[Tensor, "rows"]  # 1 / (contexts of the row's fact)
+    weight: Float[Tensor, "rows"]  # the share of the fact's contexts that the row stands for
     target_row: Int[Tensor, "targets"]
     target_column: Int[Tensor, "targets"]
     target_id: Int[Tensor, "targets"]
@@ -58,6 +65,7 @@ class Rows:
             self,
             fact=new_fact[self.fact[rows]],
             is_context=self.is_context[rows],
+            essence_row=None if self.essence_row is None else new_row[self.essence_row[facts]],
             batch=Batch(tokens=self.batch.tokens[rows], mask=self.batch.mask[rows]),
             resid=self.resid[rows],
             entry=None if self.entry is None else self.entry[rows],
@@ -92,6 +100,22 @@ class Rows:
         return torch.cat([first.to(self.resid.dtype).unsqueeze(1), self.resid[:, 1:]], dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vanilla:
+    """What the vanilla model says about some facts.
+
+    Attributes:
+        groups: the facts of a group, by their numbers, and its rows; every fact is in one group.
+        target_init: what stands at the places in the bare prompts.
+        keys: what goes into the edit layer's down-projection at ``subject_last``: of the bare prompt, then of every
+            context.
+    """
+
+    groups: tuple[tuple[Int[Tensor, "members"], Rows], ...]
+    target_init: Float[Tensor, "facts places d_model"]
+    keys: Float[Tensor, "facts 1+contexts d_mlp"]
+
+
 @torch.no_grad()
 def vanilla_rows(
     model: LensModel,
@@ -101,8 +125,8 @@ def vanilla_rows(
     places: Sequence[Place],
     contexts: Sequence[str],
     essence: str | None,
-) -> tuple[Rows, Float[Tensor, "facts places d_model"]]:
-    """One pass of the vanilla model over all rows, and what stands at the places in the bare prompts.
+) -> Vanilla:
+    """One pass of the vanilla model over all rows up to the edit layer, and one above it over what stands left of δ.
 
     Args:
         model: the vanilla model.
@@ -115,76 +139,135 @@ def vanilla_rows(
     Raises:
         DriftlensError: a prompt is too long for the model.
     """
-    prompts, subject, fact_of, kind = _prompts(model, facts, contexts, essence)
-    batch, shifts = pad_rows(model, [prompt.forced for prompt in prompts], align=subject)
-    column = int(shifts[0]) + subject[0]
-    store: dict[Place, Tensor] = {}
+    distinct = list(dict.fromkeys(contexts))
+    by_fact = [_rows_of(model, fact, contexts, distinct, essence) for fact in facts]
+    begin = [sum(len(own) for own in by_fact[:number]) for number in range(len(facts))]
+    rows = [row for own in by_fact for row in own]
+    batch, shifts = pad_rows(model, [row.ids for row in rows], align=[row.subject for row in rows])
+    column = int(shifts[0]) + rows[0].subject
+    store: dict[str, Tensor] = {}
 
     def at_subject(out: Tensor) -> Tensor:
-        return out[:, column]
+        return out[:, column].clone()  # a view would keep all columns
 
     entry = model.run(batch, stop=layer)
-    hooks: list[Hook] = [(model.hook_name(place, layer), record(store, place, at_subject)) for place in places]
+    hooks: list[Hook] = [
+        (model.hook_name(site, layer), record(store, site, at_subject)) for site in dict.fromkeys([*places, "mlp_post"])
+    ]
     resid = model.run(batch, hooks=hooks, start=layer, resid=entry, stop=layer + 1)
+
     # Where the MLP reads the attention's output, a δ there takes another way than into the block's output.
     through_mlp = "attn_out" in places and not model.parallel_blocks
-
-    device, precision = model.device, torch.promote_types(model.dtype, torch.float32)
-    fact = torch.tensor(fact_of, device=device)
-    is_bare = torch.tensor([role == "bare" for role in kind], device=device)
-    is_context = torch.tensor([role == "context" for role in kind], device=device)
-    # The steps need no bare row: where the contexts hold the bare prompt it is among them.
-    used = (~is_bare).nonzero().squeeze(1)
     first, before = (layer, entry) if through_mlp else (layer + 1, resid)
-    past = None
-    if column and first < model.n_layers:
-        prefix = Batch(tokens=batch.tokens[used, :column], mask=batch.mask[used, :column])
-        past = model.keys_values(prefix, start=first, resid=before[used, :column], columns=column)[1]
+    # The steps need no bare row: where the contexts hold the bare prompt it is among them.
+    stepped = [[at for at, row in enumerate(own) if row.kind != "bare"] for own in by_fact]
+    widths = [
+        max(len(own[at].ids) - own[at].subject for at in kept) for own, kept in zip(by_fact, stepped, strict=True)
+    ]
+    groups: list[tuple[Tensor, Rows]] = []
+    for members in group_by_width(widths, [len(kept) for kept in stepped], pass_cost(model.device)):
+        at = torch.tensor([begin[n] + row for n in members for row in stepped[n]], device=model.device)
+        here = [[by_fact[n][row] for row in stepped[n]] for n in members]
+        reach = max(row.subject for own in here for row in own)
+        left, right = slice(column - reach, column), slice(column, column + max(widths[n] for n in members))
+        past = None
+        if reach and first < model.n_layers:
+            prefix = Batch(tokens=batch.tokens[at, left], mask=batch.mask[at, left])
+            past = model.keys_values(prefix, start=first, resid=before[at, left], columns=reach)[1]
+        group = _group(
+            model,
+            here,
+            batch=Batch(tokens=batch.tokens[at, right], mask=batch.mask[at, right]),
+            resid=resid[at, right],
+            entry=entry[at, column : column + 1] if through_mlp else None,
+            past=past,
+            subject_key=reach,
+        )
+        groups.append((torch.tensor(members, device=model.device), group))
 
-    used_prompts = [prompts[i] for i in used.tolist()]
-    target_row, target_column, target_id = target_positions(used_prompts, shifts[used] - column)
-    last = torch.tensor([prompt.last for prompt in used_prompts], device=device) + shifts[used] - column
-    rows = Rows(
-        fact=fact[used],
-        is_context=is_context[used],
-        batch=Batch(tokens=batch.tokens[used, column:], mask=batch.mask[used, column:]),
-        resid=resid[used, column:],
-        entry=entry[used, column : column + 1] if through_mlp else None,
+    bare = [
+        start + next(at for at, row in enumerate(own) if row.bare) for start, own in zip(begin, by_fact, strict=True)
+    ]
+    in_order = [distinct.index(context) for context in contexts]
+    read = torch.tensor(
+        [[own, *(start + at for at in in_order)] for own, start in zip(bare, begin, strict=True)], device=model.device
+    )
+    return Vanilla(
+        groups=tuple(groups),
+        target_init=torch.stack([store[place][read[:, 0]] for place in places], dim=1),
+        keys=store["mlp_post"][read],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row of the vanilla pass.  Those of a fact come in this order: its different contexts, essence, bare prompt."""
+
+    kind: Literal["context", "essence", "bare"]
+    prompt: TokenizedPrompt
+    ids: tuple[int, ...]  # a context's with its target, the others' up to subject_last
+    subject: int
+    weight: float = 0.0
+    bare: bool = False  # the prompt is the bare one, as a context or not
+    essence: bool = False  # its column 0 is the essence prompt's
+
+
+def _rows_of(
+    model: LensModel, fact: Fact, contexts: Sequence[str], distinct: Sequence[str], essence: str | None
+) -> list[_Row]:
+    def row(kind: Literal["context", "essence", "bare"], template: str, text: str, target: str = "") -> _Row:
+        prompt = tokenize_prompt(model, template.replace(BARE, text), target)
+        # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
+        subject = subject_last(prompt, fact.subject, start=template.index(BARE))
+        ids = prompt.forced if kind == "context" else prompt.ids[: subject + 1]
+        return _Row(kind=kind, prompt=prompt, ids=ids, subject=subject, bare=template == BARE and kind != "essence")
+
+    rows: list[_Row] = []
+    for context in distinct:
+        share = sum(context == other for other in contexts) / len(contexts)
+        rows.append(replace(row("context", context, fact.text, fact.target_new), weight=share))
+    bare = next((at for at, own in enumerate(rows) if own.bare), None)
+    if essence is not None:
+        read = replace(row("essence", essence, fact.subject), essence=True)
+        if bare is not None and rows[bare].ids[: rows[bare].subject + 1] == read.ids:
+            rows[bare] = replace(rows[bare], essence=True)
+        else:
+            rows.append(read)
+    return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
+
+
+def _group(
+    model: LensModel,
+    by_fact: Sequence[Sequence[_Row]],
+    *,
+    batch: Batch,
+    resid: Float[Tensor, "rows columns d_model"],
+    entry: Float[Tensor, "rows 1 d_model"] | None,
+    past: KeyValues | None,
+    subject_key: int,
+) -> Rows:
+    rows = [row for own in by_fact for row in own]
+    device, precision = model.device, torch.promote_types(model.dtype, torch.float32)
+    subject = torch.tensor([row.subject for row in rows], device=device)
+    is_context = torch.tensor([row.kind == "context" for row in rows], device=device)
+    essence_row = [at for at, row in enumerate(rows) if row.essence]
+    target_row, target_column, target_id = target_positions([row.prompt for row in rows], -subject)
+    last = torch.tensor([row.prompt.last for row in rows], device=device) - subject
+    return Rows(
+        fact=torch.tensor([number for number, own in enumerate(by_fact) for _ in own], device=device),
+        is_context=is_context,
+        essence_row=torch.tensor(essence_row, device=device) if essence_row else None,
+        batch=batch,
+        resid=resid,
+        entry=entry,
         past=past,
         # The essence prompt is read at subject_last itself (note 3), which is column 0 now.
-        last=last.where(is_context[used], torch.zeros_like(last)),
+        last=last.where(is_context, torch.zeros_like(last)),
         # The optimiser's precision: a float32 third is off by 1e-8, which a float64 model would show.
-        weight=torch.full((len(used),), 1 / len(contexts), device=device, dtype=precision),
+        weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),
         target_row=target_row,
         target_column=target_column,
         target_id=target_id,
-        target_length=torch.tensor([max(len(p.target_ids), 1) for p in used_prompts], device=device),
-        subject_key=column,
+        target_length=torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device),
+        subject_key=subject_key,
     )
-    return rows, torch.stack([store[place][is_bare] for place in places], dim=1)
-
-
-def _prompts(
-    model: LensModel, facts: Sequence[Fact], contexts: Sequence[str], essence: str | None
-) -> tuple[list[TokenizedPrompt], list[int], list[int], list[str]]:
-    """Every row's prompt, its ``subject_last``, the number of its fact, and which kind of row it is."""
-    prompts: list[TokenizedPrompt] = []
-    subject: list[int] = []
-    fact_of: list[int] = []
-    kind: list[str] = []
-
-    def add(number: int, role: str, text: str, target: str, start: int) -> None:
-        prompt = tokenize_prompt(model, text, target)
-        prompts.append(prompt)
-        subject.append(subject_last(prompt, facts[number].subject, start=start))
-        fact_of.append(number)
-        kind.append(role)
-
-    for number, fact in enumerate(facts):
-        for context in contexts:
-            # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
-            add(number, "context", context.replace("{}", fact.text), fact.target_new, context.index("{}"))
-        if essence is not None:
-            add(number, "essence", essence.replace("{}", fact.subject), "", essence.index("{}"))
-        add(number, "bare", fact.text, "", 0)
-    return prompts, subject, fact_of, kind

@@ -6,8 +6,9 @@ For every fact, δ is added at ``subject_last`` to an output of one layer and op
    that stays the same: :mod:`driftlens.editors.rows`.
 2. **Each step** adds δ and runs only the layers above the edit, only from ``subject_last`` on: nothing else can
    have changed.  The head sees only the positions that predict target tokens: :mod:`driftlens.editors.objective`.
+   Facts of like width share a pass, forward and backward; one group's graph is gone before the next group's begins.
 3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ and
-   leaves the batch.
+   leaves its group.
 
 PMET optimises two δ at once, each with a weight decay and a clamp of its own: a fact has one δ per *place*.
 
@@ -23,12 +24,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta
-from driftlens.editors.rows import Place, vanilla_rows
+from driftlens.editors.rows import Place, Rows, vanilla_rows
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 
@@ -41,12 +42,15 @@ class OptimizedValue:
         delta: δ at the first place, ``[d_model]``.
         target_init: the output there at ``subject_last`` of the bare prompt, ``[d_model]``; v* = target_init + δ.
         history: a row per step, see :class:`driftlens.edits.EditResult`.
+        keys: what goes into the layer's down-projection at ``subject_last`` in the vanilla model: of the bare prompt,
+            then of every context.
         side_delta: δ at the second place (PMET's attention output), which no weight takes up.
     """
 
     delta: Float[Tensor, "d_model"]
     target_init: Float[Tensor, "d_model"]
     history: pd.DataFrame
+    keys: Float[Tensor, "1+contexts d_mlp"]
     side_delta: Float[Tensor, "d_model"] | None = None
 
     @property
@@ -80,66 +84,93 @@ def optimize_values(
     Raises:
         DriftlensError: the loss is not finite; a prompt is too long for the model.
     """
-    essence = settings.essence if settings.kl_factor else None
-    rows, target_init = vanilla_rows(model, facts, layer=layer, places=places, contexts=contexts, essence=essence)
+    vanilla = vanilla_rows(
+        model,
+        facts,
+        layer=layer,
+        places=places,
+        contexts=contexts,
+        essence=settings.essence if settings.kl_factor else None,
+    )
+    target_init = vanilla.target_init
     precision = torch.promote_types(model.dtype, torch.float32)
     target_norm = target_init.to(precision).norm(dim=-1)
     delta = torch.zeros(target_init.shape, device=model.device, dtype=precision, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.lr)
     final = delta.detach().clone()
     histories: list[list[dict[str, float]]] = [[] for _ in facts]
-    running = torch.arange(len(facts), device=model.device)
-    nll_factor = delta.new_ones(len(facts))
-    vanilla: Reference | None = None
+    groups = [_Group(rows, members, delta.new_ones(len(members))) for members, rows in vanilla.groups]
 
     for step in range(settings.steps):
-        with torch.enable_grad():
-            terms, now = evaluate_delta(
-                model,
-                rows,
-                delta[running],
-                layer=layer,
-                places=places,
-                settings=settings,
-                vanilla=vanilla,
-                target_norm=target_norm[running],
-                nll_factor=nll_factor,
-            )
-            loss = terms.loss
-        if vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
-            vanilla = now.detach()
-        _log(histories, facts, running.tolist(), step, loss, terms)
-        final[running] = delta.detach()[running]
-        stopped = loss.detach() < settings.early_stop_loss
-        if settings.certain_stop_kl is not None:
-            stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
-        if step == settings.steps - 1 or bool(stopped.all()):
-            break
-        # For the steps to come; this step's loss has the factor of the one before, as in the published code.
-        nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(nll_factor))
-        if on_step is not None:
-            on_step(step + 1, int((~stopped).sum()))
         optimizer.zero_grad()
-        # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
-        loss[~stopped].sum().backward()  # pyright: ignore[reportUnknownMemberType]
+        for group in groups:
+            with torch.enable_grad():
+                terms, now = evaluate_delta(
+                    model,
+                    group.rows,
+                    delta[group.running],
+                    layer=layer,
+                    places=places,
+                    settings=settings,
+                    vanilla=group.vanilla,
+                    target_norm=target_norm[group.running],
+                    nll_factor=group.nll_factor,
+                )
+                loss = terms.loss
+            if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
+                group.vanilla = now.detach()
+            _log(histories, facts, group.running.tolist(), step, loss, terms)
+            final[group.running] = delta.detach()[group.running]
+            stopped = loss.detach() < settings.early_stop_loss
+            if settings.certain_stop_kl is not None:
+                stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
+            staying = ~stopped
+            if step < settings.steps - 1 and bool(staying.any()):
+                # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
+                loss[staying].sum().backward()  # pyright: ignore[reportUnknownMemberType]
+            # For the steps to come; this step's loss has the factor of the one before, as in the published code.
+            group.nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(loss))
+            group.keep(staying)
+        groups = [group for group in groups if len(group.running)]
+        if step == settings.steps - 1 or not groups:
+            break
+        if on_step is not None:
+            on_step(step + 1, sum(len(group.running) for group in groups))
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         with torch.no_grad():
             limit = settings.clamp_norm_factor * target_norm
             delta.mul_((limit / delta.norm(dim=-1).clamp_min(1e-30)).clamp(max=1.0).unsqueeze(-1))
-        if bool(stopped.any()):
-            staying = ~stopped
-            vanilla = vanilla.of(rows, staying)
-            rows, running, nll_factor = rows.of(staying), running[staying], nll_factor[staying]
 
     return [
         OptimizedValue(
             delta=final[i, 0],
             target_init=target_init[i, 0],
             history=pd.DataFrame(history),
+            keys=vanilla.keys[i],
             side_delta=final[i, 1] if len(places) > 1 else None,
         )
         for i, history in enumerate(histories)
     ]
+
+
+@dataclass
+class _Group:
+    """The facts of a pass that still run: their rows, their numbers, and what they bring along from step to step."""
+
+    rows: Rows
+    running: Int[Tensor, "facts"]
+    nll_factor: Float[Tensor, "facts"]
+    vanilla: Reference | None = None
+
+    def keep(self, staying: Bool[Tensor, "facts"]) -> None:
+        """Let the facts that have converged leave."""
+        if bool(staying.all()):
+            return
+        if self.vanilla is not None:
+            self.vanilla = self.vanilla.of(self.rows, staying)
+        self.running, self.nll_factor = self.running[staying], self.nll_factor[staying]
+        if len(self.running):
+            self.rows = self.rows.of(staying)
 
 
 def _log(

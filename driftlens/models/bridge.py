@@ -19,6 +19,7 @@ from typing_extensions import override
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import FAMILIES
+from driftlens.models.fused import fuse
 from driftlens.models.gptj import make_patchable
 from driftlens.models.key_values import PassCache
 
@@ -57,6 +58,7 @@ class BridgeBackend(Backend):
         self.family = FAMILIES[architecture]
         if self.family.name == "gptj":
             make_patchable(model)
+        fuse(model)
         if self.huggingface.config._attn_implementation != "eager":
             self.huggingface.set_attn_implementation("eager")
         # After bridging, not before: splitting a joint QKV weight makes new parameters that ask for

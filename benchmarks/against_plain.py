@@ -1,0 +1,276 @@
+"""driftlens against the plain way (`benchmarks/plain.py`): edits, evaluation and traces, side by side in one run.
+
+    python -m benchmarks.against_plain [edit] [evaluate] [trace] [--model demo] [--rounds 3]
+
+Without a name all three are measured.  Before a time is quoted, both sides' numbers are compared: the same losses at
+every step, the same NLLs, the same probabilities.
+
+- **edit**: `edit_many` of 1, 4, 16 and 32 facts, with and without SADR, against one by one; operations counted.
+- **evaluate**: all prompts of 1, 4, 16 and 64 edited records against weights written and prompts read one by one.
+- **trace**: the full grid of 32 records against one forward pass for each cell, timed on a sample of cells.
+- **throughput**: records per second of edit and evaluation together, for 1, 4, 16 and 64 records at once.
+"""
+
+import argparse
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import plain as plainly
+from benchmarks.measuring import in_turn, machine, median, operations, ratio, write
+from driftlens import ROME, SADR, contaminating_substitution, evaluate, load_model, load_records
+from driftlens.data import Fact, Record
+from driftlens.editors.second_moment import SecondMoment
+from driftlens.models import LensModel
+from driftlens.models.names import resolve
+from driftlens.windows import default_window, window_layers
+
+TASK = "distract_neighborhood"
+
+
+class Sides:
+    """One model twice, and an editor's settings for both."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model: LensModel = load_model(options.model, device=options.device, dtype=options.dtype)
+        self.folder = resolve(options.model)[0]
+        self.records = load_records(options.data, limit=options.records)
+        self._plain: dict[str, plainly.PlainModel] = {}
+
+    def plain(self, *, attention: str = "sdpa") -> plainly.PlainModel:
+        """Hugging Face's default attention, but where its maps are asked for: then only the eager one gives them."""
+        if attention not in self._plain:
+            self._plain[attention] = plainly.PlainModel.load(
+                self.folder, device=self.model.device, dtype=self.model.dtype, attention=attention
+            )
+        return self._plain[attention]
+
+    def editor(self, *, sadr: bool = False, steps: int | None = None, forced: bool = False) -> ROME:
+        """The model's preset; `forced` never stops early, so that the number of steps is equal everywhere."""
+        changes: dict[str, Any] = {"regularizers": (SADR(gamma=1e-2),)} if sadr else {}
+        changes |= {"steps": steps} if steps else {}
+        changes |= {"early_stop_loss": -math.inf} if forced else {}
+        if self.options.model != "demo":
+            changes |= {"layer": self.options.layer, "lr": self.options.lr}
+            changes["second_moment"] = torch.eye(self.model.d_mlp)
+        editor = ROME.for_model(self.model, **changes)
+        self.settings(editor)  # contexts and the second moment are there once and for all
+        return editor
+
+    def settings(self, editor: ROME) -> plainly.PlainSettings:
+        names = ("layer", "steps", "lr", "weight_decay", "kl_factor", "clamp_norm_factor", "early_stop_loss")
+        gamma = next((reg.gamma for reg in editor.regularizers if isinstance(reg, SADR)), 0.0)
+        return plainly.PlainSettings(
+            contexts=editor._contexts_for(self.model), gamma=gamma, **{name: getattr(editor, name) for name in names}
+        )
+
+    def plain_edits(self, editor: ROME, records: list[Record]) -> list[plainly.PlainEdit]:
+        own = editor.second_moment
+        given = {editor.layer: own} if isinstance(own, SecondMoment) else None
+        moment = editor._second_moments(self.model, [editor.layer], given)[editor.layer]
+        plain = self.plain(attention="eager" if editor.regularizers else "sdpa")
+        settings = self.settings(editor)
+        return [plainly.edit(plain, r.fact, settings, lambda k: moment.solve(k[None])[0]) for r in records]
+
+
+def edits(sides: Sides) -> dict[str, Any]:
+    """`edit_many` against one fact after the other, without SADR and with it."""
+    return {"rome": _edits(sides, sides.editor()), "sadr": _edits(sides, sides.editor(sadr=True))}
+
+
+def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
+    few = sides.records[: sides.options.sample_facts]
+    ours = editor.edit_many(sides.model, [r.fact for r in few])
+    plain = sides.plain_edits(editor, few)
+    for one, other in zip(ours, plain, strict=True):
+        assert len(one.history) == len(other.losses)
+        # Adam goes with the sign of small gradients, so rounding grows along the steps.
+        assert abs(one.history["loss"].to_numpy() - other.losses).max() < 1e-2
+    found: dict[str, Any] = {}
+    for count in (1, 4, 16, 32):
+        chosen = sides.records[:count]
+        # The plain way costs the same a fact however many there are.
+        part = chosen[: sides.options.sample_facts]
+
+        def together(facts: list[Fact] = [r.fact for r in chosen]) -> object:  # noqa: B006
+            return editor.edit_many(sides.model, facts, batch_size=len(facts))
+
+        def one_by_one(part: list[Record] = part) -> object:
+            return [editor.edit(sides.model, record.fact) for record in part]
+
+        def plainly_one_by_one(part: list[Record] = part) -> object:
+            return sides.plain_edits(editor, part)
+
+        works = {"together": together, "one by one": one_by_one, "plain": plainly_one_by_one}
+        times = in_turn(works, sides.options.rounds, sides.model.device)
+        # Facts stop at different steps, so a part is scaled by its steps, not by its number.
+        scale = steps_made(editor, sides, chosen) / steps_made(editor, sides, part)
+        found[str(count)] = {
+            "seconds_per_edit": {k: round(v / count, 4) for k, v in median(times, "together").items()},
+            "plain_over_together": ratio(times, "plain", "together", scale),
+            "one_by_one_over_together": ratio(times, "one by one", "together", scale),
+        }
+    counted = operations(lambda: editor.edit_many(sides.model, [r.fact for r in few], batch_size=len(few)))
+    return {
+        "steps": editor.steps,
+        "by_facts": found,
+        "operations_over_plain": round(counted / operations(lambda: sides.plain_edits(editor, few)), 4),
+    }
+
+
+def steps_made(editor: ROME, sides: Sides, records: list[Record]) -> float:
+    """Steps made, which is what the plain way's time goes with."""
+    key = (repr(editor.regularizers), tuple(record.index for record in records))
+    if key not in _steps:
+        results = editor.edit_many(sides.model, [r.fact for r in records], batch_size=len(records))
+        _steps[key] = float(sum(len(result.history) for result in results))
+    return _steps[key]
+
+
+_steps: dict[Any, float] = {}
+
+
+def evaluations(sides: Sides) -> dict[str, Any]:
+    """All prompts of edited records, and edit and evaluation together."""
+    editor = sides.editor(steps=5)
+    records = sides.records[:64]
+    ours = [r.edit for r in editor.edit_many(sides.model, [r.fact for r in records], batch_size=32)]
+    plain = sides.plain()
+    layer = editor.layer
+    theirs = [
+        plainly.PlainEdit(layer=layer, change=edit.updates[layer].matrix(), delta=torch.empty(0), losses=())
+        for edit in ours
+    ]
+    found: dict[str, Any] = {"prompts": sum(len(p) for r in records for p in r.tasks.values())}
+    table = evaluate(sides.model, records[:2], ours[:2])[["nll_true", "nll_new"]].to_numpy()
+    reference = [pair for r, e in zip(records[:2], theirs[:2], strict=True) for pair in plainly.evaluate(plain, r, e)]
+    assert abs(table - reference).max() < 1e-2
+    for count in (1, 4, 16, 64):
+        part = min(count, sides.options.sample_records)
+        pairs = list(zip(records[:part], theirs[:part], strict=True))
+        works = {
+            "together": lambda n=count: evaluate(sides.model, records[:n], ours[:n], batch_size=256),
+            "plain": lambda pairs=pairs: [plainly.evaluate(plain, record, edit) for record, edit in pairs],
+        }
+        times = in_turn(works, sides.options.rounds, sides.model.device)
+        prompts = [sum(len(p) for r in records[:n] for p in r.tasks.values()) for n in (count, part)]
+        found[str(count)] = {
+            "seconds_per_record": {k: round(v / count, 4) for k, v in median(times, "together").items()},
+            "plain_over_together": ratio(times, "plain", "together", prompts[0] / prompts[1]),
+        }
+    return found
+
+
+def throughput(sides: Sides) -> dict[str, Any]:
+    """Records a second, edited with the model's preset and evaluated, for so many at once."""
+    editor = sides.editor()
+    found: dict[str, Any] = {}
+    for count in (1, 4, 16, 64):
+        records = sides.records[:count]
+        part = records[: min(count, sides.options.sample_facts)]
+
+        def together(records: list[Record] = records) -> None:
+            results = editor.edit_many(sides.model, [r.fact for r in records], batch_size=len(records))
+            evaluate(sides.model, records, [result.edit for result in results], batch_size=256)
+
+        def plain(part: list[Record] = part) -> None:
+            for record, edit in zip(part, sides.plain_edits(editor, part), strict=True):
+                plainly.evaluate(sides.plain(), record, edit)
+
+        times = in_turn({"together": together, "plain": plain}, max(1, sides.options.rounds - 1), sides.model.device)
+        scale = steps_made(editor, sides, records) / steps_made(editor, sides, part)
+        one = median(times, "together")
+        found[str(count)] = {
+            "records_per_second": {kind: round(count / value, 3) for kind, value in one.items()},
+            "over_plain": ratio(times, "plain", "together", scale),
+        }
+    return found
+
+
+def traces(sides: Sides) -> dict[str, Any]:
+    """The full grid of all three modules against a forward pass for each cell."""
+    records = [record for record in sides.records if record.tasks[TASK]][:32]
+    editor = sides.editor(steps=5)
+    edits = [r.edit for r in editor.edit_many(sides.model, [r.fact for r in records], batch_size=32)]
+    prompts = [record.tasks[TASK][0] for record in records]
+    targets = [(prompt.target_true, prompt.target_new) for prompt in prompts]
+    plain, layer, n_layers = sides.plain(), editor.layer, sides.model.n_layers
+    window = default_window(n_layers)
+    loops = [
+        plainly.PlainTrace(
+            plain,
+            plainly.PlainEdit(layer=layer, change=edit.updates[layer].matrix(), delta=torch.empty(0), losses=()),
+            prompt.text,
+            target,
+        )
+        for edit, prompt, target in zip(edits, prompts, targets, strict=True)
+    ]
+    parts = {None: "resid", 0: "mlp", 2: "attn"}
+    cells = [
+        (number, part, token, n)
+        for number, loop in enumerate(loops)
+        for part in parts
+        for token in range(loop.n_tokens)
+        for n in range(n_layers)
+    ]
+    sample = random.Random(0).sample(cells, min(sides.options.sample_cells, len(cells)))
+
+    def grid() -> Any:
+        modules = ("resid", "mlp", "attn")
+        return contaminating_substitution(sides.model, edits, prompts, targets, modules, window, batch_size=256)
+
+    def by_cell() -> list[list[float]]:
+        return [
+            loops[number].probabilities(
+                plainly.PlainCell(part=part, token=token, layers=window_layers(n, window, n_layers))
+            )
+            for number, part, token, n in sample
+        ]
+
+    table = grid().table.set_index(["case", "module", "token", "layer", "target_name"])["probability"]
+    for (number, part, token, n), seen in zip(sample, by_cell(), strict=True):
+        for name, value in zip(("o_true", "o_edit"), seen, strict=True):
+            assert abs(table[number, parts[part], token, n, name] - value) < 1e-2
+    times = in_turn({"grid": grid, "cell by cell": by_cell}, sides.options.rounds, sides.model.device)
+    scale = len(cells) / len(sample)
+    return {
+        "records": len(records),
+        "cells": len(cells),
+        "seconds_per_record": {k: round(v / len(records), 4) for k, v in median(times, "grid").items()},
+        "plain_over_grid": ratio(times, "cell by cell", "grid", scale),
+        "operations_over_plain": round(operations(grid) / (operations(by_cell) * scale), 4),
+    }
+
+
+MEASURES = {"edit": edits, "evaluate": evaluations, "trace": traces, "throughput": throughput}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=[[], *MEASURES], help="default: all")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--records", type=int, default=80)
+    parser.add_argument("--layer", type=int, default=2, help="edit layer of a model other than the bundled one")
+    parser.add_argument("--lr", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sample-facts", type=int, default=4, help="facts that the plain way edits")
+    parser.add_argument("--sample-records", type=int, default=4, help="records that the plain way evaluates")
+    parser.add_argument("--sample-cells", type=int, default=150, help="cells that the plain way computes")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    options = parser.parse_args()
+    sides = Sides(options)
+    name = Path(options.model).name
+    for what in options.what or MEASURES:
+        settings = {k: v for k, v in vars(options).items() if k not in ("what", "device", "dtype", "data", "model")}
+        result = {"model": name, "dtype": str(sides.model.dtype), **machine(sides.model.device), **settings}
+        write(f"{what}-against-plain-{name}-{sides.model.device.type}", result | {"found": MEASURES[what](sides)})
+
+
+if __name__ == "__main__":
+    main()

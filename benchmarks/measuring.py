@@ -1,0 +1,99 @@
+"""How the benchmarks measure: the sides of a comparison in turn within one run, wall and processor time side by side.
+
+Machines are noisy and shared.  A ratio of two timings taken one after the other, the median over rounds, survives a
+slow hour; processor time survives a neighbour; counted operations survive both.
+"""
+
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall and processor seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wall, own = time.perf_counter(), time.process_time()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - wall, time.process_time() - own
+
+
+def in_turn(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[Any]]:
+    """(wall, processor) seconds of every side, `rounds` times in turn."""
+    times: dict[str, list[Any]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            times[name].append(seconds(work, device))
+    return times
+
+
+def ratio(times: Mapping[str, list[Any]], slow: str, fast: str, scale: float = 1.0) -> dict[str, float]:
+    """`slow` over `fast`, round by round, the median; `scale` where one side did only a part of the work."""
+    pairs = list(zip(times[slow], times[fast], strict=True))
+    return {
+        "wall": round(scale * statistics.median(s[0] / f[0] for s, f in pairs), 4),
+        "processor": round(scale * statistics.median(s[1] / f[1] for s, f in pairs), 4),
+    }
+
+
+def median(times: Mapping[str, list[Any]], name: str) -> dict[str, float]:
+    return {
+        kind: round(statistics.median(each[at] for each in times[name]), 4)
+        for at, kind in enumerate(("wall", "processor"))
+    }
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products, forward and backward, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most that tensors made by `work` hold at once: by CUDA's allocator, or from the CPU allocator's reports to
+    torch's profiler.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events: Any = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(size for _, size in changes))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+
+
+def write(name: str, result: Mapping[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2) + "\n"
+    (RESULTS / f"{name}.json").write_text(text)
+    print(text, end="")

@@ -1,0 +1,58 @@
+"""Norms and activations of a bridged model in one kernel each, where the bridge takes many.
+
+transformer-lens writes a LayerNorm out (mean, difference, square, mean, root, quotient, product, sum) so that its two
+inner hook points fire, and Hugging Face writes GPT-2's GELU out in eight operations on the widest tensor of a block.
+Forward and backward together, both cost more time than many of the matrix products on a CPU, and memory traffic on a
+GPU.  Here the checkpoint's own norm module runs unless somebody listens at an inner hook point, and the GELU is
+torch's: the same functions, rounded less often.
+
+Nothing but the two modules' ways to compute changes: weights and hook points stay the same objects.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge, RMSNormalizationBridge
+from transformers.activations import NewGELUActivation
+from typing_extensions import override
+
+__all__ = ["FusedNorm", "TanhGELU", "fuse"]
+
+# Hugging Face's LayerNorm and Llama's RMSNorm; other norms (Gemma's, which adds 1 to its weight) stay as they are.
+_NORMS = ("LayerNorm", "LlamaRMSNorm")
+
+
+class FusedNorm(NormalizationBridge):
+    """`hook_in` → the checkpoint's own norm → `hook_out`; the bridge's way where an inner hook point is in use."""
+
+    @override
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        inner: tuple[Any, ...] = (self.hook_scale, self.hook_normalized)
+        if any(point.fwd_hooks or point.bwd_hooks for point in inner):
+            return super().forward(hidden_states, **kwargs)
+        norm: Any = self.original_component
+        return self.hook_out(norm(self.hook_in(hidden_states)))
+
+
+class TanhGELU(nn.Module):
+    """GPT-2's and GPT-J's GELU in one kernel."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(input, approximate="tanh")
+
+
+def fuse(bridge: Any) -> None:
+    """Let the norms and activations of a bridge be computed in one kernel; a no-op the second time."""
+    for module in list(bridge.modules()):
+        # These classes and no others: another subclass may compute something of its own.
+        if (
+            type(module) in (NormalizationBridge, RMSNormalizationBridge)
+            and type(module.original_component).__name__ in _NORMS
+        ):
+            module.__class__ = FusedNorm
+    for parent in list(bridge.original_model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is NewGELUActivation:
+                setattr(parent, name, TanhGELU())

@@ -100,6 +100,7 @@ def test_commands_run(block: Block, command: str, folder: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("block", "command"), commands(run=True, slow=True))
 def test_slow_commands_run(block: Block, command: str, folder: Path, capsys: pytest.CaptureFixture[str]):
     run_command(command, capsys)

@@ -41,7 +41,7 @@ def perplexities(
     Args:
         model: the vanilla model.
         edits: one edit or several; ``None`` is the vanilla model.
-        texts: e.g. ``driftlens.data.load_texts("me-ppl")``.
+        texts: e.g. ``driftlens.data.load_texts("me_ppl")``.
         records: the record of each edit, for the column ``record``; default: the edit's place in the list.
         max_tokens: N.
         batch_size: edits at a time.

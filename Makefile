@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= test,image,notebook
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -15,7 +16,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend lint lint-format lint-rules lint-types format docs dist install
+.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types format docs dist install
 
 trace: $(VENV)/.installed
 	$(python) -m driftlens.trace --out out/trace $(ARGS)
@@ -26,6 +27,10 @@ test: $(VENV)/.installed
 # What must be the same on every supported transformer-lens; see constraints-transformer-lens-3.9.txt.
 test-backend: $(VENV)/.installed
 	$(python) -m pytest -m "backend and not slow" $(ARGS)
+
+# The notebooks as .ipynb, without outputs, from the .py files that they are written in.
+notebooks: $(VENV)/.installed
+	$(python) -m jupytext --quiet --to ipynb notebooks/*.py
 
 lint: lint-format lint-rules lint-types
 
@@ -54,7 +59,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "driftlens needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(pip_install) '.[test,image]'
+	$(pip_install) '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

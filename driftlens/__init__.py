@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
+    from driftlens.explorer import explore
     from driftlens.generation import generate
     from driftlens.models import LensModel, load_model
     from driftlens.patch import patch_attention, patch_scores
@@ -39,6 +40,7 @@ _HOMES = {
     "contaminating_substitution": "driftlens.trace",
     "correlation": "driftlens.drift",
     "evaluate": "driftlens.evaluation",
+    "explore": "driftlens.explorer",
     "generate": "driftlens.generation",
     "load_model": "driftlens.models",
     "load_records": "driftlens.data",
@@ -64,6 +66,7 @@ __all__ = [
     "contaminating_substitution",
     "correlation",
     "evaluate",
+    "explore",
     "generate",
     "load_model",
     "load_records",

@@ -269,3 +269,77 @@ def test_the_page_in_a_browser(page: Path, bench: Bench):
     seen = visit(page, use)
     assert seen.errors == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [page.resolve().as_uri()]
+
+
+@pytest.fixture
+def explorer(model: Any, bench: Bench) -> Any:
+    pytest.importorskip("ipywidgets", reason="needs the extra 'notebook'")
+    from driftlens.explorer.notebook import Explorer
+
+    return Explorer(bench, GAMMAS, WINDOWS, editor="ROME")
+
+
+def numbers(html: str) -> list[float]:
+    """Of a heatmap's cells, those with a colour, by their hover text."""
+    return [float(text) for text in re.findall(r"<title>[^<]*: ([+-][\d.]+)</title>", html)]
+
+
+def test_every_widget_changes_the_drawings(explorer: Any, bench: Bench):
+    def check() -> None:
+        value = {name: control.value for name, control in explorer.choices.items()}
+        key = value["record"], value["prompt"], value["gamma"]
+        reading, module = bench.reading(*key), list(SITES).index(value["module"])
+        effects = bench.grid(*key, value["window"])[module, ..., value["target"]] - reading.vanilla[value["target"]]
+        # Cells of less than a 500th of the scale are not drawn.
+        large = np.abs(effects).max()
+        drawn = effects[np.abs(effects) >= max(large, 0.01) / 500]
+        np.testing.assert_allclose(numbers(explorer.drawn["grid"].value), drawn, atol=6e-5)
+        own = bench.grid(*key, value["window"])[module, value["token"], value["layer"]]
+        for number in own[:2]:
+            assert f"{number:.3f}" in explorer.drawn["next"].value
+        at = reading.attention[:, value["head_layer"], value["head"]]
+        for before, after in at.T:
+            assert f"{before:.3f} → {after:.3f}" in explorer.drawn["attention"].value
+
+    assert explorer.choices["task"].value == "distract_neighborhood"
+    check()
+    steps: list[tuple[str, Any]] = [("module", "mlp"), ("window", 2), ("target", 1), ("gamma", 0.5)]
+    steps += [(name, None) for name in ("token", "layer", "head", "head_layer")]  # to another than the strongest
+    steps += [("task", "neighborhood"), ("prompt", 2), ("record", 1), ("task", "rewrite")]
+    for name, value in steps:
+        before = [drawing.value for drawing in explorer.drawn.values()]
+        control = explorer.choices[name]
+        control.value = (control.value + 1) % 3 if value is None else value
+        check()
+        # The two neighborhood prompts are the same text.
+        assert name == "prompt" or [drawing.value for drawing in explorer.drawn.values()] != before
+    assert "&lt;/script&gt;&lt;b&gt;Tom" in explorer.drawn["fact"].value
+
+
+def test_the_widgets_page_is_the_commands(explorer: Any, page: Path, tmp_path: Path):
+    explorer.editor = "ROME <fast>"
+    assert explorer.save(tmp_path / "page.html").read_bytes() == page.read_bytes()
+    with pytest.raises(DriftlensError, match="cannot write"):
+        explorer.save(tmp_path / "nowhere" / "page.html")
+
+
+def test_explore_takes_a_record_and_an_editor(model: Any):
+    pytest.importorskip("ipywidgets", reason="needs the extra 'notebook'")
+    from driftlens import explore
+
+    editor = ROME(layer=0, steps=2, contexts=("{}",), second_moment=torch.eye(model.d_mlp))
+    shown = explore(model, RECORDS[0], editor=editor, gammas=(None,), windows=(1,))
+    assert "Eiffel Tower" in shown.drawn["fact"].value
+    with pytest.raises(DriftlensError, match="window is 0"):
+        explore(model, RECORDS[0], editor=editor, windows=(0,))
+
+
+def test_without_ipywidgets_one_line_says_what_to_do(model: Any, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    from driftlens import explore
+
+    monkeypatch.delitem(sys.modules, "driftlens.explorer.notebook", raising=False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(DriftlensError, match=r"needs ipywidgets .*driftlens\[notebook\].*--explore"):
+        explore(model, RECORDS[0])

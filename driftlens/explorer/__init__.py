@@ -6,7 +6,68 @@
 4. `notebook`: the same in Jupyter, computed as one goes along: `driftlens.explore(model, record)`.
 """
 
-from driftlens.explorer.bench import Bench, Exhibit, default_windows, exhibits
-from driftlens.explorer.page import explorer_page
+from __future__ import annotations
 
-__all__ = ["Bench", "Exhibit", "default_windows", "exhibits", "explorer_page"]
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from driftlens.data import Record
+from driftlens.editors.base import Editor
+from driftlens.errors import DriftlensError
+from driftlens.explorer.bench import (
+    Bench,
+    Exhibit,
+    checked_gammas,
+    checked_windows,
+    default_windows,
+    editors_by_gamma,
+    exhibits,
+)
+from driftlens.explorer.page import explorer_page
+from driftlens.models import LensModel
+
+if TYPE_CHECKING:
+    from driftlens.explorer.notebook import Explorer
+
+__all__ = ["Bench", "Exhibit", "default_windows", "exhibits", "explore", "explorer_page"]
+
+
+def explore(
+    model: LensModel,
+    record: Record | Sequence[Record],
+    *,
+    editor: Editor | None = None,
+    gammas: Sequence[float | None] | None = None,
+    windows: Sequence[int] | None = None,
+    batch_size: int = 128,
+) -> Explorer:
+    """Look around in what an edit does, in a notebook: a cell that ends in `explore(model, record)` shows the widgets.
+
+    Choices are the record, its task and prompt, the editor with or without SADR, the module and the window that are
+    substituted, and the answer whose probability is drawn. The heatmap, the attention of every head before and after
+    the edit, and the likeliest next tokens follow. What a choice needs is computed when it is made, and kept.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        record: a benchmark record, or several to choose from.
+        editor: how to edit; default ROME with the presets for the model. Its SADR is replaced by each of `gammas`.
+        gammas: SADR's γ to choose from; None in it is without SADR. Default: without, and the model's preset.
+        windows: numbers of layers to choose from; default one, the paper's window scaled to the model, twice that.
+        batch_size: rows of a pass; out of memory halves it.
+
+    Returns:
+        An ipywidgets box; its `save(path)` writes the page that needs no Python.
+
+    Raises:
+        DriftlensError: ipywidgets is not installed, no record, a negative γ, a window below 1.
+    """
+    try:
+        from driftlens.explorer.notebook import Explorer
+    except ImportError as error:
+        raise DriftlensError(
+            f"the explorer needs ipywidgets ({error}); pip install 'driftlens[notebook]', or write a page instead: "
+            "python -m driftlens.trace --explore"
+        ) from error
+    bench = Bench(model, exhibits(record), editors_by_gamma(model, editor), batch_size=batch_size)
+    name = "ROME" if editor is None else type(editor).__name__
+    return Explorer(bench, checked_gammas(model, gammas, name), checked_windows(model, windows), editor=name)

@@ -132,10 +132,12 @@ def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
     return choose
 
 
-def checked_gammas(model: LensModel, gammas: Sequence[float | None] | None) -> tuple[float | None, ...]:
+def checked_gammas(
+    model: LensModel, gammas: Sequence[float | None] | None, editor: str = "ROME"
+) -> tuple[float | None, ...]:
     """No SADR and the preset's γ, or what was asked for; 0 is SADR without an effect, and so None."""
     if gammas is None:
-        return (None, sadr_gamma(model))
+        return (None, sadr_gamma(model, editor))
     for gamma in gammas:
         SADR(gamma=gamma or 0.0)  # complains
     if not gammas:

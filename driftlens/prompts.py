@@ -3,8 +3,7 @@
 Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text*,
 the text is tokenised once, and character spans are carried over to tokens by the tokenizer's offset mapping.
 Nothing is searched for among tokens, so a BOS token, a leading space or a token that splits a UTF-8 character
-cannot shift a position (see note 20 of the implementation notes: some benchmark targets end in the middle of
-a character).
+cannot shift a position (some of the benchmark's targets end in the middle of a character).
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ def test_losses_that_are_not_finite_are_told(model: Any, editor: ROME, tmp_path:
 
 def test_what_is_wrong_for_all_records_stops_the_run_at_once(model: Any, editor: ROME, tmp_path: Path):
     for change, said in (
-        ({"layer": 7}, "layer is 7"),
+        ({"layer": 7}, "layer 7 is out of range"),
         ({"second_moment": torch.zeros(model.d_mlp, model.d_mlp)}, "singular"),
         ({"second_moment": torch.eye(3)}, "d_mlp = 3"),
     ):

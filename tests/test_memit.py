@@ -19,7 +19,7 @@ from torch import Tensor
 
 from driftlens.data import Fact, load_records
 from driftlens.editors import MEMIT, PMET, SADR, Corpus, SecondMoment
-from driftlens.editors.presets import preset, sadr_gamma
+from driftlens.editors.presets import preset, sadr_gamma, second_moment_weight_for
 from driftlens.editors.spread import least_squares_factor
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import evaluate
@@ -307,8 +307,23 @@ def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     editor = MEMIT.for_model(lens_model, steps=7)
     assert editor.layers == (1,)
     assert editor.steps == 7
-    assert editor.second_moment_weight == lens_model.d_mlp
+    # With one layer λ alone decides how much is written: kᵀ C⁻¹ k / (λ + kᵀ C⁻¹ k), for a key of average length.
+    assert lens_model.d_mlp / (editor.second_moment_weight + lens_model.d_mlp) == pytest.approx(0.9, abs=0.01)
     assert MEMIT.for_model(lens_model, regularizers=(SADR(),)).steps == 80
+
+
+def test_the_second_moments_weight_of_a_model_nobody_has_tuned():
+    """Nine tenths of what is missing are written, by adding up what each layer takes of its part."""
+
+    def written(d_mlp: int, n_layers: int) -> float:
+        weight, missing = second_moment_weight_for(d_mlp, n_layers), 1.0
+        for left in range(n_layers, 0, -1):
+            missing -= missing / left * d_mlp / (weight + d_mlp)
+        return 1 - missing
+
+    assert 5000 < second_moment_weight_for(16384, 6) < 15000  # GPT-J's is 15,000
+    for d_mlp, n_layers in ((6400, 5), (14336, 5), (896, 2), (768, 1), (100, 12)):
+        assert written(d_mlp, n_layers) == pytest.approx(0.9, abs=0.01)
 
 
 @pytest.mark.parametrize("method", [MEMIT, PMET])

@@ -18,7 +18,7 @@ from plain import PlainModel
 from torch import Tensor
 
 from driftlens.data import Fact
-from driftlens.editors import PMET, SADR
+from driftlens.editors import MEMIT, PMET, SADR
 from driftlens.editors.presets import preset, sadr_gamma
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.errors import DriftlensError
@@ -260,7 +260,7 @@ def test_the_papers_settings(name: str):
 def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     editor = PMET.for_model(lens_model)
     assert editor.layers == (1,)
-    assert editor.second_moment_weight == lens_model.d_mlp
+    assert editor.second_moment_weight == MEMIT.for_model(lens_model).second_moment_weight
 
 
 @pytest.mark.parametrize(

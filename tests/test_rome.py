@@ -13,7 +13,7 @@ from plain import PlainModel
 from torch import Tensor
 
 from driftlens.data import Fact
-from driftlens.editors import ROME, SADR, ContextSampling, SecondMoment, open_corpus, sadr_gamma
+from driftlens.editors import MEMIT, ROME, SADR, ContextSampling, SecondMoment, open_corpus, sadr_gamma
 from driftlens.edits import Edit, EditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
@@ -370,8 +370,8 @@ def test_the_scale_of_the_second_moment_does_not_matter(tiny: LensModel, scale: 
 
 
 class Named:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, n_layers: int = 48) -> None:
+        self.name, self.n_layers = name, n_layers
 
 
 @pytest.mark.parametrize(
@@ -399,6 +399,15 @@ def test_the_papers_settings(name: str, layer: int, gamma: float, weight_decay: 
     assert with_sadr.regularizers == (SADR(gamma=gamma),)
     changed = ROME.for_model(model, steps=7, layer=3)
     assert (changed.steps, changed.layer) == (7, 3)
+
+
+@pytest.mark.parametrize("kind", [ROME, MEMIT])
+def test_a_small_model_with_a_large_ones_name_is_told(kind: Any):
+    model: Any = Named("my/gpt2-xl-tiny", n_layers=3)
+    with pytest.raises(DriftlensError, match=r"layer 1[37] is out of range; my/gpt2-xl-tiny has layers 0 to 2"):
+        kind.for_model(model)
+    editor = kind.for_model(model, **({"layer": 1} if kind is ROME else {"layers": (1,)}))
+    assert editor.edited_layers == (1,)
 
 
 @pytest.mark.backend

@@ -250,8 +250,25 @@ def test_all_layers_are_the_sum_of_each(lens_model: LensModel):
         editor = rome(lens_model, steps=2, regularizers=(SADR(gamma=1.0, heads="all", **choice),))
         return float(editor.edit(lens_model, FACT).history["sadr"].iloc[1])
 
-    assert second(layers=(0,)) == 0.0  # the edit's own layer cannot drift
     assert second() == pytest.approx(second(layers=(1,)) + second(layers=(2,)), rel=1e-4)
+    assert second(layers=(0, 1)) == second(layers=(1,))  # the edit's own layer cannot drift
+
+
+@pytest.mark.parametrize(
+    ("layer", "layers", "message"),
+    [
+        (0, (1, 3), r"SADR's layers are \(1, 3\), but layer 3 is out of range; the model has layers 0 to 2"),
+        (0, (-1,), "layer -1 is out of range; the model has layers 0 to 2"),
+        (0, (0,), r"SADR's layers are \(0,\), but only layers 1 to 2 lie above the edit and can drift"),
+        (0, (), r"SADR's layers are \(\), but only layers 1 to 2 lie above the edit"),
+        (2, None, "layer 2 is the last of .*: no attention lies above the edit for SADR to restrain"),
+    ],
+)
+def test_where_nothing_can_be_restrained_is_one_line(lens_model: LensModel, layer: int, layers: Any, message: str):
+    editor = rome(lens_model, layer=layer, regularizers=(SADR(layers=layers),))
+    with pytest.raises(DriftlensError, match=message) as caught:
+        editor.edit(lens_model, FACT)
+    assert "\n" not in str(caught.value)
 
 
 class Counting:

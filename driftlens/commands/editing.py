@@ -151,7 +151,6 @@ def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
         changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
     kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
     editor = kinds[options.editor].for_model(model, **changes)
-    editor.check(model)
     return replace(editor, sampling=replace(editor.sampling, seed=options.seed))
 
 

@@ -14,7 +14,7 @@ from driftlens.data import Fact
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.objective import ValueSettings
-from driftlens.editors.regularizers import Regularizer
+from driftlens.editors.regularizers import ChoosesLayers, Regularizer
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError
@@ -85,7 +85,8 @@ class Editor(ABC):
             on_facts: called with the number of facts done.
 
         Raises:
-            DriftlensError: a layer is out of range, a prompt too long, the loss not finite.
+            DriftlensError: a layer is out of range, a regularizer has nothing to restrain, a prompt is too long, the
+                loss is not finite.
         """
 
     @property
@@ -97,13 +98,22 @@ class Editor(ABC):
         """Whether ``model`` can be edited like this; editing asks it as well.
 
         Raises:
-            DriftlensError: a layer that the model does not have.
+            DriftlensError: a layer that the model does not have; a regularizer with nothing to restrain.
         """
         for layer in self.edited_layers:
             if not 0 <= layer < model.n_layers:
                 raise DriftlensError(
-                    f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}"
+                    f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}, choose of these"
                 )
+        above = range(self.edited_layers[-1] + 1, model.n_layers)
+        if self.regularizers and not above:
+            raise DriftlensError(
+                f"layer {self.edited_layers[-1]} is the last of {model.name}: no attention lies above the edit for "
+                "SADR to restrain; edit lower layers, or leave the regularizer out"
+            )
+        for regularizer in self.regularizers:
+            if isinstance(regularizer, ChoosesLayers):
+                regularizer.check_layers(above)
 
     def provenance(self, model: LensModel, *facts: Fact) -> dict[str, str]:
         """Where an edit of ``facts`` comes from, as flat strings."""

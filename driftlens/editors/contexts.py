@@ -2,7 +2,7 @@
 
 ROME takes 21: the bare prompt, ten prefixes of five tokens and ten of ten; MEMIT and PMET take six.  Prefixes
 are sampled from the vanilla model (top-5), starting from five common words, and joined as ``"{prefix}.
-{prompt}"`` (notes 2 and 3 of the implementation notes; the same in ROME's published code).
+{prompt}"`` (as in the published code).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 
 PREFIXES = ContextSampling(lengths=((10, 5),))
-"""The bare prompt and five prefixes of ten tokens (note 2)."""
+"""The bare prompt and five prefixes of ten tokens, as in the published settings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +74,13 @@ class MultiLayerEditor(Editor):
         """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
 
         With regularizers the number of steps is the paper's for SADR, without it is 20.
+
+        Raises:
+            DriftlensError: a setting out of range, a layer that the model does not have.
         """
-        return cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor = cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor.check(model)  # a small model may have a large one's name
+        return editor
 
     @property
     @override

@@ -1,12 +1,13 @@
 """Settings by editor and model: the paper's (C.2), the bundled model's, and defaults by depth and scale for any other.
 
-The published runs used a learning rate of 0.5 whatever the setting files say (note 14), which is also C.2's, but for
+The published runs used a learning rate of 0.5 whatever the setting files say, which is also C.2's, but for
 MEMIT with SADR on GPT-J, where C.2 has 0.25.  Clamps, weight decays and λ are those of the published settings; C.2
 does not name them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,16 @@ DEMO: Mapping[str, Preset] = {
 """The bundled model's, chosen on its validation records.  λ goes with kᵀ C⁻¹ k, and so with d_mlp: 768 here."""
 
 
+STEP = 0.2
+"""How far an optimisation step moves δ, in norms of the residual stream, in a model that nobody has tuned."""
+
+REACH = 3.0
+"""How far δ may go, in the same norms: between MEMIT's published 0.75 for the GPT models and 4 for the Llama models."""
+
+WRITTEN = 0.9
+"""The share of what is missing that MEMIT's layers write, for a key of average length."""
+
+
 def preset(editor: str, model: LensModel, *, regularized: bool) -> dict[str, Any]:
     """Keyword arguments of an editor for ``model``; with SADR the number of steps is another."""
     chosen = _known(editor, model)
@@ -131,9 +142,9 @@ def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     """Learning rate and clamp for a model nobody has tuned, from the size of its residual stream.
 
     An Adam step moves δ by about lr · √d_model.  What matters is that length against the residual stream it is added
-    to, and small models trained without weight decay can have residuals a hundred times GPT-J's.  The rate is set to a
-    tenth of the residual's norm at the edit layer, the clamp (in norms of the MLP's output) to one and a half times
-    it, and neither below the paper's 0.5 and 4.
+    to, and small models trained without weight decay can have residuals a hundred times GPT-J's.  The rate moves δ by
+    a fifth of the residual's norm at the edit layer, the clamp (in norms of the MLP's output) lets it grow to
+    three times that norm, and neither is below the paper's 0.5 and 4.
     """
     batch, _ = pad_rows(model, [list(model.encode("The name of the capital of the country is").ids)])
     store: dict[str, torch.Tensor] = {}
@@ -142,10 +153,27 @@ def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     # The first token's residual is an outlier in most models.
     resid, mlp_out = (float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out"))
     return {
-        "lr": max(0.5, 0.1 * resid / model.d_model**0.5),
-        "clamp_norm_factor": max(4.0, 1.5 * resid / mlp_out),
+        "lr": max(0.5, STEP * resid / model.d_model**0.5),
+        "clamp_norm_factor": max(4.0, REACH * resid / mlp_out),
         "weight_decay": 0.1,
     }
+
+
+def second_moment_weight_for(d_mlp: int, n_layers: int) -> float:
+    """λ for MEMIT and PMET such that ``n_layers`` layers together write :data:`WRITTEN` of what is missing.
+
+    A layer takes up ρ = kᵀ C⁻¹ k / (λ + kᵀ C⁻¹ k) of its part, one k-th of what is missing with k layers left, so
+    the product of 1 − ρ/k stays unwritten.  Over the corpus that C is taken from, the mean of kᵀ C⁻¹ k is the trace of
+    C⁻¹ C, d_mlp, whatever the model; edited subjects' keys lie around it (on two small models at 0.5 to 1.2 of it).
+    With fewer layers each has to take up more.  GPT-J's six layers and 16,384 dimensions would get half the published
+    15,000, with which they write 0.79 of it.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        unwritten = math.prod(1 - share / left for left in range(1, n_layers + 1))
+        low, high = (share, high) if unwritten > 1 - WRITTEN else (low, share)
+    return float(f"{d_mlp * (1 - low) / low:.2g}")
 
 
 def _known(editor: str, model: LensModel) -> Preset | None:
@@ -160,9 +188,9 @@ def _by_scale(editor: str, model: LensModel) -> dict[str, Any]:
         layer = default_layer(model)
         return {"layer": layer, **scaled_to(model, layer)}
     layers = default_layers(model)
-    # kᵀ C⁻¹ k is d_mlp on average, so with λ = d_mlp a layer takes up about half of its residual; GPT-J's is 0.9 d_mlp.
-    settings = {"layers": layers, "second_moment_weight": float(model.d_mlp), **scaled_to(model, layers[-1])}
+    weight = second_moment_weight_for(model.d_mlp, len(layers))
+    settings = {"layers": layers, "second_moment_weight": weight, **scaled_to(model, layers[-1])}
     if editor == "MEMIT":
         # There the clamp counts in norms of the residual stream itself.
-        settings["clamp_norm_factor"] = 1.5
+        settings["clamp_norm_factor"] = REACH
     return settings

@@ -34,6 +34,17 @@ class LastTokenAttention:
 
 
 @runtime_checkable
+class ChoosesLayers(Protocol):
+    """A regularizer that is about layers of its choice; editors ask it whether they are there."""
+
+    def check_layers(self, above: range) -> None:
+        """Raise a :class:`~driftlens.errors.DriftlensError` unless it can work with the layers above the edit, which
+        are ``above``, up to the model's last.
+        """
+        ...
+
+
+@runtime_checkable
 class Regularizer(Protocol):
     """Anything that can be added to an editor's ``regularizers``."""
 

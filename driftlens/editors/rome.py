@@ -7,7 +7,7 @@
    v*, and keys that are C-orthogonal to k̄ are left as they are.
 
 The paper's Eq. 3 uses one key throughout; the published code, whose numbers the paper reports, uses the bare
-prompt's in the residual (note 10).  ``residual_key="mean"`` gives the paper's form.
+prompt's in the residual.  ``residual_key="mean"`` gives the paper's form.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ class ROME(Editor):
         them.
 
         With regularizers the number of steps is the paper's for SADR (80), without it is 20.
+
+        Raises:
+            DriftlensError: a setting out of range, a layer that the model does not have.
         """
-        return cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor = cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor.check(model)  # a small model may have a large one's name
+        return editor
 
     @property
     @override

@@ -261,7 +261,7 @@ def _group(
         resid=resid,
         entry=entry,
         past=past,
-        # The essence prompt is read at subject_last itself (note 3), which is column 0 now.
+        # The essence prompt is read at subject_last itself, which is column 0 now.
         last=last.where(is_context, torch.zeros_like(last)),
         # The optimiser's precision: a float32 third is off by 1e-8, which a float64 model would show.
         weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),

@@ -30,7 +30,8 @@ class SADR:
     Attributes:
         gamma: γ, the weight.  (The published settings file writes γ · 10⁴ as ``attn_W_loss_weight``.)
         heads: ``"selected"`` restrains the heads of H_l only; ``"all"`` restrains every head (ablation, 6.1).
-        layers: the layers to restrain, or ``None`` for all.  Layers at or below the edit cannot drift.
+        layers: the layers to restrain, or ``None`` for all above the edit.  Those of them at or below the edit cannot
+            drift and add nothing, but one at least must lie above it.
         eps: added to both distributions before the logarithm, as in the published code (10⁻⁸; its fp16 runs
             10⁻⁷).
 
@@ -54,6 +55,26 @@ class SADR:
             layers: Iterable[int] = self.layers
             object.__setattr__(self, "layers", tuple(layers))  # a range is welcome
 
+    def check_layers(self, above: range) -> None:
+        """Whether there is anything to restrain with an edit below ``above``.
+
+        Raises:
+            DriftlensError: ``layers`` names one that the model does not have, or none above the edit.
+        """
+        if self.layers is None:
+            return
+        outside = [layer for layer in self.layers if not 0 <= layer < above.stop]
+        if outside:
+            raise DriftlensError(
+                f"SADR's layers are {self.layers}, but layer {outside[0]} is out of range; the model has layers 0 to "
+                f"{above.stop - 1}"
+            )
+        if not any(layer in above for layer in self.layers):
+            raise DriftlensError(
+                f"SADR's layers are {self.layers}, but only layers {above[0]} to {above[-1]} lie above the edit and "
+                "can drift; name some of these, or none for all of them"
+            )
+
     def penalty(self, attention: LastTokenAttention) -> Float[Tensor, "rows"]:
         """γ · Σ_l Σ_{h ∈ H_l} KL(W_{l,h} ‖ W^δ_{l,h}) per row, in float32 or better."""
         precision = torch.promote_types(attention.edited.dtype, torch.float32)
@@ -70,8 +91,8 @@ class SADR:
 def last_token_kl(
     vanilla: Float[Tensor, "*batch keys"], edited: Float[Tensor, "*batch keys"], *, eps: float = 1e-8
 ) -> Float[Tensor, "*batch"]:
-    """KL(vanilla ‖ edited) in nats between attention rows, ``eps`` added to both (note 8; also the drift of
-    3.3).
+    """KL(vanilla ‖ edited) in nats between attention rows, ``eps`` added to both, as in the published
+    code; also the drift of 3.3.
 
     Masked keys are zero in both and contribute nothing.
     """

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = "driftlens-second-moment-1"
 SAMPLES = 100_000
-"""Texts the published statistics rest on (note 13)."""
+"""Texts the published statistics rest on."""
 
 
 class SecondMoment:

@@ -14,7 +14,7 @@ PMET optimises two δ at once, each with a weight decay and a clamp of its own: 
 
 Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding).  The order
 within a step is the published code's: forward, stop if the loss is low or it is the last step, backward,
-Adam, project; so n steps make at most n − 1 updates (note 6).
+Adam, project; so n steps make at most n − 1 updates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fluency (FL): how varied the words are that an edited model goes on with (paper, 5.1; note 18).
+"""Fluency (FL): how varied the words are that an edited model goes on with (paper, 5.1, as the published code counts).
 
 1. Each of a record's generation prompts is continued to 100 tokens, prompt included, by top-5 sampling.
 2. The text is cut into words, and the entropy of its word bigrams, H₂, and trigrams, H₃, is taken in bits.

@@ -1,4 +1,4 @@
-"""Perplexity (PPL) of ordinary text under edited models (paper, E.1: on ME-PPL; note 18).
+"""Perplexity (PPL) of ordinary text under edited models (paper, E.1: on ME-PPL).
 
 1. The texts are joined by blanks and tokenised once; the first N = 100 tokens are kept, BOS included where the
    tokenizer adds one.

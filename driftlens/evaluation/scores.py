@@ -17,7 +17,7 @@ AS              alias                    P(new) > P(true)             –
 DRS             distract_relation        P(true) > P(new)             –
 ==============  =======================  ===========================  =====================
 
-Comparisons are strict, so a tie fails.  Means are over prompts, not over records (note 15).  Avg.S is the
+Comparisons are strict, so a tie fails.  Means are over prompts, not over records.  Avg.S is the
 harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.  The last two have no name in the paper
 and stand behind its scores where the table has such prompts.
 """

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
 from experiments.artifacts import Artifact, write
 from experiments.options import read_options
 from experiments.study import Study, open_study
 
-__all__ = ["Make", "command", "make_one"]
+__all__ = ["Make", "OtherDataNeededError", "Recipe", "command", "configuration_of", "make_one"]
 
 Make = Callable[[Study], Artifact]
 
 
-def command(artifacts: Mapping[str, Make], doc: str | None) -> Callable[[Sequence[str] | None], int]:
+class OtherDataNeededError(DriftlensError):
+    """An artifact needs other data than were given: alone a mistake, among all artifacts no failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to make an artifact whose numbers depend on more, or on something else, than the study's configuration."""
+
+    make: Make
+    configuration: Callable[[Study], dict[str, Any]]
+
+
+def configuration_of(study: Study, recipe: Make | Recipe) -> dict[str, Any]:
+    """All that the artifact's numbers depend on."""
+    return recipe.configuration(study) if isinstance(recipe, Recipe) else study.configuration
+
+
+def command(
+    artifacts: Mapping[str, Make | Recipe], doc: str | None, *, program: str | None = None
+) -> Callable[[Sequence[str] | None], int]:
     """The `main` of an experiment's module, whose docstring is its help."""
-    name = "-".join(dict.fromkeys(name.rstrip("abcd") for name in artifacts))
+    name = program or "-".join(dict.fromkeys(name.rstrip("abcd") for name in artifacts))
 
     def main(argv: Sequence[str] | None = None) -> int:
         options = read_options(argv, prog=f"python -m experiments.{name}", description=(doc or "").strip())
@@ -34,11 +56,11 @@ def command(artifacts: Mapping[str, Make], doc: str | None) -> Callable[[Sequenc
     return main
 
 
-def make_one(study: Study, name: str, make: Make, out: Console, errors: Console) -> None:
+def make_one(study: Study, name: str, recipe: Make | Recipe, out: Console, errors: Console) -> None:
     """Make and write one artifact, and print its claims."""
     start = time.perf_counter()
-    artifact = make(study)
-    problem = write(artifact, study.options.out, study.configuration, png=study.options.png)
+    artifact = recipe.make(study) if isinstance(recipe, Recipe) else recipe(study)
+    problem = write(artifact, study.options.out, configuration_of(study, recipe), png=study.options.png)
     if problem:
         errors.print(f"{name}.png is not written: {problem}", markup=False)
     seconds = time.perf_counter() - start

@@ -31,10 +31,11 @@ def _head(study: Study) -> list[str]:
     arguments = f" {' '.join(changed)}" if changed else ""
     made = f"`python -m experiments.all{arguments}`"
     about = (
-        f"Made by {made}. {study.about}; data `{study.configuration['data']}`, at most {options.records} records of a "
-        "task. Every picture has a page with exact values on hover (`.html`, which reads `plotly.min.js` beside it), "
-        "the table that is drawn (`.csv`), the cases behind it (`.parquet`), a caption with the paper's numbers beside "
-        "these (`.md`), and the same for programs (`.json`)."
+        f"Made by {made}. {study.about}; data `{study.configuration['data']}`. The figures of tokens and layers are "
+        f"measured on at most {study.most_records} records of a task, the benchmark's tables on the records and "
+        "editors that they name. Every picture has a page with exact values on hover (`.html`, which reads "
+        "`plotly.min.js` beside it), the table that is drawn (`.csv`), the cases behind it (`.parquet`), a caption "
+        "with the paper's numbers beside these (`.md`), and the same for programs (`.json`)."
     )
     rules = (
         "Whether a claim of the paper appears is answered by fixed rules. An effect that makes up half of what it "

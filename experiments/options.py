@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, whole_number
+from driftlens.commands.parsing import Parser, number, whole_number
 
 __all__ = ["Options", "read_options"]
 
@@ -16,10 +16,13 @@ class Options(EditorOptions):
 
     model: str = "demo"
     data: str = "demo"
-    records: int = 120
+    records: int | None = None
     prompts: int = 1
     device: str | None = None
     dtype: str | None = None
+    tune: int | None = None
+    lrs: tuple[float, ...] = ()
+    gammas: tuple[float, ...] = ()
     batch_size: int = 32
     out: str = "figures"
     png: bool = True
@@ -29,6 +32,11 @@ class Options(EditorOptions):
 def read_options(argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
     """The options in `argv` (default: the program's arguments)."""
     return Options(**vars(_parser(prog, description).parse_args(argv)))
+
+
+def number_list(text: str) -> tuple[float, ...]:
+    """A type for arguments: numbers above 0, such as `0.5,1,2`."""
+    return tuple(map(number(above=0), text.split(",")))
 
 
 def _parser(prog: str, description: str) -> Parser:
@@ -46,10 +54,9 @@ def _parser(prog: str, description: str) -> Parser:
     model.add_argument(
         "--records",
         type=whole_number(1),
-        default=default.records,
         metavar="N",
-        help=f"records at most, for each task the first that have it (default {default.records}); where "
-        "the data has a test split, of that one",
+        help="records at most; where the data has a test split, of that one.  Default: 120 that have the task for the "
+        "figures of tokens and layers, 200 for the benchmark's tables, 40 for their ablations",
     )
     model.add_argument(
         "--prompts",
@@ -59,6 +66,18 @@ def _parser(prog: str, description: str) -> Parser:
         help="prompts of a record and group in the figures of tokens × layers, which are the costly ones "
         f"(default {default.prompts}); curves and correlations take all",
     )
+
+    tuning = parser.add_argument_group("benchmark tables of a model that nobody has tuned")
+    tuning.add_argument(
+        "--tune",
+        type=whole_number(1),
+        metavar="N",
+        help="choose learning rate and SADR's γ of each editor on N records beside the test records; default: presets",
+    )
+    tuning.add_argument(
+        "--lrs", type=number_list, default=default.lrs, metavar="X,X", help="the learning rates that --tune tries"
+    )
+    tuning.add_argument("--gammas", type=number_list, default=default.gammas, metavar="G,G", help="and the γ")
 
     add_editor_options(parser, seed="of the editor's context prefixes and of bootstrap intervals")
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
 
+MOST_RECORDS = 120
 TASK_NAMES = {"distract_neighborhood": "Distract Neighborhood", "relation": "Relation", "rewrite": "Rewrite"}
 
 
@@ -102,7 +103,7 @@ class Study:
 
     def records_of(self, task: str, most: int | None = None) -> list[Record]:
         """The first records that have prompts of `task`."""
-        most = self.options.records if most is None else min(most, self.options.records)
+        most = self.most_records if most is None else min(most, self.most_records)
         chosen = [record for record in self.records if _usable(record, task)][:most]
         if not chosen:
             raise DriftlensError(
@@ -159,13 +160,23 @@ class Study:
             "device": self.model.device.type,
             "editor": {name: text for name, text in provenance.items() if name not in fact},
             "second_moment": editor_identity(self.model, self.editor),
-            "data": Path(options.data).name,
+            "data": self.data_name,
             "data_hash": settings_hash([repr(record) for record in self.records]),
-            "records": options.records,
+            "records": self.most_records,
             "prompts": options.prompts,
             "seed": options.seed,
             "driftlens": __version__,
         }
+
+    @property
+    def most_records(self) -> int:
+        """How many records of a task a figure of tokens or layers is measured on at most."""
+        return self.options.records or MOST_RECORDS
+
+    @property
+    def data_name(self) -> str:
+        """Without the folder it lies in."""
+        return Path(self.options.data).name
 
     @property
     def editor_name(self) -> str:

@@ -2,7 +2,8 @@
 
 Every analysis draws through this package: one template, one diverging colour scale centred at zero, type of at least
 12 px so that a figure survives print, exact values on hover. `heatmaps` has the grids of tokens × layers, `curves`
-lines and histograms, `scatter` correlations, `tables` tables, `style` the look, `files` how a figure becomes a file.
+lines and histograms, `tradeoffs` one measure against another, `scatter` correlations, `tables` tables, `style` the
+look, `files` how a figure becomes a file.
 """
 
 from driftlens.plots.curves import plot_histogram, plot_patch_curve
@@ -10,6 +11,7 @@ from driftlens.plots.files import figure_html, figure_png, save_figure
 from driftlens.plots.heatmaps import plot_heads, plot_score_grid, plot_trace, plot_traces
 from driftlens.plots.scatter import plot_correlation
 from driftlens.plots.tables import plot_table
+from driftlens.plots.tradeoffs import plot_tradeoffs
 
 __all__ = [
     "figure_html",
@@ -22,5 +24,6 @@ __all__ = [
     "plot_table",
     "plot_trace",
     "plot_traces",
+    "plot_tradeoffs",
     "save_figure",
 ]

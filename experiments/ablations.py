@@ -1,0 +1,70 @@
+"""What the ablations share: one editor, some of the records, and runs that differ in one setting (paper, 6 and E.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from experiments.benchmarks import FEWER, NONE, Run, Setting, records_for, run, settings_configuration
+from experiments.comparisons import score_table
+from experiments.tuning import tuned
+
+if TYPE_CHECKING:
+    from experiments.study import Study
+
+__all__ = ["GAMMAS", "about", "alone", "configured", "drawn", "restrained", "runs_of", "specificity", "success"]
+
+GAMMAS = (5e-3, 2e-2, 4e-2, 8e-2)
+"""Table 10's."""
+
+
+def alone(study: Study, **changes: Any) -> Setting:
+    """The editor without SADR."""
+    editor = study.options.editor
+    return Setting(**{"editor": editor, "lr": tuned(study, editor).lr, **changes})
+
+
+def restrained(study: Study, gamma: float, **changes: Any) -> Setting:
+    """The editor with SADR of this γ."""
+    return alone(study, sadr=True, gamma=gamma, **changes)
+
+
+def runs_of(study: Study, settings: Mapping[str, Setting]) -> dict[str, Run]:
+    """The runs of named settings on the ablations' records."""
+    records = records_for(study, FEWER)
+    return {name: run(study, setting, records) for name, setting in settings.items()}
+
+
+def configured(study: Study, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """What these runs' numbers depend on."""
+    given = [setting for setting in settings.values() if setting != NONE]
+    return settings_configuration(study, given, records_for(study, FEWER))
+
+
+def success(run: Run, scores: Sequence[str] = ("ES", "PS")) -> float:
+    """Edit Success as 6.1 has it: the mean of ES and PS."""
+    return float(run.scores["value"][list(scores)].mean())
+
+
+def specificity(run: Run) -> float:
+    """Specificity as 6.1 has it: the mean of NS, RS and DNS."""
+    return float(run.scores["value"][["NS", "RS", "DNS"]].mean())
+
+
+def drawn(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """All scores of all settings."""
+    return score_table(runs)
+
+
+def about(study: Study, runs: Mapping[str, Run]) -> str:
+    """Model, records and editor in a sentence."""
+    from driftlens.commands.editing import editor_text
+
+    first = next(iter(runs.values()))
+    editor = next(run.editor for run in runs.values() if run.editor is not None)
+    return (
+        f"Model {study.model_name}, {study.model.n_layers} layers; {editor_text(editor).split(' + ')[0]}; "
+        f"{len(first.records)} test records of {study.data_name}"
+    )

@@ -1,0 +1,294 @@
+"""The runs behind the benchmark's tables: which records, which settings, and one run for all that ask for it.
+
+1. Records: of those that may be measured on, one after the other that has prompts of the task with the fewest records
+   so far, so that every score rests on enough of them, also where no record has all tasks (half of the paper's
+   benchmark has paraphrases and neighbours, the other half relations).  Fewer are always the first of more.
+2. A setting is an editor with what is changed of its preset; `None` is the model as it is.
+3. A run (`driftlens.runs.benchmark`) lies in the cache under a hash of all that its numbers depend on, so Tables 1, 3,
+   6 and 10 and Figures 6 and 7 never measure a setting twice, and an interrupted one goes on.  Tables of fewer records
+   take those of the main table's run where it has the setting.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.data import Record, load_texts, true_texts
+from driftlens.errors import DriftlensError
+from driftlens.evaluation.intervals import COLUMNS, numbered, summary_row
+from driftlens.files import cache_folder
+from driftlens.models.names import resolve
+from driftlens.runs import BenchmarkResult, Progress, benchmark
+from driftlens.runs.benchmark import scores_of
+from driftlens.runs.manifest import configuration
+from driftlens.runs.shards import settings_hash
+from driftlens.runs.work import Measures
+
+if TYPE_CHECKING:
+    from driftlens.commands.editing import AnyEditor
+    from experiments.study import Study
+
+__all__ = [
+    "EDITORS",
+    "FEWER",
+    "MAIN",
+    "NONE",
+    "Run",
+    "Setting",
+    "main_settings",
+    "records_for",
+    "run",
+    "settings_configuration",
+    "spread_over_tasks",
+]
+
+EDITORS = ("rome", "memit", "pmet")
+MAIN = 200
+"""Records of the main tables, where the command line does not say how many."""
+FEWER = 40
+"""Records of the ablations, which are many runs."""
+EVERY_SCORE = ("paraphrase", "neighborhood", "relation", "reasoning")
+"""Tasks that not every record has.  All have the rewrite prompt, and distractors come with their tasks."""
+_PERPLEXITY_TEXTS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """An editor and what is changed of its preset for the model.
+
+    Attributes:
+        editor: "rome", "memit", "pmet"; "" leaves the model as it is.
+        sadr: whether attention drift is restrained.
+        gamma: γ; None is the preset's.
+        heads: "selected" or "all".
+        lr, steps, kl: the value optimisation's; None is the preset's.
+        texts: whether texts are generated (FL), which costs about as much as all prompts.
+    """
+
+    editor: str = ""
+    sadr: bool = False
+    gamma: float | None = None
+    heads: str = "selected"
+    lr: float | None = None
+    steps: int | None = None
+    kl: float | None = None
+    texts: bool = True
+
+    @property
+    def name(self) -> str:
+        """As in the paper's tables, which do not tell settings of one editor apart."""
+        return (self.editor.upper() + ("+SADR" if self.sadr else "")) or "None"
+
+
+NONE = Setting()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them."""
+
+    setting: Setting
+    editor: AnyEditor | None
+    nlls: pd.DataFrame
+    records: pd.DataFrame
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Every score with its intervals; the data's own groups of relation prompts as "RS, same type"."""
+        tables = [scores_of(self.nlls, self.records)]
+        relations = self.nlls[self.nlls["task"] == "relation"]
+        for group in sorted({group for group in relations["group"] if isinstance(group, str)}, reverse=True):
+            rows: Any = relations[relations["group"] == group]
+            true, new = (rows[name].to_numpy(dtype=float) for name in ("nll_true", "nll_new"))
+            parts = {"RS": (true < new).astype(float), "RM": np.exp(-true)}
+            values = [summary_row(part, numbered(rows["record"]), scale=100.0) for part in parts.values()]
+            index = [f"{score}, {group.replace('_', ' ')}" for score in parts]
+            tables.append(pd.DataFrame(values, index=index, columns=list(COLUMNS)))
+        return pd.concat(tables)
+
+    def of(self, records: Sequence[Record]) -> Run:
+        """The same on some of the records."""
+        indices = {record.index for record in records}
+        return replace(
+            self,
+            nlls=self.nlls[self.nlls["record"].isin(indices)].reset_index(drop=True),
+            records=self.records[self.records["record"].isin(indices)].reset_index(drop=True),
+        )
+
+
+def main_settings(study: Study) -> list[Setting]:
+    """The rows of the main table: no edit, and every editor without and with SADR, tuned where that is asked for."""
+    from experiments.tuning import tuned
+
+    rows = [NONE]
+    for editor in EDITORS:
+        found = tuned(study, editor)
+        rows += [Setting(editor=editor, lr=found.lr), Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr)]
+    return rows
+
+
+def records_for(study: Study, default: int = MAIN) -> list[Record]:
+    """The test records of a table: as many as the command line says, or `default`."""
+    return spread_over_tasks(study.records, study.options.records or default)
+
+
+def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
+    """`most` records at most, in an order in which every task has about as many of them as it can; no two alike."""
+    waiting = {task: [record for record in records if record.tasks[task]] for task in EVERY_SCORE}
+    waiting["rewrite"] = list(records)
+    counts = dict.fromkeys(waiting, 0)
+    chosen: dict[int, Record] = {}
+    while len(chosen) < most:
+        for of_task in waiting.values():
+            while of_task and of_task[0].index in chosen:
+                del of_task[0]
+        left = [task for task, of_task in waiting.items() if of_task]
+        if not left:
+            break
+        # Every record has a rewrite prompt, so that task is the last to lack one.
+        record = waiting[min(left, key=lambda task: (counts[task], list(waiting).index(task)))][0]
+        chosen[record.index] = record
+        for task in waiting:
+            counts[task] += task == "rewrite" or bool(record.tasks[task])
+    return list(chosen.values())
+
+
+def run(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
+    """The run of a setting on these records: from memory, from disk, or computed."""
+    main = records_for(study)
+    held = {record.index for record in main}
+    if len(records) < len(main) and all(record.index in held for record in records):
+        wanted = _identity(study, setting)
+        for row in main_settings(study):
+            if row.texts >= setting.texts and _identity(study, row) == wanted:
+                return computed(study, row, main).of(records)
+    return computed(study, setting, records)
+
+
+def _identity(study: Study, setting: Setting) -> tuple[str, ...]:
+    """What tells settings apart once presets are filled in."""
+    editor = editor_of(study, setting)
+    if editor is None:
+        return ()
+    about = editor.provenance(study.model, study.records[0].fact)
+    return about["editor"], about["settings"], about["regularizers"]
+
+
+def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
+    """A run of just these records."""
+    editor = editor_of(study, setting)
+    measures = Measures(
+        generate=setting.texts, perplexity_texts=perplexity_texts(study) if setting.texts else None,
+        seed=study.options.seed,
+    )  # fmt: skip
+    key = settings_hash([dict(configuration(study.model, editor, records, measures)), str(study.model.device.type)])
+    if key not in study.measured:
+        folder = cache_folder() / "benchmarks" / f"{study.model_name}-{setting.name}-{key}".replace("/", "-")
+        if study.options.redo:
+            shutil.rmtree(folder, ignore_errors=True)
+        with study.shown(f"{setting.name}, records") as done:
+
+            def tell(progress: Progress) -> None:
+                done(progress.done, progress.total)
+
+            study.measured[key] = benchmark(
+                study.model,
+                records,
+                editor,
+                folder,
+                generate=measures.generate,
+                perplexity_texts=measures.perplexity_texts,
+                edit_batch=study.options.batch_size,
+                batch_size=2 * study.options.batch_size,
+                seed=measures.seed,
+                on_progress=tell,
+            )
+    found: BenchmarkResult = study.measured[key]
+    return Run(setting=setting, editor=editor, nlls=found.nlls, records=found.records)
+
+
+def editor_of(study: Study, setting: Setting) -> AnyEditor | None:
+    """The preset with what the command line and then the setting change, and its second moments."""
+    if not setting.editor:
+        return None
+    options = study.options
+    own = {name: value for name in ("lr", "steps", "kl", "gamma") if (value := getattr(setting, name)) is not None}
+    layers = options.layers
+    if layers is not None and len(layers) > 1 and setting.editor == "rome":
+        raise DriftlensError(
+            f"--layers names {len(layers)} layers, but ROME is one of the editors here and edits one; give one layer, "
+            "or leave it out"
+        )
+    weight = options.second_moment_weight if setting.editor != "rome" else None
+    chosen = replace(
+        options, editor=setting.editor, second_moment_weight=weight,
+        **{"sadr": setting.sadr, "gamma": None, "sadr_heads": setting.heads if setting.sadr else None, **own},
+    )  # fmt: skip
+    if setting.sadr and setting.gamma is None:
+        chosen = replace(chosen, gamma=options.gamma)
+    editor = make_editor(study.model, chosen)
+    if editor.edited_layers[-1] >= study.model.n_layers - 1:
+        raise DriftlensError(
+            f"layer {editor.edited_layers[-1]} leaves no attention above the edit; {study.model.name} has layers 0 to "
+            f"{study.model.n_layers - 1}, so choose --layers below the last"
+        )
+    # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.
+    key = f"moments {editor.edited_layers} {editor.samples} {setting.editor == 'rome'}"
+    if key not in study.measured:
+        corpus = choose_corpus(options.model, options.corpus, study.all_records)
+        with study.shown("second moments, texts") as done:
+            complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
+        study.measured[key] = complete.second_moment
+    return replace(editor, second_moment=study.measured[key])
+
+
+def perplexity_texts(study: Study) -> tuple[str, ...] | None:
+    """ME-PPL for a model that knows English; a local one reads true statements of its data, the bundled one its own."""
+    model = study.options.model
+    if model == "demo":
+        from driftlens.demo import corpus
+
+        return tuple(islice(corpus(), _PERPLEXITY_TEXTS))
+    if resolve(model)[1]:
+        return true_texts(study.all_records)[:_PERPLEXITY_TEXTS]
+    return tuple(load_texts())
+
+
+def settings_configuration(
+    study: Study, settings: Sequence[Setting], records: Sequence[Record], **more: Any
+) -> dict[str, Any]:
+    """What the numbers of these settings depend on, for an artifact's manifest."""
+    from driftlens import __version__
+    from driftlens.runs.edit_cache import editor_identity
+
+    fact = ("subject", "prompt", "target_true", "target_new", "model")
+    editors: dict[str, Mapping[str, str]] = {}
+    for setting in settings:
+        editor = editor_of(study, setting)
+        if editor is not None:
+            about = editor.provenance(study.model, records[0].fact)
+            about = {name: text for name, text in about.items() if name not in fact}
+            # Settings of one editor have one name in the paper.
+            label = setting.name if setting.name not in editors else f"{setting.name} ({len(editors)})"
+            editors[label] = {**about, "second_moment": editor_identity(study.model, editor)}
+    return {
+        "model": study.model_name,
+        "dtype": str(study.model.dtype).removeprefix("torch."),
+        "device": study.model.device.type,
+        "editors": editors,
+        "data": study.data_name,
+        "data_hash": settings_hash([repr(record) for record in records]),
+        "records": len(records),
+        "seed": study.options.seed,
+        "driftlens": __version__,
+        **more,
+    }

@@ -1,0 +1,127 @@
+"""One run against another on the same prompts, and how scores are printed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from driftlens.evaluation.intervals import numbered, percentile_interval, resampled_means
+from driftlens.evaluation.scores import MAGNITUDES, SCORES
+from experiments.artifacts import Answer
+from experiments.benchmarks import Run
+from experiments.words import interval, number
+
+__all__ = [
+    "Difference",
+    "apart",
+    "by_gain",
+    "cell",
+    "difference",
+    "score_table",
+    "unedited",
+    "value_of",
+    "wrong_magnitude",
+]
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how many points a score differs, with the interval that resamples records."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{number(self.value, 1) if self.value < 0 else f'+{self.value:.1f}'} {interval(self.low, self.high, 1)}"
+
+
+def difference(before: Run, after: Run, score: str, *, group: str | None = None, seed: int = 0) -> Difference | None:
+    """How much higher `score` is in `after`, prompt by prompt; None where neither has such prompts.
+
+    The same prompts are compared, so that what is hard for both editors does not blur the difference, and whole
+    records are resampled.
+    """
+    magnitudes = {magnitude: name for name, magnitude in MAGNITUDES.items()}
+    task, wanted = SCORES[magnitudes.get(score, score)]
+    keys = ["record", "prompt_index"]
+    both = _of(before, task, group)[[*keys, "nll_true", "nll_new"]].merge(
+        _of(after, task, group)[[*keys, "nll_true", "nll_new"]], on=keys, suffixes=("_before", "_after")
+    )
+    if both.empty:
+        return None
+
+    def observed(run: str) -> Any:
+        true, new = (both[f"{name}_{run}"].to_numpy(dtype=float) for name in ("nll_true", "nll_new"))
+        right, wrong = (new, true) if wanted == "new" else (true, new)
+        return 100 * np.exp(-right) if score in magnitudes else 100.0 * (right < wrong)
+
+    change = observed("after") - observed("before")
+    draws = resampled_means({"": change}, {"": numbered(both["record"])}, resamples=RESAMPLES, seed=seed)[""]
+    low, high = percentile_interval(draws)
+    return Difference(value=float(change.mean()), low=low, high=high)
+
+
+def _of(run: Run, task: str, group: str | None) -> Any:
+    rows = run.nlls[run.nlls["task"] == task]
+    return rows if group is None else rows[rows["group"] == group]
+
+
+def apart(before: Run, after: Run, score: str) -> bool:
+    """Whether the intervals of both, which resample records, do not touch and `after` is the higher."""
+    return bool(after.scores["cluster_low"][score] > before.scores["cluster_high"][score])
+
+
+def wrong_magnitude(run: Run, task: str) -> float:
+    """The mean P(o_edit) on a task where o_true is right, in percent."""
+    nlls = run.nlls[run.nlls["task"] == task]["nll_new"].to_numpy(dtype=float)
+    return float(100 * np.exp(-nlls).mean()) if len(nlls) else float("nan")
+
+
+def value_of(run: Run, score: str) -> float:
+    """In percent; NaN where the data has no such prompts."""
+    return float(run.scores["value"].get(score, float("nan")))
+
+
+def cell(run: Run, score: str, digits: int = 1) -> str:
+    """A score with half of its interval as the paper prints it, but of the one that resamples records."""
+    if np.isnan(value_of(run, score)):
+        return "–"
+    row = run.scores.loc[score]
+    half = (row["cluster_high"] - row["cluster_low"]) / 2
+    text = number(float(row["value"]), digits)
+    return text if np.isnan(half) else f"{text} ({half:.{digits}f})"
+
+
+def score_table(rows: Mapping[str, Run]) -> pd.DataFrame:
+    """All scores of all rows with both intervals, a line each.
+
+    The row "None" is called "unedited": many a reader of a table takes "None" for a missing value.
+    """
+    tables = [
+        run.scores.rename_axis("score").reset_index().assign(row=unedited(name)).dropna(subset=["value"])
+        for name, run in rows.items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["row", *(name for name in table.columns if name != "row")]]
+
+
+def unedited(name: str) -> str:
+    """The name of a row in a file."""
+    return re.sub(r"\bNone$", "unedited", name)
+
+
+def by_gain(gain: Difference | None, *, separate: bool) -> Answer:
+    """Whether a score rises: by 10 points or more with intervals apart, for sure, perhaps, or not."""
+    if gain is None:
+        return "cannot be told"
+    if gain.low <= 0:
+        return "no"
+    return "yes, strongly" if separate and gain.value >= 10 else "yes" if separate else "weakly"

@@ -1,0 +1,119 @@
+"""Figure 6: restraining the selected heads (Eq. 2) against restraining all heads, over γ (paper, 6.1).
+
+Edit Success is the mean of ES and PS, Specificity that of NS, RS and DNS.  --editor chooses the editor (default rome);
+40 records, as in Table 10, whose runs are the selected heads' here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pandas as pd
+
+from driftlens.cli import run_command
+from driftlens.plots import plot_tradeoffs
+from experiments import ablations
+from experiments.ablations import GAMMAS
+from experiments.artifacts import Answer, Artifact, Claim, Number
+from experiments.benchmarks import Run, Setting
+from experiments.command import Recipe, command
+from experiments.score_tables import prompts_of
+from experiments.study import Study
+from experiments.words import number
+
+HEADS = ("selected", "all")
+MEASURES = {"Edit Success": ablations.success, "Specificity": ablations.specificity}
+
+
+def settings(study: Study) -> dict[str, Setting]:
+    """The editor alone, and both choices of heads at every γ."""
+    return {
+        study.editor_name: ablations.alone(study),
+        **{
+            f"{heads} heads, γ = {gamma:g}": ablations.restrained(study, gamma, heads=heads)
+            for heads in HEADS
+            for gamma in GAMMAS
+        },
+    }
+
+
+def figure6(study: Study) -> Artifact:
+    """Edit Success and Specificity over γ."""
+    runs = ablations.runs_of(study, settings(study))
+    points = _points(runs)
+    about = ablations.about(study, runs)
+    plain = runs[study.editor_name]
+    wins = {
+        measure: [
+            _value(points, measure, "selected", gamma) - _value(points, measure, "all", gamma) for gamma in GAMMAS
+        ]
+        for measure in MEASURES
+    }
+    return Artifact(
+        name="figure6",
+        title="Figure 6. Selected heads against all heads",
+        caption=f"Edit Success (mean of ES and PS) and Specificity (mean of NS, RS and DNS) over γ. {about}. Without "
+        f"SADR Edit Success is {number(ablations.success(plain), 1)} and Specificity "
+        f"{number(ablations.specificity(plain), 1)}. The paper shows curves without numbers.",
+        figure=plot_tradeoffs(
+            points,
+            axes={measure: ("γ", f"{measure} (%)") for measure in MEASURES},
+            title="Restraining selected heads and all heads",
+            note=about.replace("; ", " · "),
+            log_x=True,
+        ),
+        drawn=points,
+        cases=prompts_of(runs),
+        numbers=[
+            Number(name=f"{measure}, {heads} heads, γ = {gamma:g}", paper="–",
+                   here=number(_value(points, measure, heads, gamma), 1))
+            for measure in MEASURES
+            for heads in HEADS
+            for gamma in GAMMAS
+        ],
+        claims=[_claim(measure, differences) for measure, differences in wins.items()],
+    )  # fmt: skip
+
+
+def _points(runs: dict[str, Run]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for measure, of in MEASURES.items():
+        for heads in HEADS:
+            for gamma in GAMMAS:
+                run = runs[f"{heads} heads, γ = {gamma:g}"]
+                scores = run.scores["value"][["ES", "PS", "NS", "RS", "DNS"]]
+                text = f"γ = {gamma:g}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+                rows.append({"panel": measure, "series": f"{heads} heads", "x": gamma, "y": of(run), "text": text})
+    return pd.DataFrame(rows)
+
+
+def _value(points: pd.DataFrame, measure: str, heads: str, gamma: float) -> float:
+    row: Any = points[(points["panel"] == measure) & (points["series"] == f"{heads} heads") & (points["x"] == gamma)]
+    return float(row["y"].iloc[0])
+
+
+def _claim(measure: str, differences: list[float]) -> Claim:
+    better = sum(each > 0 for each in differences)
+    answer: Answer = "no"
+    if better > len(differences) / 2:
+        answer = "yes" if better == len(differences) else "weakly"
+        answer = "yes, strongly" if min(differences) >= 3 else answer
+    texts = ", ".join(f"{number(each, 1) if each < 0 else f'+{each:.1f}'}" for each in differences)
+    return Claim(
+        claim=f"Restraining the selected heads outperforms restraining all heads on {measure}, whatever γ.",
+        answer=answer,
+        because=f"Selected less all: {texts} points for γ = {', '.join(f'{gamma:g}' for gamma in GAMMAS)}.",
+    )
+
+
+def configuration(study: Study) -> dict[str, Any]:
+    """For the manifest."""
+    return ablations.configured(study, settings(study))
+
+
+ARTIFACTS = {"figure6": Recipe(make=figure6, configuration=configuration)}
+main = command(ARTIFACTS, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

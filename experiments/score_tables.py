@@ -1,0 +1,144 @@
+"""What Tables 1, 3 and 6 share: the rows, the picture, and the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from driftlens.plots import plot_table
+from experiments.artifacts import Number
+from experiments.benchmarks import EDITORS, Run, main_settings, records_for, run, settings_configuration
+from experiments.comparisons import cell, value_of
+from experiments.paper_numbers import Row
+from experiments.tuning import tuned, tuning_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from experiments.study import Study
+
+__all__ = [
+    "about",
+    "configured",
+    "note",
+    "numbers",
+    "pairs",
+    "picture",
+    "prompts_of",
+    "rows_of",
+    "settings_text",
+    "there",
+]
+
+_DIGITS = {"FL": 1, "PPL": 2}
+
+
+def rows_of(study: Study, *, sadr: bool = True) -> dict[str, Run]:
+    """The rows of the main table by their names in the paper, or those without SADR."""
+    records = records_for(study)
+    return {each.name: run(study, each, records) for each in main_settings(study) if sadr or not each.sadr}
+
+
+def configured(study: Study) -> dict[str, Any]:
+    """What the main table's numbers depend on, and how settings were chosen."""
+    found = {editor: tuned(study, editor).told() for editor in EDITORS} if study.options.tune is not None else {}
+    return settings_configuration(study, main_settings(study), records_for(study), tuned=found)
+
+
+def pairs(rows: Mapping[str, Run]) -> list[tuple[str, Run, Run]]:
+    """Every editor with its runs without and with SADR."""
+    names = [name for name in rows if f"{name}+SADR" in rows]
+    return [(name, rows[name], rows[f"{name}+SADR"]) for name in names]
+
+
+def there(rows: Mapping[str, Run], scores: Sequence[str]) -> list[str]:
+    """Those of the scores that the data has."""
+    return [score for score in scores if any(not np.isnan(value_of(run, score)) for run in rows.values())]
+
+
+def prompts_of(rows: Mapping[str, Run]) -> pd.DataFrame:
+    """Every prompt's NLLs in every row."""
+    return pd.concat([run.nlls.assign(row=name) for name, run in rows.items()], ignore_index=True)
+
+
+def picture(
+    rows: Mapping[str, Run], scores: Sequence[str], *, title: str, note: str, rules: Sequence[int] = ()
+) -> go.Figure:
+    """Editors × scores; of an editor with and without SADR the better is bold."""
+    scores = there(rows, scores)
+    columns = {"Editor": [name.replace("+", " + ") for name in rows]}
+    for score in scores:
+        columns[_head(score)] = [cell(run, score, _DIGITS.get(score, 1)) for run in rows.values()]
+    bold: list[tuple[int, int]] = []
+    names = list(rows)
+    for name, alone, restrained in pairs(rows):
+        for column, score in enumerate(scores, 1):
+            better = _better(score, alone, restrained, rows.get("None"))
+            bold += [(names.index(name) + offset, column) for offset in better]
+    rules = rules or [at for at, name in enumerate(names) if f"{name}+SADR" in rows]
+    return plot_table(pd.DataFrame(columns), title=title, note=note, rules=rules, bold=bold)
+
+
+def _head(score: str) -> str:
+    """Two lines: a group of prompts stands under its score."""
+    return score.replace("Avg.S", "Avg. S").replace(", ", "\n")
+
+
+def _better(score: str, alone: Run, restrained: Run, none: Run | None) -> list[int]:
+    """Which of the two is better, as 0 and 1; both or none where they are equal or nothing is known."""
+    values = np.array([value_of(alone, score), value_of(restrained, score)])
+    if np.isnan(values).any():
+        return []
+    if score in ("FL", "PPL"):
+        # Neither is good for its own sake: what counts is how near the unedited model's it is (5.1).
+        if none is None or np.isnan(value_of(none, score)):
+            return []
+        values = -np.abs(values - value_of(none, score))
+    return [at for at in (0, 1) if values[at] >= values[1 - at]]
+
+
+def numbers(rows: Mapping[str, Run], paper: Mapping[str, Row], scores: Sequence[str]) -> list[Number]:
+    """The paper's numbers for GPT-J beside ours, editor by editor."""
+    return [
+        Number(
+            name=f"{name.replace('+', ' + ')}: {score.replace('Avg.S', 'Avg. S')}",
+            paper=f"{printed:.2f}" if (printed := paper.get(name, {}).get(score)) is not None else "–",
+            here=cell(run, score, 2),
+        )
+        for name, run in rows.items()
+        for score in there(rows, scores)
+    ]
+
+
+def settings_text(rows: Mapping[str, Run]) -> str:
+    """Every editor's settings in a sentence."""
+    from driftlens.commands.editing import editor_text
+
+    parts = [
+        f"{editor_text(run.editor)}, lr {run.editor.lr:g}, {run.editor.steps} steps"
+        for run in rows.values()
+        if run.editor is not None
+    ]
+    return f"{'; '.join(parts)}."
+
+
+def about(study: Study, rows: Mapping[str, Run]) -> str:
+    """What a caption says of model, records and settings."""
+    first = next(iter(rows.values()))
+    chosen = tuning_text(study)
+    return (
+        f"Model {study.model_name}, {study.model.n_layers} layers, {str(study.model.dtype).removeprefix('torch.')}; "
+        f"{len(first.records)} test records of {study.data_name}. {settings_text(rows)}{' ' if chosen else ''}{chosen}"
+    )
+
+
+def note(study: Study, rows: Mapping[str, Run]) -> str:
+    """The same under a picture."""
+    first = next(iter(rows.values()))
+    return (
+        f"Model {study.model_name} · {len(first.records)} test records of {study.data_name} · in brackets half of a "
+        "95 % interval that resamples records"
+    )

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
     from driftlens.drift import attention_drift, correlation
     from driftlens.editors import MEMIT, PMET, ROME, SADR
@@ -37,6 +38,7 @@ _HOMES = {
     "SADR": "driftlens.editors",
     "TaskPrompt": "driftlens.data",
     "attention_drift": "driftlens.drift",
+    "clinic": "driftlens.clinics",
     "contaminating_substitution": "driftlens.trace",
     "correlation": "driftlens.drift",
     "evaluate": "driftlens.evaluation",
@@ -63,6 +65,7 @@ __all__ = [
     "Record",
     "TaskPrompt",
     "attention_drift",
+    "clinic",
     "contaminating_substitution",
     "correlation",
     "evaluate",

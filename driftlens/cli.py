@@ -18,6 +18,7 @@ __all__ = ["main", "run_command", "script"]
 
 # Command -> one line of help. The command `trace` is the module `driftlens.trace`.
 _COMMANDS = {
+    "edit": "edit a fact, see what else the edit changes, and be told whether to use the edited model",
     "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",
 }
 

@@ -9,18 +9,16 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.trace_study import Study, choose_study, templates
 from driftlens.data import true_texts
-from driftlens.files import atomic_path, writable_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,16 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Edit, trace, write, and say in the terminal what came out."""
     options = read_options(argv)
     study = choose_study(options)
-    with _output_folder(options.out) as folder:
+    with output_folder(options.out) as folder:
         from rich.console import Console
 
         errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        with _shown_warnings(errors):
+        with shown_warnings(errors):
             for note in study.notes:
                 errors.print(note)
             run = _run(options, study, errors)
             files, problem = _files(run, png=options.png)
-            written = _write_together(folder, files)
+            written = write_together(folder, files, stale=("trace.png", "explore.html"))
             if problem:
                 errors.print(f"trace.png is not written: {problem}")
             from driftlens.commands.trace_report import report
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
     corpus = _corpus(options, study, errors)
-    with _progress(errors) as progress:
+    with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
         from driftlens.models import load_model
 
@@ -203,59 +201,3 @@ def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], N
     if run.page is not None:
         files["explore.html"] = run.page
     return files, problem
-
-
-def _write_together(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> list[Path]:
-    """Write all files under temporary names; only when every one is whole do they take their own."""
-    with ExitStack() as stack:
-        for name, content in files.items():
-            temporary = stack.enter_context(atomic_path(folder / name))
-            if isinstance(content, bytes):
-                temporary.write_bytes(content)
-            else:
-                content(temporary)
-    for name in ("trace.png", "explore.html"):
-        if name not in files:
-            (folder / name).unlink(missing_ok=True)  # an earlier run's would belong to another trace
-    return [folder / name for name in files]
-
-
-@contextmanager
-def _output_folder(path: str) -> Generator[Path]:
-    """The folder, proved writable; one that was made for nothing goes away again."""
-    there = Path(path).exists()
-    folder = writable_folder(path)
-    try:
-        yield folder
-    except BaseException:
-        if not there and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-@contextmanager
-def _shown_warnings(errors: Console) -> Generator[None]:
-    """Warnings as plain lines: where in the code they come from is no news to the person at the keyboard."""
-    with warnings.catch_warnings():
-
-        def show(message: Warning | str, *_: object, **__: object) -> None:
-            errors.print(f"driftlens: {message}", markup=False)
-
-        warnings.showwarning = show
-        yield
-
-
-def _progress(errors: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    # Only for somebody who watches: in a log, what counts are the lines on standard output and errors.
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )

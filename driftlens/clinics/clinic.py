@@ -1,0 +1,248 @@
+"""The visit from beginning to end; see the package for its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from driftlens.clinics.findings import (
+    Progress,
+    Visit,
+    answers_table,
+    drift_tables,
+    empty,
+    generations_table,
+    path_table,
+)
+from driftlens.clinics.generated import from_generations
+from driftlens.clinics.knowledge import Knowledge, examine
+from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, measure, scores, take_moments, takes
+from driftlens.clinics.probes import KINDS, UserProbe, build_probes, other_relations, sentences
+from driftlens.clinics.report import ClinicReport
+from driftlens.clinics.templates import find_relation, known_relations
+from driftlens.clinics.verdict import Verdict, judge
+from driftlens.data import Fact, Record, load_records
+from driftlens.editors.base import Editor
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.prompts import tokenize_prompt
+
+__all__ = ["clinic"]
+
+
+def clinic(
+    model: LensModel,
+    fact: Fact | None = None,
+    *,
+    subject: str | None = None,
+    prompt: str | None = None,
+    new: str | None = None,
+    true: str | None = None,
+    records: Sequence[Record] | None = None,
+    probes: Sequence[UserProbe | str] = (),
+    editor: str | Editor | Callable[[float], Editor] = "rome",
+    prepare: Callable[[Editor], Editor] | None = None,
+    gammas: Sequence[float] | None = None,
+    force: bool = False,
+    avoid: Collection[str] = (),
+    seed: int = 0,
+    batch_size: int = 64,
+    on_progress: Progress | None = None,
+) -> ClinicReport:
+    """Examine, edit over a path of γ, choose, and judge.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        fact: the edit request.  Without one, ``subject``, ``prompt`` and ``new`` are it, and ``true`` what holds now;
+            where that is not given, the model's own greedy answer is taken.
+        subject: the subject.
+        prompt: the prompt, with ``{}`` for the subject.
+        new: what is to be edited in.
+        true: what holds now.
+        records: a data set's, whose templates and subjects make probes beside the general English ones; default: the
+            bundled model's own, none for any other.
+        probes: the user's prompts, as text or with ``{}`` for the subject.
+        editor: "rome", "memit" or "pmet" with the model's presets, an editor, or a function from γ to one.
+        prepare: gives the editor its second moments, once, before the first edit; default: over its own corpus.
+        gammas: the path of γ; default: five around the model's preset.
+        force: edit also where the model does not know the fact.  The verdict stays "cannot judge".
+        avoid: texts that must be no probe, because something else is to be measured on them.
+        seed: of all that is drawn.
+        batch_size: prompts at a time.
+        on_progress: called with (what is done, how much of it, of how much; 0 of 0 where nobody counts).
+
+    Raises:
+        DriftlensError: no fact or two, a prompt without ``{}`` or too long, an unknown editor, a γ below 0.
+    """
+    start = time.perf_counter()
+    visit = Visit(model=model, seed=seed, batch_size=batch_size, on_progress=on_progress or _unseen)
+    if (fact is None) == (subject is None and prompt is None and new is None):
+        raise DriftlensError("give a fact, or subject, prompt and new")
+    if fact is not None:
+        subject, prompt, new, true = fact.subject, fact.prompt, fact.target_new, fact.target_true
+    if subject is None or prompt is None or new is None:
+        raise DriftlensError("subject, prompt and new belong together; give all three, or a fact")
+    # Checked by the fact's own rules, with a stand-in where nobody says what holds.
+    request = fact or Fact(subject=subject, prompt=prompt, target_true=true or f"{new} …", target_new=new)
+    tokenize_prompt(model, request.text, request.target_new)
+    path = gamma_path(model, editor_for(model, editor, 0.0), gammas)
+
+    visit.note("ask the model")
+    given = records if records is not None else (load_records("demo") if model.name == "demo" else ())
+    relations = known_relations(model, given)
+    relation = find_relation(relations, request.prompt)
+    others = other_relations(relations, relation)
+    knowledge = examine(
+        model,
+        subject=request.subject,
+        prompt=request.prompt,
+        target_new=request.target_new,
+        target_true=true,
+        relation=relation,
+        # Of a subject of unknown kind, half of what can be asked makes no sense.
+        relations=others if relation is not None and relation.subject_kind else (),
+        contexts=sentences(model, relation, request.subject, request.prompt, seed=seed),
+        seed=seed,
+        batch_size=batch_size,
+    )
+    known = knowledge.target_true
+    asked = {
+        "subject": request.subject,
+        "prompt": request.prompt,
+        "target_true": known,
+        "target_new": request.target_new,
+    }
+    if (knowledge.objection is not None and not force) or not known or known == request.target_new:
+        objection = knowledge.objection or f"the model has no answer to {request.text!r}; say with --true what holds"
+        verdict = Verdict(name="cannot judge", reasons=(objection, "nothing was edited"))
+        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor, 0.0), time.perf_counter() - start)
+    fact = replace(request, target_true=known)
+
+    visit.note("build probes")
+    built = build_probes(
+        model,
+        fact,
+        relation=relation,
+        others=others,
+        generated=from_generations(model, fact, seed=seed, batch_size=batch_size),
+        given=[UserProbe(prompt=one) if isinstance(one, str) else one for one in probes],
+        avoid=avoid,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    visit.note("second moments")
+    prepared = _prepared(model, editor_for(model, editor, 0.0), prepare)
+    candidates = _edits(visit, fact, editor, path, prepared)
+    visit.note("ask the edited models")
+    candidates, measured = measure(model, fact, built, candidates, batch_size=batch_size)
+    choosing = scores(built, measured, held_out=False)
+    chosen = choose(candidates, choosing)
+    table = answers_table(visit, built, measured, candidates[0], chosen)
+    visit.note("measure attention")
+    drift, heads, by_gamma = drift_tables(visit, fact, built, candidates, chosen)
+    visit.note("write on")
+    generations = generations_table(visit, fact, built, candidates[0], chosen)
+    held_out = scores(built, measured, held_out=True)
+    verdict = _verdict(knowledge, chosen, choosing, table, held_out)
+    return ClinicReport(
+        fact=fact,
+        request=asked,
+        model=model.name,
+        model_hash=model.checkpoint_hash,
+        editor=_told(editor_for(model, editor, 0.0)),
+        knowledge=knowledge,
+        verdict=verdict,
+        gamma=chosen.gamma,
+        edit=chosen.result.edit,
+        plain=candidates[0].result.edit,
+        path=path_table(candidates, chosen, choosing, by_gamma),
+        scores=held_out,
+        probes=table,
+        drift=drift,
+        heads=heads,
+        generations=generations,
+        seconds=time.perf_counter() - start,
+        seed=seed,
+    )
+
+
+def _prepared(model: LensModel, plain: Editor, prepare: Callable[[Editor], Editor] | None) -> Editor:
+    return take_moments(model, plain) if prepare is None else prepare(plain)
+
+
+def _edits(
+    visit: Visit,
+    fact: Fact,
+    editor: str | Editor | Callable[[float], Editor],
+    path: Sequence[float],
+    prepared: Any,
+) -> list[Candidate]:
+    """An edit for each γ, all with the second moments of ``prepared``."""
+    found: list[Candidate] = []
+    for gamma in path:
+        given: Any = editor_for(visit.model, editor, gamma)
+        own: Editor = replace(given, second_moment=prepared.second_moment)
+        what = f"edit {len(found) + 1} of {len(path)}, {'without SADR' if not gamma else f'γ = {gamma:g}'}"
+        visit.note(what, 0, own.steps)
+
+        def on_step(step: int, _: int, what: str = what, total: int = own.steps) -> None:
+            visit.note(what, step, total)
+
+        start = time.perf_counter()
+        (result,) = own.edit_many(visit.model, [fact], on_step=on_step)
+        found.append(Candidate(gamma=gamma, result=result, seconds=time.perf_counter() - start))
+    return found
+
+
+def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any, held_out: Any) -> Verdict:
+    kept: dict[str, tuple[int, int]] = {}
+    for kind in KINDS:
+        own = table[(table["kind"] == kind) & (table["held_out"] | (kind == "yours"))]
+        if kind != "paraphrase":
+            kept[kind] = (int(own["recommended_keeps"].sum()), len(own))
+    rows = held_out[(held_out["gamma"] == chosen.gamma) & (held_out["kind"] == "paraphrase")]
+    n = int(rows["n"].sum())
+    wins = round(float((rows["stands"] * rows["n"]).sum())) if n else 0
+    return judge(
+        objection=knowledge.objection,
+        taken=takes(chosen, choosing),
+        probability=chosen.probability,
+        kept=kept,
+        paraphrases=(wins, n),
+    )
+
+
+def _nothing(
+    visit: Visit, asked: dict[str, str], knowledge: Knowledge, verdict: Verdict, editor: Editor, seconds: float
+) -> ClinicReport:
+    return ClinicReport(
+        fact=None,
+        request=asked,
+        model=visit.model.name,
+        model_hash=visit.model.checkpoint_hash,
+        editor=_told(editor),
+        knowledge=knowledge,
+        verdict=verdict,
+        gamma=None,
+        edit=None,
+        plain=None,
+        path=empty("gamma"),
+        scores=empty("gamma kind stands probability n"),
+        probes=empty("kind"),
+        drift=empty("edit"),
+        heads=empty("edit"),
+        generations=empty("prompt"),
+        seconds=seconds,
+        seed=visit.seed,
+    )
+
+
+def _unseen(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def _told(editor: Editor) -> str:
+    layers = ", ".join(map(str, editor.edited_layers))
+    return f"{type(editor).__name__} at layer{'s' if len(editor.edited_layers) > 1 else ''} {layers}"

@@ -1,0 +1,256 @@
+"""Probes: prompts whose answers show what an edit does beside what it is meant to do.
+
+==============  =====================================================================  ==========================
+kind            prompt                                                                 after a good edit
+==============  =====================================================================  ==========================
+paraphrase      the edited fact in other words                                         the new answer
+relation        the edited subject, another relation                                   the answer it had
+neighbour       another subject, the edited relation                                   the answer it had
+distractor      the same behind the edited sentence, "{prompt} {new}. …"               the answer it had
+yours           what the user gives                                                    the answer it had, or given
+==============  =====================================================================  ==========================
+
+No ground truth is needed: a probe's answer is what the vanilla model itself says greedily, and a probe is kept where
+the model is sure of it (:data:`SURE`).  What it was not sure of could change without an edit doing harm.
+
+Half of the probes choose γ, the other half is kept for the report, so that what is reported was not chosen by.  All
+wordings of one relation, and all prompts about one other subject, stand on the same side.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from driftlens.clinics.answers import Answer, greedy_answers, says
+from driftlens.clinics.generated import Generated
+from driftlens.clinics.templates import Relation, normal
+from driftlens.data import TASKS, Fact, Record, TaskPrompt
+from driftlens.models import LensModel
+
+__all__ = ["KINDS", "SURE", "Probe", "UserProbe", "build_probes", "other_relations", "probe_record", "sentences"]
+
+Kind = Literal["paraphrase", "relation", "neighbour", "distractor", "yours"]
+
+KINDS: tuple[Kind, ...] = ("paraphrase", "relation", "neighbour", "distractor", "yours")
+
+SURE = 0.5
+"""An answer counts when it is likelier than all other answers together."""
+
+MOST: Mapping[str, int] = {"paraphrase": 8, "relation": 16, "neighbour": 12, "distractor": 12}
+_ASKED = 3
+"""So many candidates for each probe that is wanted: a model is sure of some only."""
+
+# The evaluation knows its own tasks only; these carry the probes.
+_TASK_OF = {
+    "paraphrase": "paraphrase",
+    "relation": "relation",
+    "yours": "other_task",
+    "neighbour": "neighborhood",
+    "distractor": "distract_neighborhood",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserProbe:
+    """A prompt to watch, as text or with ``{}`` for the subject, and its right answer, if anybody says so."""
+
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One probe.
+
+    Attributes:
+        kind: see the module.
+        prompt: its text.
+        before: the vanilla model's greedy answer.
+        answer: what it is to answer after the edit.
+        probability: the vanilla model's, of ``before``.
+        group: the relation or the other subject it is about.
+        held_out: for the report only, not for choosing γ.
+        distractor: the edited sentence in front, if it is there.
+    """
+
+    kind: Kind
+    prompt: str
+    before: str
+    answer: str
+    probability: float
+    group: str
+    held_out: bool = False
+    distractor: str = ""
+
+
+def other_relations(relations: Sequence[Relation], own: Relation | None) -> list[Relation]:
+    """What else the subject can be asked: of its kind where that is known, relations with answers like the edit's
+    first.
+    """
+    if own is None or own.subject_kind is None:
+        return [one for one in relations if own is None or one.id != own.id]
+    mates = [one for one in relations if one.id != own.id and one.subject_kind in (own.subject_kind, None)]
+    return sorted(mates, key=lambda one: one.object_kind != own.object_kind)
+
+
+def sentences(
+    model: LensModel, relation: Relation | None, subject: str, prompt: str, *, count: int = 2, seed: int = 0
+) -> list[str]:
+    """True sentences about other subjects of the relation, as the model itself ends them."""
+    names = [name for name in (relation.subjects if relation else ()) if name != subject]
+    random.Random(f"driftlens sentences {seed} {subject}").shuffle(names)
+    texts = [prompt.replace("{}", name, 1) for name in names[: 3 * count]]
+    answers = greedy_answers(model, texts) if texts else []
+    return [f"{text} {one.text}." for text, one in zip(texts, answers, strict=True) if _sure(one)][:count]
+
+
+def build_probes(
+    model: LensModel,
+    fact: Fact,
+    *,
+    relation: Relation | None,
+    others: Sequence[Relation],
+    generated: Generated,
+    given: Sequence[UserProbe] = (),
+    avoid: Collection[str] = (),
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[Probe]:
+    """The probes that the vanilla model is sure of, each on its side.
+
+    Args:
+        model: the vanilla model.
+        fact: the edit.
+        relation: what its prompt is a template of, if known.
+        others: what else can be asked of its subject.
+        generated: what the model says by itself.
+        given: the user's prompts.
+        avoid: texts that must be no probe, because something else is measured on them.
+        seed: of what is drawn.
+        batch_size: prompts at a time.
+
+    Raises:
+        DriftlensError: a given prompt is empty or too long for the model.
+    """
+    rng = random.Random(f"driftlens probes {seed} {fact.text}")
+    never = {normal(text) for text in (*avoid, fact.text)}
+    candidates = _candidates(fact, relation, others, generated, rng)
+    # A text once only, the first time it comes: what the model writes repeats templates.
+    by_text = {normal(one[1]): one for one in reversed(candidates)}
+    asked = [one for one in candidates if by_text[normal(one[1])] is one and normal(one[1]) not in never]
+    answers = greedy_answers(model, [text for _, text, _ in asked], batch_size=batch_size)
+    kept: dict[Kind, list[Probe]] = {kind: [] for kind in KINDS}
+    for (kind, text, group), answer in zip(asked, answers, strict=True):
+        probe = _probe(kind, text, group, answer, fact)
+        if probe is not None and len(kept[kind]) < MOST[kind]:
+            kept[kind].append(probe)
+    sides = {kind: _split(own) for kind, own in kept.items()}
+    sides["distractor"] = _distracted(model, sides["neighbour"], fact, never, batch_size)
+    sides["yours"] = _given(model, given, fact, batch_size)
+    return [probe for kind in KINDS for probe in sides[kind]]
+
+
+def probe_record(fact: Fact, probes: Sequence[Probe]) -> tuple[Record, dict[tuple[str, int], int]]:
+    """The probes as a record that :func:`driftlens.evaluate` takes, and where each stands in it: the number of the
+    probe by task and place, −1 for the edit's own prompt.
+    """
+    own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
+    tasks: dict[str, tuple[TaskPrompt, ...]] = {**dict.fromkeys(TASKS, ()), "rewrite": (own,)}
+    places = {("rewrite", 0): -1}
+    for number, probe in enumerate(probes):
+        task = _TASK_OF[probe.kind]
+        places[(task, len(tasks[task]))] = number
+        true = fact.target_true if probe.answer == fact.target_new else probe.answer
+        prompt = TaskPrompt(
+            text=probe.prompt, target_true=true, target_new=fact.target_new, distractor=probe.distractor
+        )
+        tasks[task] = (*tasks[task], prompt)
+    return Record(index=0, fact=fact, tasks=tasks), places
+
+
+def _candidates(
+    fact: Fact, relation: Relation | None, others: Sequence[Relation], generated: Generated, rng: random.Random
+) -> list[tuple[Kind, str, str]]:
+    """Kind, text and group of everything to be asked, what is wanted most first."""
+    found: list[tuple[Kind, str, str]] = []
+    wordings = [one for one in (relation.templates if relation else ()) if normal(one) != normal(fact.prompt)]
+
+    def add(kind: Kind, rows: Iterable[tuple[str, str]]) -> None:
+        found.extend((kind, text, group) for text, group in rows)
+
+    add("paraphrase", ((one.replace("{}", fact.subject, 1), f"wording {n}") for n, one in enumerate(wordings)))
+    add("paraphrase", ((text, text) for text in generated.paraphrases))
+    # A wording of each relation, then a second one: many relations tell more than many words for one.
+    drawn = [(one, rng.sample(one.templates, min(2, len(one.templates)))) for one in others]
+    rows = [
+        (texts[turn].replace("{}", fact.subject, 1), one.id)
+        for turn in range(2)
+        for one, texts in drawn
+        if turn < len(texts)
+    ]
+    add("relation", rows[: _ASKED * MOST["relation"]])
+    add("relation", ((text, text) for text in generated.statements))
+    names = [name for name in (relation.subjects if relation else ()) if name != fact.subject]
+    rng.shuffle(names)
+    names = [*names[: _ASKED * MOST["neighbour"]], *generated.neighbors]
+    for name in names:
+        template = rng.choice([fact.prompt, *wordings]) if wordings else fact.prompt
+        add("neighbour", [(template.replace("{}", name, 1), name)])
+    return found
+
+
+def _probe(kind: Kind, text: str, group: str, answer: Answer, fact: Fact) -> Probe | None:
+    """The candidate as a probe, or None where its answer is no ground to judge an edit on."""
+    if kind == "paraphrase":
+        if not says(answer.continuation, fact.target_true):
+            return None
+        wanted, before = fact.target_new, fact.target_true
+    else:
+        # Where the model says o_edit already, nothing can be told from its saying so after the edit.
+        if not _sure(answer) or says(answer.continuation, fact.target_new):
+            return None
+        wanted = before = answer.text
+    return Probe(kind=kind, prompt=text, before=before, answer=wanted, probability=answer.probability, group=group)
+
+
+def _distracted(
+    model: LensModel, neighbors: Sequence[Probe], fact: Fact, never: Collection[str], batch_size: int
+) -> list[Probe]:
+    """The neighbours behind the edited sentence, as long as the vanilla model is not distracted by it."""
+    distractor = f"{fact.text} {fact.target_new}. "
+    rows = [replace(one, kind="distractor", prompt=distractor + one.prompt, distractor=distractor) for one in neighbors]
+    rows = [one for one in rows if normal(one.prompt) not in never]
+    answers = greedy_answers(model, [one.prompt for one in rows], batch_size=batch_size) if rows else []
+    return [
+        replace(one, probability=answer.probability)
+        for one, answer in zip(rows, answers, strict=True)
+        if says(answer.continuation, one.answer)
+    ]
+
+
+def _given(model: LensModel, given: Sequence[UserProbe], fact: Fact, batch_size: int) -> list[Probe]:
+    texts = [one.prompt.replace("{}", fact.subject, 1) for one in given]
+    answers = greedy_answers(model, texts, batch_size=batch_size) if texts else []
+    probes: list[Probe] = []
+    for one, text, answer in zip(given, texts, answers, strict=True):
+        before = answer.text or answer.continuation.strip() or "…"
+        wanted = (one.answer or before).strip()
+        probability = answer.probability
+        probes.append(
+            Probe(kind="yours", prompt=text, before=before, answer=wanted, probability=probability, group=text)
+        )
+    return probes
+
+
+def _split(probes: Sequence[Probe]) -> list[Probe]:
+    """Every second group is held out."""
+    groups = list(dict.fromkeys(probe.group for probe in probes))
+    held_out = set(groups[1::2])
+    return [replace(probe, held_out=probe.group in held_out) for probe in probes]
+
+
+def _sure(answer: Answer) -> bool:
+    return answer.says_something and answer.probability >= SURE

@@ -1,0 +1,143 @@
+"""What the clinic gives back: tables, the edits, the verdict; and all of it as JSON or as a page.
+
+The JSON (``schema`` is :data:`SCHEMA`; a change that could break a reader gets another number) has the keys
+
+``schema, driftlens, model, model_hash, editor, seed, seconds, fact`` (subject, prompt, target_true, target_new),
+``verdict`` (name, reasons), ``knowledge`` (:class:`driftlens.clinics.knowledge.Knowledge`), ``recommended_gamma``
+(null: nothing edited; 0: the editor without SADR), ``path, scores, probes, drift, heads, generations`` (lists of the
+rows of the tables of :class:`ClinicReport`), ``second_moment``.  Numbers that are not finite are null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.clinics.knowledge import Knowledge
+from driftlens.clinics.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from driftlens.data import Fact
+    from driftlens.edits import Edit
+
+__all__ = ["SCHEMA", "ClinicReport"]
+
+SCHEMA = "driftlens-clinic-1"
+
+_TABLES = ("path", "scores", "probes", "drift", "heads", "generations")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClinicReport:
+    """The clinic's findings; the tables are empty where nothing was edited.
+
+    Attributes:
+        fact: the request; None where the model has no answer that could be ``target_true``.
+        request: subject, prompt, target_true and target_new as far as they are known.
+        model: the model's name.
+        model_hash: its fingerprint.
+        editor: how was edited, in a few words.
+        knowledge: what the vanilla model knows.
+        verdict: one of four, with reasons.
+        gamma: the recommended γ; 0 is the editor without SADR, None: nothing was edited.
+        edit: the recommended edit.
+        plain: the edit without SADR.
+        path: a row per γ: ``gamma, recommended, takes, p_new, paraphrase, relation, neighbour, distractor, yours``
+            (shares of the choosing probes that stand), ``drift`` (Σ KL behind the edit's prompt), ``steps, seconds``.
+        scores: held-out shares that stand: ``gamma, kind, stands, probability, n``.
+        probes: a row per probe: ``kind, held_out, group, prompt, distractor, answer, before, probability,
+            plain, recommended`` (greedy answers), ``plain_keeps, recommended_keeps, plain_p_answer, plain_p_other,
+            recommended_p_answer, recommended_p_other``.
+        drift: a row per model and place: ``edit`` ("plain" or "recommended"), ``place`` ("the edit's prompt" or
+            "distractor contexts"), ``kl``, ``max_subject``, ``prompts``.
+        heads: ``edit, place, layer, head, kl, drift_subject, vanilla_subject, edited_subject``, means over prompts.
+        generations: ``prompt, vanilla, plain, recommended``.
+        seconds: the whole visit.
+        seed: of all that was drawn.
+    """
+
+    fact: Fact | None
+    request: dict[str, str]
+    model: str
+    model_hash: str
+    editor: str
+    knowledge: Knowledge
+    verdict: Verdict
+    gamma: float | None
+    edit: Edit | None
+    plain: Edit | None
+    path: pd.DataFrame
+    scores: pd.DataFrame
+    probes: pd.DataFrame
+    drift: pd.DataFrame
+    heads: pd.DataFrame
+    generations: pd.DataFrame
+    seconds: float
+    seed: int
+
+    def __repr__(self) -> str:
+        gamma = "nothing edited" if self.gamma is None else f"γ = {self.gamma:g}"
+        return f"ClinicReport({self.request['subject']!r}: {self.verdict.name}, {gamma})"
+
+    def _repr_html_(self) -> str:
+        from driftlens.clinics.page import card
+
+        return card(self)
+
+    @property
+    def changed(self) -> pd.DataFrame:
+        """The probes whose answer is not what it should be, under the recommendation or without SADR."""
+        probes: Any = self.probes
+        return probes[~(probes["plain_keeps"] & probes["recommended_keeps"])] if len(probes) else probes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the edits themselves, of plain Python values; see the module."""
+        from driftlens import __version__
+
+        return {
+            "schema": SCHEMA,
+            "driftlens": __version__,
+            "model": Path(self.model).name,
+            "model_hash": self.model_hash,
+            "editor": self.editor,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "fact": self.request,
+            "verdict": {"name": self.verdict.name, "reasons": list(self.verdict.reasons)},
+            "knowledge": _plain(asdict(self.knowledge)),
+            "recommended_gamma": self.gamma,
+            "second_moment": self.edit.provenance.get("second_moment", "") if self.edit is not None else "",
+            **{name: _rows(getattr(self, name)) for name in _TABLES},
+        }
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+
+    def to_html(self) -> str:
+        """A page that needs no network and no script, for light and dark screens."""
+        from driftlens.clinics.page import page
+
+        return page(self)
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    return [_plain(row) for row in table.to_dict(orient="records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one) for one in value]
+    if not isinstance(value, str) and hasattr(value, "item"):
+        value = value.item()  # NumPy's scalars
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,105 @@
+"""The verdict: one of four, by rules on the held-out probes, with the numbers that it rests on.
+
+==============  ====================================================================================================
+verdict         when
+==============  ====================================================================================================
+cannot judge    the model does not know the fact, or fewer than :data:`ENOUGH` held-out probes could be made of the
+                subject's other relations or of distractor contexts, so that nothing is known about either
+do not ship     the edit does not take; or fewer than :data:`CARE` of the held-out probes keep their answer; or of one
+                kind fewer than :data:`CARE_KIND`
+ship with care  the edit takes, but fewer than :data:`SHIP` keep their answer, or it does not reach half of the
+                held-out paraphrases, or one of the user's own probes goes wrong
+ship            the edit takes, and at least :data:`SHIP` keep their answer
+==============  ====================================================================================================
+
+A probe keeps its answer when it is still what the model says greedily.  That is stricter than being likelier than the
+new target: a third answer is no better.  The bounds are a choice, and these are the reasons: of 20 probes that were all
+sure before, SHIP allows one to go; with CARE one answer in five has gone, and whoever asks about the subject will meet
+such an answer; a single kind may be hit harder than the whole, since edits leak into relations of one type most, but
+not by more than a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["CARE", "CARE_KIND", "ENOUGH", "SHIP", "Verdict", "judge"]
+
+SHIP = 0.95
+CARE = 0.8
+CARE_KIND = 2 / 3
+ENOUGH = 3
+"""Held-out probes of relations, and of distractor contexts, at least."""
+
+VERDICTS = ("ship", "ship with care", "do not ship", "cannot judge")
+
+NAMES = {
+    "paraphrase": "paraphrases",
+    "relation": "other facts of the subject",
+    "neighbour": "facts of other subjects",
+    "distractor": "facts of other subjects behind the edited sentence",
+    "yours": "your own probes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One of :data:`VERDICTS`, and why, a sentence each, the deciding ones first."""
+
+    name: str
+    reasons: tuple[str, ...]
+
+
+def judge(
+    *,
+    objection: str | None,
+    taken: bool,
+    probability: float,
+    kept: Mapping[str, tuple[int, int]],
+    paraphrases: tuple[int, int],
+) -> Verdict:
+    """The rules of the module.
+
+    Args:
+        objection: why the model cannot be asked (:class:`driftlens.clinics.knowledge.Knowledge`).
+        taken: whether the edit takes.
+        probability: P(o_edit) behind the edit's prompt.
+        kept: by kind, how many held-out probes keep their answer, of how many; "yours" are the user's.
+        paraphrases: in how many held-out ones the new target wins, of how many.
+    """
+    counts = {kind: pair for kind, pair in kept.items() if pair[1] and kind != "yours"}
+    good, asked = (sum(pair[at] for pair in counts.values()) for at in (0, 1))
+    told = [f"P(new) behind the edit's prompt is {probability:.2f}"]
+    told += [f"{right} of {n} held-out {NAMES[kind]} keep their answer" for kind, (right, n) in counts.items()]
+    if paraphrases[1]:
+        told.append(f"the new answer wins in {paraphrases[0]} of {paraphrases[1]} held-out paraphrases")
+    own = kept.get("yours", (0, 0))
+    if own[1]:
+        told.append(f"{own[0]} of {own[1]} of your own probes are answered as they should be")
+    if objection is not None:
+        return Verdict(name="cannot judge", reasons=(objection, *told))
+    if not taken:
+        return Verdict(name="do not ship", reasons=("the edit does not take", *told))
+    scarce = [kind for kind in ("relation", "distractor") if kept.get(kind, (0, 0))[1] < ENOUGH]
+    if good < CARE * asked and asked >= ENOUGH:
+        return Verdict(name="do not ship", reasons=(f"it changes {asked - good} of {asked} answers", *told))
+    hit = [kind for kind, (right, n) in counts.items() if n >= ENOUGH and right < CARE_KIND * n]
+    if hit:
+        return Verdict(name="do not ship", reasons=(f"it changes too many {NAMES[hit[0]]}", *told))
+    if scarce:
+        few = " and ".join(NAMES[kind] for kind in scarce)
+        return Verdict(name="cannot judge", reasons=(f"the model is sure of too few {few} to probe", *told))
+    doubts = _doubts(good, asked, paraphrases, own)
+    return Verdict(name="ship with care" if doubts else "ship", reasons=(*doubts, *told))
+
+
+def _doubts(good: int, asked: int, paraphrases: tuple[int, int], own: tuple[int, int]) -> Sequence[str]:
+    doubts: list[str] = []
+    if good < SHIP * asked:
+        doubts.append(f"it changes {asked - good} of {asked} answers that should have stayed")
+    if paraphrases[1] and 2 * paraphrases[0] < paraphrases[1]:
+        doubts.append("it hardly reaches other wordings of the fact")
+    if own[0] < own[1]:
+        doubts.append(f"{own[1] - own[0]} of your own probes go wrong")
+    return doubts

@@ -1,0 +1,140 @@
+"""`driftlens edit` from end to end: the edit clinic.
+
+1. Everything that can be wrong without a model is looked at first: options, data, where to write.
+2. The model is loaded and asked whether it knows the fact; only then are second moments taken (cached) and edits made.
+3. The report is written and told in the terminal; then, if the verdict allows it or --force does, the edit and the
+   edited model.  Each of these is whole or not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.edit_options import EditOptions, read_options
+from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
+from driftlens.data import Record, load_records, true_texts
+from driftlens.errors import DriftlensError
+from driftlens.files import writable_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from driftlens.clinics import ClinicReport
+    from driftlens.editors import Corpus
+    from driftlens.editors.base import Editor
+    from driftlens.models import LensModel
+
+__all__ = ["main"]
+
+EXIT_CODES = {"ship": 0, "ship with care": 0, "do not ship": 3, "cannot judge": 4}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Visit the clinic, write what it found, and say in the terminal what came out."""
+    options = read_options(argv)
+    records = load_records(options.data) if options.data is not None else None
+    for place in (options.save, options.export):
+        if place is not None:
+            _check_parent(Path(place))
+    with output_folder(options.out) as folder:
+        from rich.console import Console
+
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        with shown_warnings(errors):
+            corpus = _corpus(options, records or (), errors)
+            with progress_bars(errors) as progress:
+                shown = progress.add_task("load model", total=None)
+                from driftlens.models import load_model
+
+                model = load_model(options.model, device=options.device, dtype=options.dtype)
+
+                def on_progress(what: str, done: int, total: int) -> None:
+                    progress.update(shown, description=what, completed=done, total=total or None)
+
+                report = _visit(options, model, records, corpus, on_progress)
+            files: dict[str, Any] = {
+                "clinic.html": report.to_html().encode(),
+                "clinic.json": report.to_json().encode(),
+            }
+            written = write_together(folder, files)
+            from driftlens.commands.edit_report import tell
+
+            console = Console(highlight=False)
+            tell(report, written, console)
+            _ship(options, report, model, console, errors)
+    return EXIT_CODES[report.verdict.name]
+
+
+def _visit(
+    options: EditOptions, model: LensModel, records: Sequence[Record] | None, corpus: Corpus | None, on_progress: Any
+) -> ClinicReport:
+    from driftlens.clinics import UserProbe, clinic
+
+    def editor(gamma: float) -> Editor:
+        heads = options.sadr_heads if gamma else None
+        return make_editor(model, replace(options, sadr=bool(gamma), gamma=gamma or None, sadr_heads=heads))
+
+    def prepare(plain: Editor) -> Editor:
+        given: Any = plain
+        return with_second_moments(
+            model, given, corpus, on_texts=lambda done: on_progress("second moment, texts", done, 0)
+        )
+
+    return clinic(
+        model,
+        subject=options.subject,
+        prompt=options.prompt,
+        new=options.new,
+        true=options.true,
+        records=records,
+        probes=[UserProbe(prompt=text, answer=answer) for text, answer in options.probes],
+        editor=editor,
+        prepare=prepare,
+        gammas=(options.gamma,) if options.gamma is not None else options.gammas,
+        force=options.force,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        on_progress=on_progress,
+    )
+
+
+def _corpus(options: EditOptions, records: Sequence[Record], errors: Console) -> Corpus | None:
+    corpus = choose_corpus(options.model, options.corpus, records)
+    if corpus is not None and options.corpus is None:
+        count = len(true_texts(records))
+        errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")
+    return corpus
+
+
+def _ship(options: EditOptions, report: ClinicReport, model: LensModel, console: Console, errors: Console) -> None:
+    """Write the edit and the edited model, or say why not."""
+    wanted = [name for name in ("save", "export") if getattr(options, name) is not None]
+    if not wanted:
+        return
+    if report.edit is None:
+        errors.print(f"nothing is written for --{' and --'.join(wanted)}: nothing was edited")
+        return
+    if EXIT_CODES[report.verdict.name] and not options.force:
+        errors.print(
+            f"nothing is written for --{' and --'.join(wanted)}: the verdict is {report.verdict.name!r}; "
+            "--force writes it all the same"
+        )
+        return
+    if options.save is not None:
+        report.edit.save(options.save)
+        console.print(f"saved the edit to {options.save}", markup=False, soft_wrap=True)
+    if options.export is not None:
+        report.edit.export(model, options.export)
+        console.print(f"exported the edited model to {options.export}", markup=False, soft_wrap=True)
+
+
+def _check_parent(path: Path) -> None:
+    """Where the folder above is there, it must take files; where it is not, it will be made or refused in time."""
+    parent = path.expanduser().resolve().parent
+    if not parent.exists():
+        raise DriftlensError(f"cannot write {path}: there is no folder {parent}; make it first")
+    writable_folder(parent)

@@ -16,11 +16,15 @@ from driftlens.errors import DriftlensError, unknown_name
 
 __all__ = ["main", "run_command", "script"]
 
-# Command -> one line of help. The command `trace` is the module `driftlens.trace`.
+# Command -> one line of help. The command `trace` is the module `driftlens.trace`, if not told otherwise below.
 _COMMANDS = {
     "edit": "edit a fact, see what else the edit changes, and be told whether to use the edited model",
+    "evaluate": "edit and measure all records of a data set, in a run that goes on after any interruption",
     "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",
 }
+
+# A module of this name would hide the public function `driftlens.evaluate` once it is imported.
+_HOMES = {"evaluate": "driftlens.commands.evaluate"}
 
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in _COMMANDS:
         raise unknown_name("command", name, _COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(f"driftlens.{name}").main
+    command: Callable[[Sequence[str]], int] = import_module(_HOMES.get(name, f"driftlens.{name}")).main
     return command(rest)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import load_tiny
+from conftest import BRIDGE, load_tiny
 
 from driftlens import ROME, SADR, DriftlensError, Fact, evaluate
 from driftlens.data import TASKS, Record, TaskPrompt
@@ -165,7 +166,7 @@ def test_what_an_interruption_leaves_is_not_done_again(
     finished = [(one.done, one.found) for one in seen if one.tables is not None]
     assert finished == [(2, True), (4, False), (5, False)]
     assert {one.stage for one in seen} >= {"edit", "evaluate", "generate", "perplexity"}
-    assert [session["records"] for session in found.manifest["sessions"]] == [0, 3]
+    assert [session["records"] for session in found.manifest["sessions"]] == [2, 3]
     assert found.manifest["finished"]
     # And whoever asks once more finds all of it.
     before = (tmp_path / "manifest.json").read_bytes()
@@ -315,3 +316,19 @@ def test_a_manifest_is_readable_and_a_broken_one_is_refused(model: Any, editor: 
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DriftlensError, match=r"cannot read .*manifest\.json"):
         run(model, editor, tmp_path, generate=False, snippets=None)
+
+
+@pytest.mark.skipif(not BRIDGE, reason="loads the checkpoint by name, which needs transformer-lens 4.3")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("name", "kills"), [("gpt2", 3), pytest.param("demo", 20, marks=pytest.mark.slow)], ids=["3 kills", "20 kills"]
+)
+def test_killed_at_any_moment_a_run_ends_with_the_same_tables(name: str, kills: int, checkpoints: Any, tmp_path: Path):
+    script = Path(__file__).with_name("kill_and_resume.py")
+    model = "demo" if name == "demo" else str(checkpoints(name))
+    done = subprocess.run(
+        [sys.executable, str(script), model, str(kills), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] == kills

@@ -1,8 +1,10 @@
 """The real benchmark's records on a model that knows them: every kind of record is edited, evaluated and traced."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 BENCHMARK = SHARED / "data" / "merged_counterfact.json"
 MODEL = SHARED / "models" / "counterfact-gpt2"
 
-pytestmark = pytest.mark.skipif(not (BENCHMARK.exists() and MODEL.exists()), reason="needs ../shared")
+needs_benchmark = pytest.mark.skipif(not BENCHMARK.exists(), reason="needs ../shared/data")
 
 
 def one_of_each_kind(records):
@@ -23,6 +25,8 @@ def one_of_each_kind(records):
     return [replace(record, tasks=tasks) for record, tasks in zip(kinds.values(), few, strict=True)]
 
 
+@needs_benchmark
+@pytest.mark.skipif(not MODEL.exists(), reason="needs ../shared/models")
 def test_every_kind_of_record_is_edited_and_evaluated():
     from driftlens import ROME, contaminating_substitution, evaluate, load_model, load_records
     from driftlens.data import TASKS
@@ -46,3 +50,32 @@ def test_every_kind_of_record_is_edited_and_evaluated():
         prompt = record.tasks[task][0]
         trace = contaminating_substitution(model, edit, prompt, (prompt.target_true, prompt.target_new), window=2)
         assert np.isfinite(trace.table["effect"].to_numpy()).all()
+
+
+@needs_benchmark
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_all_records_go_through_a_benchmark_run(tmp_path, monkeypatch):
+    from conftest import load_tiny
+
+    from driftlens import ROME, load_records
+    from driftlens.data import load_texts
+    from driftlens.runs import benchmark
+
+    # Wide enough for the longest prompts in a vocabulary of 400 tokens.
+    monkeypatch.setattr(checkpoints, "CONTEXT", 1024)
+    model = load_tiny(checkpoints.tiny_checkpoint("gpt2", tmp_path / "model"))
+    records = load_records(BENCHMARK)
+    assert len(records) == 1678
+    editor = ROME(layer=1, steps=3, contexts=("{}",), second_moment=torch.eye(model.d_mlp))
+    texts = load_texts(SHARED / "data" / "me_ppl_50.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a record or a prompt that were left out would be told in one
+        result = benchmark(model, records, editor, tmp_path / "run", perplexity_texts=texts)
+    assert result.records["record"].tolist() == [record.index for record in records]
+    assert len(result.nlls) == sum(len(prompts) for record in records for prompts in record.tasks.values())
+    assert np.isfinite(result.nlls[["nll_true", "nll_new"]].to_numpy()).all()
+    assert np.isfinite(result.records[["steps", "loss", "probability", "perplexity"]].to_numpy()).all()
+    assert len(result.generations) == sum(len(record.generation) for record in records)
+    assert result.records["fluency"].notna().sum() == sum(bool(record.generation) for record in records)
+    assert set(result.scores.index) >= {"ES", "PS", "NS", "RS", "RES", "OS", "AS", "FL", "PPL"}

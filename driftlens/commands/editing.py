@@ -77,6 +77,8 @@ class EditorOptions:
         # Who says how strongly to restrain, or what, wants it restrained.
         if self.gamma is not None or self.sadr_heads is not None:
             object.__setattr__(self, "sadr", True)
+        if self.editor == "none":
+            self._check_nothing_to_edit()
         if self.editor != "rome":
             return
         if self.layers is not None and len(self.layers) > 1:
@@ -89,21 +91,31 @@ class EditorOptions:
                 "does not matter"
             )
 
+    def _check_nothing_to_edit(self) -> None:
+        names = ("sadr", "layers", "corpus", *_SETTINGS)
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False)]
+        if given:
+            raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
 
-def add_editor_options(parser: argparse.ArgumentParser, *, seed: str = "of the editor's context prefixes") -> None:
-    """Declare the options of :class:`EditorOptions`; ``seed`` says what the seed is of."""
+
+def add_editor_options(
+    parser: argparse.ArgumentParser, *, seed: str = "of the editor's context prefixes", none: bool = False
+) -> None:
+    """Declare the options of :class:`EditorOptions`; ``seed`` says what the seed is of, ``none`` allows no editor."""
     group = parser.add_argument_group("editor; what is not given comes from the presets for the model")
     group.add_argument(
         "--editor",
         default="rome",
-        type=name_of("editor", EDITORS),
+        type=name_of("editor", ("none", *EDITORS) if none else EDITORS),
         metavar="E",
-        help=f"{', '.join(EDITORS[:-1])} or {EDITORS[-1]} (default rome)",
+        help=f"{', '.join(EDITORS[:-1])} or {EDITORS[-1]} (default rome)"
+        + ("; none: the model as it is" if none else ""),
     )
     group.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
     group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
     group.add_argument(
         "--sadr-heads",
+        "--heads",
         type=name_of("choice of heads", HEADS),
         metavar="H",
         help="selected (default) or all (the paper's ablation) heads are restrained; implies --sadr",

@@ -96,11 +96,9 @@ def second_moments(
     source = text_source(corpus, samples)
     found: dict[int, SecondMoment] = {}
     for layer, name in names.items():
-        for place in (folder, *_shipped(model)):
-            if (place / name).exists():
-                matrix = read_second_moment(place / name, name).to(model.device)
-                found[layer] = SecondMoment(matrix, source=source)
-                break
+        path = _kept(model, name, folder)
+        if path is not None:
+            found[layer] = SecondMoment(read_second_moment(path, name).to(model.device), source=source)
     missing = [layer for layer in layers if layer not in found]
     if missing:
         writable_folder(folder)
@@ -108,6 +106,16 @@ def second_moments(
             write_second_moment(folder / names[layer], matrix, names[layer])
             found[layer] = SecondMoment(matrix, source=source)
     return found
+
+
+def are_cached(model: LensModel, layers: Sequence[int], corpus: Corpus, *, samples: int = SAMPLES) -> bool:
+    """Whether :func:`second_moments` would find all of them."""
+    folder = cache_folder()
+    return all(_kept(model, cache_name(model, layer, corpus, samples), folder) is not None for layer in layers)
+
+
+def _kept(model: LensModel, name: str, folder: Path) -> Path | None:
+    return next((place / name for place in (folder, *_shipped(model)) if (place / name).exists()), None)
 
 
 def text_source(corpus: Corpus, samples: int) -> str:

@@ -1,7 +1,18 @@
 """Long runs: what was computed once is kept on disk, and an interrupted run goes on where it stopped."""
 
 from driftlens.runs.benchmark import BenchmarkResult, Progress, benchmark
+from driftlens.runs.cluster import Recipe, cluster_benchmark
 from driftlens.runs.edit_cache import cached_edits
 from driftlens.runs.shards import sharded
+from driftlens.runs.work import Measures
 
-__all__ = ["BenchmarkResult", "Progress", "benchmark", "cached_edits", "sharded"]
+__all__ = [
+    "BenchmarkResult",
+    "Measures",
+    "Progress",
+    "Recipe",
+    "benchmark",
+    "cached_edits",
+    "cluster_benchmark",
+    "sharded",
+]

@@ -139,12 +139,7 @@ def benchmark(
         DriftlensError: the folder is about another configuration, another process works in it, or it cannot be
             written; two records have one index; the editor's own errors, where they concern all records.
     """
-    if not records or shard_size < 1:
-        raise DriftlensError(f"{len(records)} records in shards of {shard_size}; expected at least one of both")
-    indices = [record.index for record in records]
-    if len(set(indices)) < len(indices):
-        twice = next(index for at, index in enumerate(indices) if index in indices[:at])
-        raise DriftlensError(f"two records have the index {twice}; give every record one of its own")
+    check_records(records, shard_size)
     measures = Measures(
         tasks=None if tasks is None else tuple(tasks),
         generate=generate,
@@ -189,6 +184,20 @@ def benchmark(
     )
 
 
+def check_records(records: Sequence[Record], shard_size: int) -> None:
+    """Refuse what no run can be made of.
+
+    Raises:
+        DriftlensError: no records, shards of none, or two records with one index.
+    """
+    if not records or shard_size < 1:
+        raise DriftlensError(f"{len(records)} records in shards of {shard_size}; expected at least one of both")
+    indices = [record.index for record in records]
+    if len(set(indices)) < len(indices):
+        twice = next(index for at, index in enumerate(indices) if index in indices[:at])
+        raise DriftlensError(f"two records have the index {twice}; give every record one of its own")
+
+
 def run(
     wanted: Mapping[str, Any],
     session: Mapping[str, Any],
@@ -229,7 +238,9 @@ def run(
             return tables
 
         def keep(done: int, tables: Tables) -> None:
-            here["records"] += len(tables["records"]) if computing else 0
+            if computing:
+                here["records"] += len(tables["records"])
+                tell(finished=None)
             on_shard(done, tables, not computing)
 
         tables = sharded_by(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST", "claimed", "configuration", "now", "open_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 FORMAT = "driftlens-benchmark-1"
 
 
@@ -86,7 +87,7 @@ def claimed(folder: Path) -> Generator[None]:
         DriftlensError: another process works in it, or it cannot be written.
     """
     writable_folder(folder)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -99,7 +100,16 @@ def claimed(folder: Path) -> Generator[None]:
             part.unlink(missing_ok=True)
         yield
     finally:
+        _leave_nothing_empty(folder)
         lock.release()
+
+
+def _leave_nothing_empty(folder: Path) -> None:
+    """A run that came to nothing leaves no sign."""
+    with suppress(OSError):
+        (folder / "shards").rmdir()  # only an empty one goes
+    if [path.name for path in folder.iterdir()] == [LOCK]:
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

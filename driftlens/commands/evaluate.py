@@ -1,0 +1,196 @@
+"""`driftlens evaluate` from end to end.
+
+1. Everything that can be wrong without a model is looked at first: options, data, texts, the output folder.
+2. The run itself is `driftlens.runs.benchmark`, or `cluster_benchmark` with workers; both keep what is done, so that
+   the same command goes on after any interruption.
+3. In the end the scores are printed, and scores and tables written beside the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
+from driftlens.commands.output import output_folder, shown_warnings, write_together
+from driftlens.data import Record, load_snippets, load_texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from driftlens.commands.evaluate_progress import Shown
+    from driftlens.editors import Corpus
+    from driftlens.editors.base import Editor
+    from driftlens.models import LensModel
+    from driftlens.runs import BenchmarkResult, Measures
+
+__all__ = ["editor_for", "main"]
+
+_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or go on with a run, print and write what it found."""
+    options = read_options(argv)
+    records = choose_records(options)
+    texts = None if options.perplexity_texts is None else tuple(load_texts(options.perplexity_texts))
+    snippets = None if options.references is None else load_snippets(options.references)
+    corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, records)
+
+    from rich.console import Console
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    if corpus is not None and options.corpus is None:
+        errors.print("no --corpus: the second moments are taken over the true statements of the data")
+    with shown_warnings(errors):
+        from driftlens.runs import Measures
+
+        measures = Measures(
+            tasks=options.tasks,
+            generate=options.generate,
+            perplexity_texts=texts,
+            snippets=snippets,
+            seed=options.seed,
+        )
+        if options.dry_run:
+            from driftlens.commands.evaluate_estimate import estimate
+
+            estimate(options, records, measures, corpus, Console(highlight=False), errors)
+            return 0
+        return _run(options, records, measures, corpus, errors)
+
+
+def editor_for(
+    model: LensModel,
+    *,
+    options: EvaluateOptions,
+    corpus: Corpus | None,
+    on_texts: Callable[[int], None] | None = None,
+) -> Editor | None:
+    """The editor that the options mean for a model, with its second moments; None for no editor."""
+    if options.editor == "none":
+        return None
+    return with_second_moments(model, make_editor(model, options), corpus, on_texts=on_texts)
+
+
+def _run(
+    options: EvaluateOptions, records: Sequence[Record], measures: Measures, corpus: Corpus | None, errors: Console
+) -> int:
+    from rich.console import Console
+
+    from driftlens.commands.evaluate_progress import shown_progress
+
+    with output_folder(options.out) as folder:
+        with shown_progress(errors, len(records)) as shown:
+            try:
+                result = _result(options, records, measures, corpus, folder, shown)
+            except KeyboardInterrupt:
+                shown.close()
+                errors.print(
+                    f"driftlens: interrupted; {shown.done:,} of {len(records):,} records are kept in {folder}: give "
+                    "the same command again to go on there",
+                    markup=False,
+                )
+                return _INTERRUPTED
+        written = write_together(folder, _files(result))
+        _report(result, folder, [path.name for path in written], Console(highlight=False))
+    return 0
+
+
+def _result(
+    options: EvaluateOptions,
+    records: Sequence[Record],
+    measures: Measures,
+    corpus: Corpus | None,
+    folder: Path,
+    shown: Shown,
+) -> BenchmarkResult:
+    from driftlens.runs import Recipe, benchmark, cluster_benchmark
+
+    if options.spread:
+        recipe = Recipe(
+            model=options.model,
+            editor=partial(editor_for, options=options, corpus=corpus),
+            measures=measures,
+            device=options.device,
+            dtype=options.dtype,
+            edit_batch=options.edit_batch,
+            batch_size=options.batch_size,
+        )
+        shown.stage("start workers")
+        return cluster_benchmark(
+            recipe,
+            records,
+            folder,
+            workers=options.workers,
+            address=options.address,
+            shard_size=options.shard_size,
+            on_progress=shown.update,
+        )
+    from driftlens.models import load_model
+
+    shown.stage("load model")
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    shown.stage("second moments")
+    editor = editor_for(model, options=options, corpus=corpus, on_texts=shown.texts)
+    return benchmark(
+        model,
+        records,
+        editor,
+        folder,
+        tasks=measures.tasks,
+        generate=measures.generate,
+        perplexity_texts=measures.perplexity_texts,
+        snippets=measures.snippets,
+        edit_batch=options.edit_batch,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        seed=measures.seed,
+        on_progress=shown.update,
+    )
+
+
+def _files(result: BenchmarkResult) -> dict[str, bytes]:
+    scores = result.scores.rename_axis("score").reset_index()
+    tables = {
+        "scores": scores,
+        "nlls": result.nlls,
+        "records": result.records,
+        "generations": result.generations,
+        "problems": result.problems,
+    }
+    files = {f"{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()}
+    text = StringIO()
+    scores.to_csv(text, index=False)
+    return {"scores.csv": text.getvalue().encode(), **files}
+
+
+def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    counts = result.records["problem"].ne("").sum()
+    about: dict[str, Any] = result.manifest["configuration"]
+    editor = about["editor"]
+    title = f"{'no editor' if editor is None else editor['name']}, {len(result.records):,} records"
+    title += f", {counts:,} of them without an edit" if counts else ""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("score")
+    for name in ("value", "95 % interval", "of resampled records", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows: Any = result.scores.loc[result.scores["n"] > 0].itertuples()
+    for row in rows:
+        value = "–" if row.value != row.value else f"{row.value:.2f}"
+        intervals = [_interval(row.low, row.high), _interval(row.cluster_low, row.cluster_high)]
+        table.add_row(str(row.Index), value, *intervals, f"{int(row.n):,}")
+    console.print(table)
+    console.print()
+    console.print(f"wrote {escape(str(folder))}: {', '.join(names)}, manifest.json", soft_wrap=True)
+
+
+def _interval(low: float, high: float) -> str:
+    return "–" if low != low else f"{low:.2f} – {high:.2f}"

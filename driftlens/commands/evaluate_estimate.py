@@ -1,0 +1,165 @@
+"""`driftlens evaluate --dry-run`: what a run would cost, measured on a few of its records.
+
+1. One record alone, then a few together, go through the very work of the run; nothing is kept.  Memory is taken to
+   grow in a straight line from the first to the second, up to the batch that the run would use, and time per record
+   to be that of the second.  A larger batch is faster on a GPU, so the time is rather too long than too short.
+2. Second moments that are in the cache are used.  Others are not taken, which may need hours: the identity stands in
+   for them, a few texts are run, and their time is taken to grow in a straight line too.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from driftlens.commands.editing import editor_text, make_editor, with_second_moments
+from driftlens.commands.evaluate_options import EvaluateOptions
+from driftlens.commands.evaluate_progress import duration
+from driftlens.editors import ROME, Corpus, SecondMoment, default_corpus, open_corpus, stream_second_moments
+from driftlens.editors.corpora import DATASETS
+from driftlens.editors.second_moment import are_cached
+from driftlens.runs.work import Work
+
+if TYPE_CHECKING:
+    from driftlens.commands.editing import AnyEditor
+    from driftlens.data import Record
+    from driftlens.models import LensModel
+    from driftlens.runs import Measures
+
+__all__ = ["estimate"]
+
+_RECORDS = 4
+_TEXTS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """What the second moments would cost: seconds, None where they are in the cache; at most so many texts."""
+
+    seconds: float | None = None
+    texts: int = 0
+
+
+def estimate(
+    options: EvaluateOptions,
+    records: Sequence[Record],
+    measures: Measures,
+    corpus: Corpus | None,
+    console: Console,
+    errors: Console,
+) -> None:
+    """Measure and print."""
+    from driftlens.models import load_model
+
+    with errors.status("trying a few records") if errors.is_terminal else nullcontext():
+        start = time.perf_counter()
+        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        loading, weights = time.perf_counter() - start, _memory(model)
+        editor, moments = _editor(model, options, corpus)
+        work = Work(
+            model=model,
+            editor=editor,
+            measures=measures,
+            edit_batch=options.edit_batch,
+            batch_size=options.batch_size,
+        )
+        work.prepare()
+        few = _typical(records, min(_RECORDS, options.edit_batch))
+        work(few[:1])
+        alone = _memory(model)
+        start = time.perf_counter()
+        tables = work(few)
+        each, together = (time.perf_counter() - start) / len(few), _memory(model)
+    batch = min(options.edit_batch, options.shard_size, len(records))
+    growth = (together - alone) / (len(few) - 1) if len(few) > 1 else 0.0
+    size = sum(len(table.to_parquet(index=False)) for table in tables.values()) / len(few) * len(records)
+    total = loading + (moments.seconds or 0.0) + each * len(records)
+    where = "GPU memory" if model.device.type == "cuda" else "memory"
+    print_lines(
+        console,
+        {
+            "model": f"{options.model}, {model.n_layers} layers, {str(model.dtype).removeprefix('torch.')} on "
+            f"{model.device}, {where} {_gib(weights)}, loaded in {duration(loading)}",
+            "editor": "none" if editor is None else editor_text(editor),
+            "records": f"{len(records):,} of {options.data}",
+            "second moments": _moments_text(editor, moments),
+            "time": f"about {duration(total)}: {each:.2g} s per record, in one process",
+            where: f"about {_gib(together + max(0.0, growth) * (batch - len(few)))} with {batch} fact{'s' if batch > 1 else ''} side by side",
+            "disk": f"about {size / 2**20:.1f} MiB in {options.out}",
+        },
+        f"An estimate, measured on {len(few)} of the records; nothing was written to {options.out}.",
+    )
+
+
+def print_lines(console: Console, lines: dict[str, str], note: str) -> None:
+    """A small table without lines, and a note."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in lines.items():
+        table.add_row(name, escape(text))
+    console.print(table)
+    console.print(escape(note), soft_wrap=True)
+
+
+def _editor(model: LensModel, options: EvaluateOptions, corpus: Corpus | None) -> tuple[AnyEditor | None, Moments]:
+    if options.editor == "none":
+        return None, Moments()
+    editor = make_editor(model, options)
+    corpus = corpus or open_corpus(default_corpus(model))
+    layers = editor.edited_layers
+    if are_cached(model, layers, corpus, samples=editor.samples):
+        return with_second_moments(model, editor, corpus), Moments()
+    texts = list(islice(corpus.texts(), _TEXTS))
+    start = time.perf_counter()
+    stream_second_moments(model, layers, texts)
+    seconds = (time.perf_counter() - start) / max(1, len(texts))
+    # Nobody counts a corpus that is streamed from afar.
+    count = editor.samples if corpus.name in DATASETS else sum(1 for _ in islice(corpus.texts(), editor.samples))
+    identity = SecondMoment(torch.eye(model.d_mlp, device=model.device))
+    standing_in = identity if isinstance(editor, ROME) else dict.fromkeys(layers, identity)
+    return replace(editor, second_moment=standing_in), Moments(seconds=seconds * count, texts=count)  # pyright: ignore[reportArgumentType]
+
+
+def _moments_text(editor: AnyEditor | None, moments: Moments) -> str:
+    if editor is None:
+        return "none needed"
+    if moments.seconds is None:
+        return "in the cache"
+    return f"to be taken over at most {moments.texts:,} texts, about {duration(moments.seconds)}, then cached"
+
+
+def _typical(records: Sequence[Record], count: int) -> list[Record]:
+    """Records spread evenly over the run, the one with the most prompts among them."""
+    count = min(count, len(records))
+    chosen = {at * len(records) // count: records[at * len(records) // count] for at in range(count)}
+    longest = max(range(len(records)), key=lambda at: sum(map(len, records[at].tasks.values())))
+    chosen.pop(0, None)
+    return [records[longest], *(record for at, record in chosen.items() if at != longest)]
+
+
+def _memory(model: LensModel) -> float:
+    """The most bytes that were in use so far."""
+    if model.device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(model.device))
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size else "unknown"

@@ -1,0 +1,119 @@
+"""How far a benchmark run is: a live line for somebody who watches, an occasional plain one for a log.
+
+The time left is measured on the records of this session alone: those that were found done cost nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from driftlens.evaluation import summarize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    from driftlens.runs import Progress
+
+__all__ = ["Shown", "duration", "shown_progress"]
+
+_SCORES = ("ES", "PS", "NS", "RS", "DNS")
+_QUIET_SECONDS = 60.0
+
+
+class Shown:
+    """What is told of a run, and to whom."""
+
+    def __init__(self, errors: Console, total: int, bars: Bars) -> None:
+        self.errors, self.total, self.bars = errors, total, bars
+        self.done = 0
+        self._here = 0  # records done in this session
+        self._start = self._told = time.monotonic()
+        self._pieces: list[pd.DataFrame] = []
+        self._failed = 0
+        self._scores = ""
+        self._line = bars.add_task("records", total=total, stage="", scores="", left="")
+
+    def stage(self, name: str) -> None:
+        """What is being done now."""
+        self.bars.update(self._line, stage=name)
+
+    def texts(self, done: int) -> None:
+        """How many texts the second moments have been taken over."""
+        self.stage(f"second moments, {done:,} texts")
+
+    def update(self, progress: Progress) -> None:
+        """What a run tells."""
+        if progress.tables is None:
+            self.stage(f"{progress.stage} {progress.part:.0%}")
+            return
+        if progress.found:
+            self._start = time.monotonic()
+        else:
+            self._here += len(progress.tables["records"])
+        self.done = progress.done
+        self._pieces.append(progress.tables["nlls"][["task", "nll_true", "nll_new"]])
+        self._failed += int(progress.tables["records"]["problem"].ne("").sum())
+        self._scores = self._running_scores()
+        self.bars.update(self._line, completed=self.done, scores=self._scores, left=self._left(), stage="")
+        now = time.monotonic()
+        if not self.errors.is_terminal and not progress.found and now - self._told >= _QUIET_SECONDS:
+            self._told = now
+            told = f"{self.done:,} of {self.total:,} records  {self._left()}  {self._scores}"
+            self.errors.print(" ".join(told.split()), markup=False)
+
+    def close(self) -> None:
+        """No more live line."""
+        self.bars.stop()
+
+    def _left(self) -> str:
+        if not self._here or self.done == self.total:
+            return ""
+        seconds = (time.monotonic() - self._start) / self._here * (self.total - self.done)
+        return f"{duration(seconds)} left"
+
+    def _running_scores(self) -> str:
+        pieces = [piece for piece in self._pieces if len(piece)]
+        parts: list[str] = []
+        if pieces:
+            table = summarize(pd.concat(pieces), resamples=0)
+            parts = [f"{name} {table.loc[name, 'value']:.1f}" for name in _SCORES if table.loc[name, "n"]]
+        if self._failed:
+            parts.append(f"{self._failed} without an edit")
+        return " ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: "3 h 20 min", "5 min", "40 s"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+@contextmanager
+def shown_progress(errors: Console, total: int) -> Generator[Shown]:
+    """Whom to tell how far a run is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("records"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[scores]}", style="bold"),
+        TextColumn("{task.fields[stage]}", style="dim"),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
+        yield Shown(errors, total, bars)

@@ -1,0 +1,171 @@
+"""`driftlens evaluate` from end to end on a tiny model, and every mistake as one line."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import BRIDGE
+from test_trace_command import RECORDS, corpus  # noqa: F401 (a fixture)
+
+from driftlens import ROME, Fact, cli
+from driftlens.commands.evaluate import main
+from driftlens.commands.evaluate_options import choose_records, read_options
+from driftlens.commands.evaluate_progress import duration
+
+FILES = {"scores.csv", "scores.parquet", "nlls.parquet", "records.parquet", "generations.parquet", "problems.parquet"}
+
+needs_names = pytest.mark.skipif(not BRIDGE, reason="loads the checkpoint by name, which needs transformer-lens 4.3")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "records.json"
+    splits = ("validation", "test", "test")
+    path.write_text(json.dumps([one | {"split": split} for one, split in zip(RECORDS, splits, strict=True)]))
+    return path
+
+
+@pytest.fixture
+def arguments(checkpoints: Any, corpus: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
+    monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    usual = ["--model", str(checkpoints("gpt2")), "--device", "cpu", "--data", str(data), "--corpus", str(corpus)]
+    usual += ["--steps", "3", "--out", "out", "--shard-size", "1"]
+    return lambda *more: [*usual, *more]
+
+
+@needs_names
+def test_a_run_is_tried_interrupted_and_ended(
+    arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    # Tried: an estimate that says it is one, and nothing is written.
+    before = set(tmp_path.rglob("*"))
+    assert cli.main(["evaluate", *arguments("--dry-run")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for words in ("3 of ", "second moments", "about", "s per record", "GiB with 1 fact side by side", "An estimate, measured on 3"):
+        assert words in told
+    assert set(tmp_path.rglob("*")) == before
+
+    # Interrupted: what is done is kept, and the way to go on is told.
+    with monkeypatch.context() as patch:
+        real, edited = ROME.edit_many, list[str]()
+
+        def edit_many(editor: ROME, model: Any, facts: Sequence[Fact], **options: Any) -> Any:
+            edited.extend(fact.subject for fact in facts)
+            if len(edited) == 3:
+                raise KeyboardInterrupt
+            return real(editor, model, facts, **options)
+
+        patch.setattr(ROME, "edit_many", edit_many)
+        assert main(arguments()) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "driftlens: interrupted; 2 of 3 records are kept in out: give the same command again to go on there\n"
+    )
+    assert {path.name for path in Path("out").iterdir()} == {".lock", "manifest.json", "shards"}
+
+    # Ended, with the same command: only what is missing is done.
+    calls: list[str] = []
+
+    def counting(editor: ROME, model: Any, facts: Sequence[Fact], **options: Any) -> Any:
+        calls.extend(fact.subject for fact in facts)
+        return real(editor, model, facts, **options)
+
+    monkeypatch.setattr(ROME, "edit_many", counting)
+    assert main(arguments()) == 0
+    assert calls == ["Nissan Laurel"]
+    told = capsys.readouterr().out
+    assert "ROME, 3 records" in told
+    assert "wrote out: scores.csv" in told
+    assert {path.name for path in Path("out").iterdir()} == FILES | {".lock", "manifest.json", "shards"}
+    scores = pd.read_csv("out/scores.csv").set_index("score")
+    nlls = pd.read_parquet("out/nlls.parquet")
+    assert scores.loc["ES", "n"] == (nlls["task"] == "rewrite").sum() == 1
+    assert pd.read_parquet("out/records.parquet")["record"].tolist() == [0, 1, 2]
+
+    # Another configuration is refused, and the folder stays as it is.
+    files = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert cli.run_command(main, arguments("--lr", "0.125")) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("driftlens: out holds another run: editor.lr is ")
+    assert said.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == files
+
+
+@needs_names
+def test_the_vanilla_model_and_chosen_tasks(
+    arguments: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoints: Any, data: Path
+):
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps(["The Eiffel Tower is in Paris.", "Where does the river end?"]))
+    given = ["--model", str(checkpoints("gpt2")), "--device", "cpu", "--data", str(data), "--editor", "none"]
+    given += ["--tasks", "rewrite,relation", "--no-generate", "--perplexity-texts", str(texts), "--split", "test"]
+    assert main([*given, "--out", "vanilla"]) == 0
+    told = capsys.readouterr()
+    assert "no editor, 2 records" in told.out
+    assert "PPL" in told.out
+    assert set(pd.read_parquet("vanilla/nlls.parquet")["task"]) == {"relation"}
+
+
+def test_records_are_chosen_by_split_seed_and_limit():
+    def chosen(*more: str) -> list[int]:
+        return [record.index for record in choose_records(read_options(more))]
+
+    assert chosen("--split", "validation", "--limit", "3") == [0, 1, 2]
+    shuffled = chosen("--split", "test", "--shuffle-seed", "5", "--limit", "50")
+    assert shuffled == chosen("--split", "test", "--shuffle-seed", "5", "--limit", "50")
+    assert len(set(shuffled)) == 50
+    assert shuffled != sorted(shuffled)
+    assert shuffled[:10] == chosen("--split", "test", "--shuffle-seed", "5", "--limit", "10")
+    assert shuffled != chosen("--split", "test", "--shuffle-seed", "6", "--limit", "50")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--editor", "rom"], "did you mean 'rome'?"),
+        (["--editor", "none", "--gamma", "0.1"], "--editor none edits nothing; leave --sadr out"),
+        (["--split", "tset"], "has no split 'tset'; it has test, validation"),
+        (["--tasks", "rewrite,relatoin"], "unknown task 'relatoin'; did you mean 'relation'"),
+        (["--limit", "0"], "'0' is not a whole number of at least 1"),
+        (["--workers", "two"], "'two' is not a whole number"),
+        (["--references", "f.json", "--no-generate"], "--references needs generated texts"),
+        (["--dry-run", "--workers", "2"], "--dry-run estimates one process"),
+        (["--perplexity-texts", "nowhere.json"], "nowhere.json"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+        (["--model", "nonsense"], "unknown model 'nonsense'"),
+        (["--corpus", "nonsense"], "unknown corpus 'nonsense'"),
+        (["--shuffle", "1", "--colour"], "--colour"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run_command(main, ["--out", "new", *more]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
+    assert told.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_ray_workers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.run_command(main, ["--out", str(tmp_path / "new"), "--limit", "2", "--workers", "2"]) == 2
+    assert capsys.readouterr().err.endswith("install it with pip install 'driftlens[cluster]'\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_durations_are_told_in_two_units():
+    assert [duration(seconds) for seconds in (0.2, 89, 90, 5000, 6000, 200_000, 400_000)] == [
+        "1 s", "89 s", "2 min", "83 min", "1 h 40 min", "2 d 7 h", "4 d 15 h",
+    ]  # fmt: skip

@@ -45,7 +45,14 @@ def test_a_run_is_tried_interrupted_and_ended(
     before = set(tmp_path.rglob("*"))
     assert cli.main(["evaluate", *arguments("--dry-run")]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    for words in ("3 of ", "second moments", "about", "s per record", "GiB with 1 fact side by side", "An estimate, measured on 3"):
+    for words in (
+        "3 of ",
+        "second moments",
+        "about",
+        "s per record",
+        "GiB with 1 fact side by side",
+        "An estimate, measured on 3",
+    ):
         assert words in told
     assert set(tmp_path.rglob("*")) == before
 

@@ -173,7 +173,7 @@ def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console
     from rich.markup import escape
     from rich.table import Table
 
-    counts = result.records["problem"].ne("").sum()
+    counts = sum(1 for problem in result.records["problem"] if problem)
     about: dict[str, Any] = result.manifest["configuration"]
     editor = about["editor"]
     title = f"{'no editor' if editor is None else editor['name']}, {len(result.records):,} records"

@@ -57,8 +57,8 @@ class Shown:
         else:
             self._here += len(progress.tables["records"])
         self.done = progress.done
-        self._pieces.append(progress.tables["nlls"][["task", "nll_true", "nll_new"]])
-        self._failed += int(progress.tables["records"]["problem"].ne("").sum())
+        self._pieces.append(progress.tables["nlls"])
+        self._failed += sum(1 for problem in progress.tables["records"]["problem"] if problem)
         self._scores = self._running_scores()
         self.bars.update(self._line, completed=self.done, scores=self._scores, left=self._left(), stage="")
         now = time.monotonic()

@@ -109,17 +109,18 @@ class Worker:
         """Model and editor, made at the first call: ``how`` refers to the recipe and to what the first worker made."""
         if self._work is not None:
             return self._work
-        recipe, *made = _ray().get(list(how))
-        if not made:
-            self._work = recipe.work()
-            return self._work
-        ((expected, editor),) = made
-        work = replace(recipe, editor=editor).work()
-        if work.model.checkpoint_hash != expected:
-            raise DriftlensError(
-                f"{recipe.model} on {platform.node()} is another model than on the first worker's machine; put the "
-                "same folder on every machine"
-            )
+        given: list[Any] = _ray().get(list(how))
+        recipe: Recipe = given[0]
+        if len(given) == 1:
+            work = recipe.work()
+        else:
+            expected, editor = given[1]
+            work = replace(recipe, editor=editor).work()
+            if work.model.checkpoint_hash != expected:
+                raise DriftlensError(
+                    f"{recipe.model} on {platform.node()} is another model than on the first worker's machine; put the "
+                    "same folder on every machine"
+                )
         self._work = work
         return work
 

@@ -80,6 +80,7 @@ def estimate(
         each, together = (time.perf_counter() - start) / len(few), _memory(model)
     batch = min(options.edit_batch, options.shard_size, len(records))
     growth = (together - alone) / (len(few) - 1) if len(few) > 1 else 0.0
+    needed = together + max(0.0, growth) * (batch - len(few))
     size = sum(len(table.to_parquet(index=False)) for table in tables.values()) / len(few) * len(records)
     total = loading + (moments.seconds or 0.0) + each * len(records)
     where = "GPU memory" if model.device.type == "cuda" else "memory"
@@ -92,7 +93,7 @@ def estimate(
             "records": f"{len(records):,} of {options.data}",
             "second moments": _moments_text(editor, moments),
             "time": f"about {duration(total)}: {each:.2g} s per record, in one process",
-            where: f"about {_gib(together + max(0.0, growth) * (batch - len(few)))} with {batch} fact{'s' if batch > 1 else ''} side by side",
+            where: f"about {_gib(needed)} with {batch} fact{'s' if batch > 1 else ''} side by side",
             "disk": f"about {size / 2**20:.1f} MiB in {options.out}",
         },
         f"An estimate, measured on {len(few)} of the records; nothing was written to {options.out}.",

@@ -142,7 +142,6 @@ def test_a_run_is_begun_by_one_process_and_ended_by_workers(
             "^layer 9 is out of range",
         ),
         ({"editor": ROME(**settings(model) | {"lr": 0.4})}, "holds another run: editor.lr is 0.5 there and 0.4 here"),
-        ({"model": "nonsense"}, "^unknown model 'nonsense'"),
         ({"device": "cuda"}, "^device is 'cuda', but the cluster has no GPU"),
         ({"device": "cuda:1"}, "^device is 'cuda:1', but Ray gives"),
     ):

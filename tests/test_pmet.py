@@ -209,12 +209,13 @@ def test_side_by_side_each_fact_stops_by_itself(exact_model: LensModel):
 # --- the whole edit ---
 
 
-def test_an_edit_is_what_writing_layer_by_layer_gives(exact_model: LensModel, plain: PlainModel):
-    references = [naive(plain, fact, gamma=2.0) for fact in FACTS]
+@pytest.mark.parametrize("heads", ["selected", "all"])
+def test_an_edit_is_what_writing_layer_by_layer_gives(exact_model: LensModel, plain: PlainModel, heads: Any):
+    references = [naive(plain, fact, gamma=2.0, heads=heads) for fact in FACTS]
     optimized = [r.optimize(steps=3, lr=0.5, clamp=4.0, early_stop_loss=-math.inf) for r in references]
     # Only the MLP's δ is kept.
     targets = [r.target_init[0] + delta[0] for r, (delta, _) in zip(references, optimized, strict=True)]
-    editor = pmet(exact_model, steps=3, regularizers=(SADR(gamma=2.0),))
+    editor = pmet(exact_model, steps=3, regularizers=(SADR(gamma=2.0, heads=heads),))
     for n in (1, 3):
         changes = write_layer_by_layer(
             plain, references[:n], targets[:n],

@@ -30,7 +30,7 @@ test-backend: $(VENV)/.installed
 
 # The notebooks as .ipynb, without outputs, from the .py files that they are written in.
 notebooks: $(VENV)/.installed
-	$(python) -m jupytext --quiet --to ipynb notebooks/*.py
+	$(python) -m jupytext --quiet --update --to ipynb notebooks/*.py
 
 lint: lint-format lint-rules lint-types
 

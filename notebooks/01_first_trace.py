@@ -52,9 +52,10 @@ result
 # %% [markdown]
 # ## What else changed
 #
-# A line per prompt: the probability of the answer that should win on it, `p_true` where nothing should have changed.
-# In the first line the new answer should have won, and did. In the others `p_true` was near 1 before the edit. See
-# how far it fell where the question stands behind the edited sentence.
+# A line per prompt: the probabilities of its two answers in the edited model. In the first line the new answer should
+# have won, and did. In the others `p_true` was near 1 before the edit and should still be; see how far it fell where
+# the question stands behind the edited sentence. (The probability of an answer is exp of the mean log-probability of
+# its tokens, so two answers need not sum to one.)
 
 # %%
 tasks = ["rewrite", "neighborhood", "relation", "distract_neighborhood"]

@@ -93,7 +93,8 @@ def trace(of: Trace) -> str:
         )
         for target, group in cells.groupby("target_name", sort=False)
     ]
-    note = f"the edited model's outputs, {_windows(of.window)}, put into {Path(of.model).name}; blue: rises, red: falls"
+    note = f"the edited model's outputs, {_windows(of.window)}, put into {Path(of.model).name}"
+    note += "; blue: rises, red: falls; bold: what is edited"
     return card("contaminating substitution", _title(of.baselines), _baselines(of.baselines), *maps, faint(note))
 
 

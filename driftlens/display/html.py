@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["card", "escape", "faint", "pairs", "probabilities", "row", "short", "table", "token"]
+__all__ = ["card", "escape", "faint", "pairs", "plain", "probabilities", "row", "short", "table", "token"]
 
 _STYLE = (
     "<style>"
@@ -28,6 +28,11 @@ def card(kind: str, title: str, *parts: str) -> str:
     """A titled box; `title` is plain text, the parts are HTML."""
     heading = f'<b class="title">{escape(title)}</b> <span class="faint">{escape(kind)}</span>'
     return f'{_STYLE}<div class="driftlens"><div>{heading}</div>{"".join(parts)}</div>'
+
+
+def plain(*parts: str) -> str:
+    """Parts in a card's type, without its title and its line."""
+    return f'{_STYLE}<div class="driftlens" style="border:0">{"".join(parts)}</div>'
 
 
 def pairs(items: Mapping[str, str]) -> str:

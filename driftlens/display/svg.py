@@ -126,7 +126,7 @@ def bars(
             parts.append(f'<rect x="{left:g}" y="{y + shift}" {size} fill="{fill}"{opacity}/>')
         end = left + room * max(old, new) / largest + 6
         parts.append(_text(end, y + 14, f"{old:.3f} → {new:.3f}"))
-    return _svg(left + room + 100, 26 + high * len(labels), parts, label=heading)
+    return _svg(max(left + room + 100, left + _CHARACTER * len(heading)), 26 + high * len(labels), parts, label=heading)
 
 
 _FRAME = 'fill="none" stroke="currentColor" stroke-opacity=".3"'

@@ -16,7 +16,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from driftlens.display.html import card, faint, row, short, table, token
+from driftlens.display.html import card, faint, plain, row, short, table, token
 from driftlens.display.svg import bars, heatmap
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.page import explorer_page
@@ -109,7 +109,7 @@ class Explorer(widgets.VBox):
     def _changed(self, name: str, _: Any) -> None:
         if self._filling:
             return
-        self.drawn["grid"].value = faint("computing …")
+        self.drawn["grid"].value = plain(faint("computing …"))
         if name in ("record", "task"):
             self._fill(*(("task", "prompt") if name == "record" else ("prompt",)))
         elsewhere = name in ("record", "task", "prompt")
@@ -180,7 +180,7 @@ class Explorer(widgets.VBox):
         )
         with_cell = self._grid[cell]
         found = f"{where}: {reading.vanilla[target]:.3f} → {with_cell[target]:.3f} ({effects[cell]:+.3f})"
-        self.drawn["grid"].value = row(drawn) + faint(found)
+        self.drawn["grid"].value = plain(row(drawn), faint(found))
 
         columns = (reading.vanilla, reading.edited, with_cell)
         self.drawn["next"].value = _next_tokens(reading, columns)
@@ -190,10 +190,11 @@ class Explorer(widgets.VBox):
         names = [f"head {number}" for number in range(len(drifts))]
         limit = max(0.01, float(np.abs(drifts).max()))
         heads = heatmap(drifts.tolist(), names, limit=limit, heading=seen, bold_columns=edited, chosen=head)
-        self.drawn["heads"].value = row(heads)
+        self.drawn["heads"].value = plain(row(heads))
         before, after = reading.attention[:, head[1], head[0]].tolist()
-        heading = f"layer {head[1]}, head {head[0]}: last token attends to (grey: unedited, blue: edited)"
-        self.drawn["attention"].value = row(bars(labels, before, after, heading=heading, bold=bold))
+        heading = f"what the last token attends to, layer {head[1]}, head {head[0]}"
+        drawn = bars(labels, before, after, heading=heading, bold=bold)
+        self.drawn["attention"].value = plain(row(drawn), faint("grey: unedited model, blue: edited"))
 
 
 def _next_tokens(reading: Reading, columns: Sequence[Floats]) -> str:

@@ -26,23 +26,25 @@ def markdown(text: str) -> str:
         if not _RULE.fullmatch(line.strip()):
             lines.append(line)
             continue
-        columns = [match.span() for match in re.finditer("=+", line)]
-        head = next(remaining)
+        columns = [match.start() for match in re.finditer("=+", line)]
+        rows = [_cells(next(remaining), columns)]
         next(remaining)  # the rule under the head
-        lines += ["", _row(head, columns), "|" + " --- |" * len(columns)]
         for row in remaining:
             if _RULE.fullmatch(row.strip()):
                 break
-            lines.append(_row(row, columns))
-        lines.append("")
+            cells = _cells(row, columns)
+            if cells[0]:
+                rows.append(cells)
+            else:  # the row above goes on
+                rows[-1] = [f"{above} {more}".strip() for above, more in zip(rows[-1], cells, strict=True)]
+        head, *body = ["| " + " | ".join(cells) + " |" for cells in rows]
+        lines += ["", head, "|" + " --- |" * len(columns), *body, ""]
     return _ROLE.sub(_code, "\n".join(lines))
 
 
-def _row(line: str, columns: list[tuple[int, int]]) -> str:
-    starts = [start for start, _ in columns]
+def _cells(line: str, starts: list[int]) -> list[str]:
     ends = [*starts[1:], None]
-    cells = (line[start:end].strip().replace("|", "\\|") for start, end in zip(starts, ends, strict=True))
-    return "| " + " | ".join(cells) + " |"
+    return [line[start:end].strip().replace("|", "\\|") for start, end in zip(starts, ends, strict=True)]
 
 
 def _code(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ what a model does not know?
    subjects that the world does not have (no --true), and about prompts of another kind of subject (with --true).  It
    should edit none of them.
 
-`--part 0/2` does every second fact; parts are written beside each other and put together by the last one.
+`--part 0/2` does every second fact; parts are written beside each other, and the result is of all that are there.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=int, default=50)
-    parser.add_argument("--unknown", type=int, default=20, help="cases of each kind of ignorance")
+    parser.add_argument("--unknown", type=int, default=20, help="cases of each kind of ignorance; 0: none")
     parser.add_argument("--part", default="0/1", help="which part of the facts, of how many")
     parser.add_argument("--lines", type=Path, default=Path("clinic-lines"), help="folder of the parts; resumed")
     options = parser.parse_args()
@@ -154,20 +154,17 @@ def main() -> None:
             path.write_text(json.dumps(visit(model, record)))
             print(path.read_text(), flush=True)
     paths = [options.lines / f"{record.index}.json" for record in records]
-    missing = sum(not path.exists() for path in paths)
-    if missing:
-        print(f"{missing} facts are left to other parts")
-        return
-    lines = [json.loads(path.read_text()) for path in paths]
+    lines = [json.loads(path.read_text()) for path in paths if path.exists()]
     ignorance = options.lines / "unknown.json"
-    if not ignorance.exists():
+    if options.unknown and not ignorance.exists():
         ignorance.write_text(json.dumps(unknown(model, options.unknown)))
     result = {
         "model": "demo",
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "facts asked for": len(records),
         **summary(lines),
-        "nothing to edit": json.loads(ignorance.read_text()),
+        "nothing to edit": json.loads(ignorance.read_text()) if ignorance.exists() else None,
         "lines": lines,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -161,8 +161,9 @@ def _recorded(records: Sequence[Record]) -> tuple[Relation, ...]:
         own = templates.setdefault(name, {})
         own[fact.prompt] = None
         for prompt in record.tasks["paraphrase"]:
-            # Paraphrases of CounterFact stand behind unrelated sentences; such a one is no template.
-            if prompt.text.count(fact.subject) == 1 and "{}" not in prompt.text and ". " not in prompt.text:
+            # Paraphrases of CounterFact stand behind unrelated sentences or lines; such a one is no template.
+            alone = not any(mark in prompt.text for mark in ("{}", ". ", "? ", "! ", '"', "\n"))
+            if alone and prompt.text.count(fact.subject) == 1:
                 own[prompt.text.replace(fact.subject, "{}")] = None
     return tuple(
         Relation(id=name, templates=tuple(own), object_kind=name, subjects=tuple(subjects[name]))

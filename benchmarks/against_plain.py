@@ -5,10 +5,10 @@
 Without a name all three are measured.  Before a time is quoted, both sides' numbers are compared: the same losses at
 every step, the same NLLs, the same probabilities.
 
-- **edit**: `edit_many` of 1, 4, 16 and 32 facts, with and without SADR, against one by one; operations counted.
-- **evaluate**: all prompts of 1, 4, 16 and 64 edited records against weights written and prompts read one by one.
+- **edit**: `edit_many` of 1 to 64 facts, with and without SADR, against one by one; operations counted.
+- **evaluate**: all prompts of 1 to 64 edited records against weights written and prompts read one by one.
 - **trace**: the full grid of 32 records against one forward pass for each cell, timed on a sample of cells.
-- **throughput**: records per second of edit and evaluation together, for 1, 4, 16 and 64 records at once.
+- **throughput**: records per second of edit and evaluation together, for 1 to 64 records at once.
 """
 
 import argparse
@@ -79,7 +79,8 @@ class Sides:
 
 def edits(sides: Sides) -> dict[str, Any]:
     """`edit_many` against one fact after the other, without SADR and with it."""
-    return {"rome": _edits(sides, sides.editor()), "sadr": _edits(sides, sides.editor(sadr=True))}
+    found = {"rome": _edits(sides, sides.editor())}
+    return found | {"sadr": _edits(sides, sides.editor(sadr=True))} if sides.options.sadr else found
 
 
 def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
         # Adam goes with the sign of small gradients, so rounding grows along the steps.
         assert abs(one.history["loss"].to_numpy() - other.losses).max() < 1e-2
     found: dict[str, Any] = {}
-    for count in (1, 4, 16, 32):
+    for count in sides.options.counts:
         chosen = sides.records[:count]
         # The plain way costs the same a fact however many there are.
         part = chosen[: sides.options.sample_facts]
@@ -149,7 +150,7 @@ def evaluations(sides: Sides) -> dict[str, Any]:
     table = evaluate(sides.model, records[:2], ours[:2])[["nll_true", "nll_new"]].to_numpy()
     reference = [pair for r, e in zip(records[:2], theirs[:2], strict=True) for pair in plainly.evaluate(plain, r, e)]
     assert abs(table - reference).max() < 1e-2
-    for count in (1, 4, 16, 64):
+    for count in sides.options.counts:
         part = min(count, sides.options.sample_records)
         pairs = list(zip(records[:part], theirs[:part], strict=True))
         works = {
@@ -169,7 +170,7 @@ def throughput(sides: Sides) -> dict[str, Any]:
     """Records a second, edited with the model's preset and evaluated, for so many at once."""
     editor = sides.editor()
     found: dict[str, Any] = {}
-    for count in (1, 4, 16, 64):
+    for count in sides.options.counts:
         records = sides.records[:count]
         part = records[: min(count, sides.options.sample_facts)]
 
@@ -193,7 +194,7 @@ def throughput(sides: Sides) -> dict[str, Any]:
 
 def traces(sides: Sides) -> dict[str, Any]:
     """The full grid of all three modules against a forward pass for each cell."""
-    records = [record for record in sides.records if record.tasks[TASK]][:32]
+    records = [record for record in sides.records if record.tasks[TASK]][: sides.options.traced]
     editor = sides.editor(steps=5)
     edits = [r.edit for r in editor.edit_many(sides.model, [r.fact for r in records], batch_size=32)]
     prompts = [record.tasks[TASK][0] for record in records]
@@ -257,6 +258,9 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=80)
     parser.add_argument("--layer", type=int, default=2, help="edit layer of a model other than the bundled one")
     parser.add_argument("--lr", type=float, default=3.0)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64], help="facts or records at once")
+    parser.add_argument("--no-sadr", dest="sadr", action="store_false", help="leave edits with SADR out")
+    parser.add_argument("--traced", type=int, default=32, help="records that are traced")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample-facts", type=int, default=4, help="facts that the plain way edits")
     parser.add_argument("--sample-records", type=int, default=4, help="records that the plain way evaluates")

@@ -92,8 +92,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write(name: str, result: Mapping[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, result: Mapping[str, Any], *, keep: bool = True) -> None:
+    """Print a result, and keep it among the results but for a trial."""
     text = json.dumps(result, indent=2) + "\n"
-    (RESULTS / f"{name}.json").write_text(text)
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text)
     print(text, end="")

@@ -68,7 +68,7 @@ class Editor(ABC):
         model: LensModel,
         facts: Sequence[Fact],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
@@ -80,7 +80,7 @@ class Editor(ABC):
         Args:
             model: the vanilla model; it stays as it is.
             facts: the requests.
-            batch_size: facts at a time.
+            batch_size: facts at a time; ``None``: 16, on CUDA as many as the free memory holds.
             on_step: called with (step, facts of the batch still running).
             on_facts: called with the number of facts done.
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
 from driftlens.editors.contexts import ContextSampling
+from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SecondMoment
@@ -93,11 +94,13 @@ class MultiLayerEditor(Editor):
         model: LensModel,
         facts: Sequence[Fact],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
         moments, contexts = self._moments_for(model), self._contexts_for(model)
+        if batch_size is None:
+            batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
         def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
             values = self._values(model, batch, contexts, on_step)
@@ -121,7 +124,7 @@ class MultiLayerEditor(Editor):
         model: LensModel,
         facts: Sequence[Fact],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> JointEditResult:
@@ -130,7 +133,8 @@ class MultiLayerEditor(Editor):
         Args:
             model: the vanilla model; it stays as it is.
             facts: the requests.
-            batch_size: facts optimised at a time, and run at a time for their keys.
+            batch_size: facts optimised at a time, and run at a time for their keys; ``None``: 16, on CUDA as many
+                as the free memory holds.
             on_step: called with (step, facts of the batch still running).
             on_facts: called with the number of facts whose value is optimised.
 
@@ -141,6 +145,8 @@ class MultiLayerEditor(Editor):
         if not facts:
             raise DriftlensError("there are no facts to edit; give at least one")
         moments, contexts = self._moments_for(model), self._contexts_for(model)
+        if batch_size is None:
+            batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
         def optimize_batch(batch: Sequence[Fact]) -> list[OptimizedValue]:
             return self._values(model, batch, contexts, on_step)

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
+from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
@@ -102,7 +103,7 @@ class ROME(Editor):
         model: LensModel,
         facts: Sequence[Fact],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
@@ -111,6 +112,8 @@ class ROME(Editor):
             model, [self.layer], {self.layer: given} if isinstance(given, SecondMoment) else None
         )
         contexts, settings = self._contexts_for(model), self._value_settings()
+        if batch_size is None:
+            batch_size = edit_batch_size(model, facts, contexts, self.layer)
 
         def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
             values = optimize_values(

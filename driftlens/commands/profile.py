@@ -1,0 +1,246 @@
+"""`driftlens profile`: measure the phases of an edit, a trace and an evaluation here, and estimate a full run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.parsing import Parser, name_of, whole_number
+from driftlens.errors import DriftlensError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from driftlens.data import Record
+    from driftlens.models import LensModel
+    from driftlens.profiling import EditorCost, Phase, RunEstimate
+
+__all__ = ["main"]
+
+_EDITORS = ("rome", "rome+sadr", "memit", "memit+sadr", "pmet", "pmet+sadr")
+
+_DESCRIPTION = """\
+Measure on this machine where the time and the memory of an edit, a trace and an evaluation go, and estimate what a
+full run takes: its records, with each of the editors."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and say in the terminal what came out."""
+    options = _parser().parse_args(argv)
+    editors = tuple(dict.fromkeys(options.editor or ("rome", "rome+sadr")))
+    from driftlens.data import load_records
+    from driftlens.files import writable_folder
+
+    if options.json is not None:  # before minutes of work, not after
+        writable_folder(Path(options.json).parent)
+    records = load_records(options.data, limit=options.records)
+    if not records:
+        raise DriftlensError(f"{options.data} holds no record; profile with data that has some")
+    from rich.console import Console
+
+    errors = Console(stderr=True, highlight=False)
+    with errors.status("load model") as status:
+        phases, costs, model = _measure(options, records, editors, status.update)
+    from driftlens.profiling import estimate
+
+    runs = estimate(phases, costs, options.run)
+    once = _full_second_moment(phases, options.full_samples)
+    if options.json is not None:
+        _write(Path(options.json), model, phases, costs, runs, once)
+    _report(Console(highlight=False), model, phases, costs, runs, once)
+    return 0
+
+
+def _measure(
+    options: argparse.Namespace, records: Sequence[Record], editors: Sequence[str], on_phase: Callable[[str], None]
+) -> tuple[list[Phase], list[EditorCost], LensModel]:
+    import torch
+
+    from driftlens.data import true_texts
+    from driftlens.editors import SecondMoment, sample_contexts
+    from driftlens.editors.second_moment import stream_second_moments
+    from driftlens.models import load_model
+    from driftlens.profiling import measured, profile_model
+
+    loaded: list[LensModel] = []
+    moments: dict[int, Any] = {}
+    device = torch.device("cpu")  # the model says later where it is
+
+    phases = [
+        measured(
+            "load and check the model",
+            lambda: loaded.append(load_model(options.model, device=options.device, dtype=options.dtype)),
+            device,
+            per="run",
+        )
+    ]
+    model = loaded[0]
+    made = {name: _editor(model, name) for name in editors}
+    on_phase("contexts")
+    samplings = list(dict.fromkeys(editor.sampling for editor in made.values()))
+    phases.append(
+        measured("contexts", lambda: [sample_contexts(model, one) for one in samplings], model.device, per="run")
+    )
+    layers = sorted({layer for editor in made.values() for layer in editor.edited_layers})
+    texts = (true_texts(records) * options.samples)[: options.samples]
+    on_phase("second moment")
+    phases.append(
+        measured(
+            f"second moment, {len(layers)} layers",
+            lambda: moments.update(stream_second_moments(model, layers, texts)),
+            model.device,
+            per="text",
+            share=len(texts),
+        )
+    )
+    # So few texts leave the matrix singular; what a solve costs does not ask what is in it.
+    ready = {
+        layer: SecondMoment(matrix + matrix.diagonal().mean() * torch.eye(model.d_mlp, device=matrix.device))
+        for layer, matrix in moments.items()
+    }
+    on_phase("Cholesky factors")
+    phases.append(
+        measured(
+            "Cholesky factor",
+            lambda: [moment.cholesky for moment in ready.values()],
+            model.device,
+            per="layer",
+            share=len(ready),
+        )
+    )
+    given = {
+        name: replace(editor, second_moment=ready[editor.layer] if name.startswith("rome") else ready)
+        for name, editor in made.items()
+    }
+    found, costs = profile_model(
+        model, records, given, batch_size=options.batch_size, generate=options.generate, on_phase=on_phase
+    )
+    return [*phases, *found], costs, model
+
+
+def _editor(model: LensModel, name: str) -> Any:
+    from driftlens.commands.editing import EditorOptions, make_editor
+
+    kind, _, regularizer = name.partition("+")
+    return make_editor(model, EditorOptions(editor=kind, sadr=bool(regularizer)))
+
+
+def _full_second_moment(phases: Sequence[Phase], samples: int) -> float:
+    return samples * next(phase.seconds for phase in phases if phase.name.startswith("second moment"))
+
+
+def _write(
+    path: Path,
+    model: LensModel,
+    phases: Sequence[Phase],
+    costs: Sequence[EditorCost],
+    runs: Sequence[RunEstimate],
+    once: float,
+) -> None:
+    from driftlens.files import atomic_path
+
+    content = {
+        "model": model.name,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "phases": [asdict(phase) for phase in phases],
+        "editors": [asdict(cost) | {"seconds": cost.seconds} for cost in costs],
+        "full_run": [asdict(run) | {"seconds": run.seconds} for run in runs],
+        "second_moments_seconds": once,
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _report(
+    console: Console,
+    model: LensModel,
+    phases: Sequence[Phase],
+    costs: Sequence[EditorCost],
+    runs: Sequence[RunEstimate],
+    once: float,
+) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    table = Table(title=f"{escape(model.name)} on {model.device}, {dtype}", title_justify="left")
+    table.add_column("phase")
+    table.add_column("time", justify="right")
+    table.add_column("per")
+    table.add_column("memory", justify="right")
+    for phase in phases:
+        memory = "–" if phase.peak_bytes is None else f"{phase.peak_bytes / 1e9:.2f} GB"
+        table.add_row(phase.name, duration(phase.seconds), phase.per, memory)
+    console.print(table)
+
+    table = Table(title="editors, at most: facts that converge early cost less", title_justify="left")
+    for column in ("editor", "steps", "before and after", "a step", "an edit"):
+        table.add_column(column, justify="left" if column == "editor" else "right")
+    for cost in costs:
+        parts = (duration(cost.fixed), duration(cost.per_step), duration(cost.seconds))
+        table.add_row(cost.editor, str(cost.steps), *parts)
+    console.print(table)
+
+    table = Table(title=f"a full run of {runs[0].records:,} records", title_justify="left")
+    for column in ("editor", "edits", "evaluation", "generation", "in all"):
+        table.add_column(column, justify="left" if column == "editor" else "right")
+    for run in runs:
+        parts = [duration(part) for part in (run.edits, run.evaluation, run.generation, run.seconds)]
+        table.add_row(run.editor, *parts)
+    console.print(table)
+    console.print(f"Once for all of them: second moments, {duration(once)} unless they are cached.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one reads them: 12 ms, 3.4 s, 5 min, 2.1 h."""
+    for unit, size, below in (("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, math.inf)):
+        if seconds < below:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds} s"
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="driftlens profile", description=_DESCRIPTION)
+    parser.add_argument(
+        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
+    )
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
+    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    parser.add_argument(
+        "--data", default="demo", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json"
+    )
+    parser.add_argument(
+        "--records", type=whole_number(1), default=4, metavar="N", help="how many records are measured (default 4)"
+    )
+    parser.add_argument(
+        "--editor",
+        action="append",
+        type=name_of("editor", _EDITORS),
+        metavar="E",
+        help=f"{', '.join(_EDITORS)}; may be repeated (default: rome and rome+sadr)",
+    )
+    parser.add_argument(
+        "--run", type=whole_number(1), default=1678, metavar="N", help="records of the full run (default 1678)"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=16, metavar="N", help="facts edited side by side (default 16)"
+    )
+    parser.add_argument(
+        "--samples", type=whole_number(1), default=64, metavar="N", help="texts of the second moment that are timed"
+    )
+    parser.add_argument(
+        "--full-samples",
+        type=whole_number(1),
+        default=100_000,
+        metavar="N",
+        help="texts that a full second moment takes (default 100000, of about this length)",
+    )
+    parser.add_argument("--no-generation", dest="generate", action="store_false", help="leave the fluency score out")
+    parser.add_argument("--json", metavar="FILE", help="write everything there as well")
+    return parser

@@ -1,0 +1,301 @@
+"""Where time and memory go on this machine, and what a full run would take here.
+
+1. **Phases**: loading, context prefixes, the second moment, the parts of an edit (the vanilla pass, a step forward, a
+   step backward, the solve), a trace, the evaluation, generation.  Each is run once to warm up and then timed alone.
+2. **Editors**: an edit takes a + b · steps seconds.  Two short runs that never stop early give a and b, and the
+   preset's number of steps what an edit costs at most; facts that converge early cost less.
+3. **A full run**: records × (edit + evaluation), and generation where it is asked for, for every editor; the second
+   moments once.
+
+Memory is the most that CUDA's allocator held during a phase; elsewhere the most the process grew to, sampled while
+the phase ran, where the system tells it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from driftlens.data import Record
+from driftlens.edits import Edit
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+
+__all__ = ["EditorCost", "Phase", "ProfiledEditor", "RunEstimate", "estimate", "measured", "profile_model"]
+
+STEPS = (3, 7)
+"""The two short runs that an edit's cost per step is read off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase: its seconds, the most memory it held in bytes (None where nobody tells), and what they are for."""
+
+    name: str
+    seconds: float
+    peak_bytes: int | None
+    per: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorCost:
+    """What an editor's edit costs: ``fixed + per_step · steps`` seconds, with ``facts`` edited side by side."""
+
+    editor: str
+    steps: int
+    facts: int
+    fixed: float
+    per_step: float
+
+    @property
+    def seconds(self) -> float:
+        """An edit with all steps made."""
+        return self.fixed + self.per_step * self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEstimate:
+    """Seconds that ``records`` records take with one editor, edited, evaluated and continued."""
+
+    editor: str
+    records: int
+    edits: float
+    evaluation: float
+    generation: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.edits + self.evaluation + self.generation
+
+
+class ProfiledEditor(Protocol):
+    """What is asked of an editor: all of driftlens's can be profiled."""
+
+    steps: int
+
+    @property
+    def edited_layers(self) -> tuple[int, ...]:
+        """The layers it writes to."""
+        ...
+
+    def edit_many(self, model: LensModel, facts: Sequence[Any], *, batch_size: int | None = None) -> Sequence[Any]:
+        """A separate edit for each fact."""
+        ...
+
+
+def measured(name: str, work: Callable[[], object], device: torch.device, *, per: str, share: int = 1) -> Phase:
+    """One call of ``work`` as a phase; ``share`` divides its seconds, e.g. by the number of records in it."""
+    with _peak_memory(device) as peak:
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        seconds = time.perf_counter() - start
+    return Phase(name=name, seconds=seconds / share, peak_bytes=peak(), per=per)
+
+
+def profile_model(
+    model: LensModel,
+    records: Sequence[Record],
+    editors: dict[str, ProfiledEditor],
+    *,
+    batch_size: int,
+    generate: bool,
+    on_phase: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Phase], list[EditorCost]]:
+    """The phases of edits, traces and evaluations of ``records`` side by side, and what each of ``editors`` costs.
+
+    Args:
+        model: the model.
+        records: what is edited, traced and evaluated.
+        editors: by what to call them; the first one's parts are timed and its edits are traced and evaluated.
+        batch_size: facts edited side by side, and a quarter of a pass's rows.
+        generate: whether to time the continuations of the fluency score too.
+        on_phase: called with the name of what comes next.
+
+    Raises:
+        DriftlensError: no record, no editor, or an editor refuses.
+    """
+    if not records or not editors:
+        raise DriftlensError(f"{len(records)} records and {len(editors)} editors to profile; give at least one of each")
+    from driftlens import contaminating_substitution, evaluate
+    from driftlens.evaluation import continuations
+    from driftlens.windows import default_window
+
+    facts = [record.fact for record in records]
+    phases: list[Phase] = []
+
+    def timed(name: str, work: Callable[[], object], per: str, share: int = 1) -> None:
+        on_phase(name)
+        phases.append(measured(name, work, model.device, per=per, share=share))
+
+    first, *_ = editors.values()
+    on_phase("warm up")
+    results = replace_steps(first, 2).edit_many(model, facts, batch_size=batch_size)
+    edits: list[Edit] = [result.edit for result in results]
+    phases += _edit_phases(model, first, facts[:batch_size], on_phase)
+
+    prompt = next((p for task in records[0].tasks.values() for p in task), None)
+    if prompt is not None:
+        targets = (prompt.target_true, prompt.target_new)
+        window = default_window(model.n_layers)
+
+        def trace() -> object:
+            modules = ("resid", "mlp", "attn")
+            return contaminating_substitution(
+                model, edits[0], prompt, targets, modules, window, batch_size=8 * batch_size
+            )
+
+        timed("trace, all cells", trace, "prompt")
+    timed("evaluation", lambda: evaluate(model, records, edits, batch_size=4 * batch_size), "record", len(records))
+    if generate:
+        timed(
+            "generation",
+            lambda: continuations(model, records, edits, batch_size=4 * batch_size),
+            "record",
+            len(records),
+        )
+    costs: list[EditorCost] = []
+    for name, editor in editors.items():
+        on_phase(f"edits, {name}")
+        costs.append(_editor_cost(model, name, editor, facts, batch_size))
+    return phases, costs
+
+
+def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int) -> list[RunEstimate]:
+    """What a run over ``records`` records takes with each editor, one after the other on this machine."""
+    by_name = {phase.name: phase.seconds for phase in phases}
+    return [
+        RunEstimate(
+            editor=cost.editor,
+            records=records,
+            edits=records * cost.seconds,
+            evaluation=records * by_name.get("evaluation", 0.0),
+            generation=records * by_name.get("generation", 0.0),
+        )
+        for cost in costs
+    ]
+
+
+def replace_steps(editor: Any, steps: int) -> Any:
+    """The editor with so many steps, made whether a fact has converged or not."""
+    return replace(editor, steps=steps, early_stop_loss=-math.inf)
+
+
+def _editor_cost(
+    model: LensModel, name: str, editor: ProfiledEditor, facts: Sequence[Any], batch_size: int
+) -> EditorCost:
+    seconds: list[float] = []
+    replace_steps(editor, 1).edit_many(model, facts[:1])  # first-call costs, Cholesky factors
+    for steps in STEPS:
+        short = replace_steps(editor, steps)
+        phase = measured(
+            name, lambda short=short: short.edit_many(model, facts, batch_size=batch_size), model.device, per=""
+        )
+        seconds.append(phase.seconds / len(facts))
+    # Noise must not make a step cost less than nothing, nor what stands before the steps.
+    per_step = max(0.0, (seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]))
+    fixed = max(0.0, seconds[0] - per_step * STEPS[0])
+    return EditorCost(
+        editor=name, steps=editor.steps, facts=min(batch_size, len(facts)), fixed=fixed, per_step=per_step
+    )
+
+
+def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: Callable[[str], None]) -> list[Phase]:
+    """The parts of a value optimisation of ``facts`` side by side, each per fact."""
+    from driftlens.editors.objective import evaluate_delta
+    from driftlens.editors.rows import Vanilla, vanilla_rows
+
+    layer, places = editor.edited_layers[-1], getattr(editor, "_places", ("mlp_out",))
+    contexts, settings = editor._contexts_for(model), editor._value_settings()
+    kept: list[Vanilla] = []
+    losses: list[torch.Tensor] = []
+    essence = settings.essence if settings.kl_factor else None
+
+    def before() -> None:
+        kept[:] = [vanilla_rows(model, facts, layer=layer, places=places, contexts=contexts, essence=essence)]
+
+    def forward() -> None:
+        target_init = kept[0].target_init
+        precision = torch.promote_types(model.dtype, torch.float32)
+        delta = torch.zeros(target_init.shape, device=model.device, dtype=precision, requires_grad=True)
+        norm = target_init.to(precision).norm(dim=-1)
+        losses[:] = [
+            evaluate_delta(
+                model,
+                rows,
+                delta[members],
+                layer=layer,
+                places=places,
+                settings=settings,
+                vanilla=None,
+                target_norm=norm[members],
+                nll_factor=delta.new_ones(len(members)),
+            )[0].loss.sum()
+            for members, rows in kept[0].groups
+        ]
+
+    def backward() -> None:
+        torch.stack(losses).sum().backward()  # pyright: ignore[reportUnknownMemberType]
+
+    found: list[Phase] = []
+    for name, work in (
+        ("edit: vanilla pass", before),
+        ("edit: a step forward", forward),
+        ("edit: a step backward", backward),
+    ):
+        on_phase(name)
+        found.append(measured(name, work, model.device, per="fact", share=len(facts)))
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Generator[Callable[[], int | None]]:
+    """A function that tells, after the body, the most memory that was held while it ran."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    largest = resident_bytes()
+    if largest is None:
+        yield lambda: None
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not done.wait(0.005):
+            largest = max(largest or 0, resident_bytes() or 0)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: max(largest or 0, resident_bytes() or 0)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def resident_bytes() -> int | None:
+    """What the process holds in memory now; None where the system does not say."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

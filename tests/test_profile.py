@@ -1,0 +1,98 @@
+"""`driftlens profile`: what it adds up is what it measured, and mistakes are one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from driftlens.cli import main, run_command
+from driftlens.commands.profile import duration
+from driftlens.editors import ROME
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.profiling import EditorCost, Phase, estimate, measured, profile_model, resident_bytes
+
+
+def test_a_run_is_records_times_what_a_record_takes():
+    phases = [
+        Phase(name="evaluation", seconds=0.5, peak_bytes=None, per="record"),
+        Phase(name="generation", seconds=2.0, peak_bytes=None, per="record"),
+    ]
+    cost = EditorCost(editor="rome", steps=20, facts=4, fixed=0.1, per_step=0.05)
+    assert cost.seconds == pytest.approx(1.1)
+    (run,) = estimate(phases, [cost], 100)
+    assert (run.edits, run.evaluation, run.generation) == pytest.approx((110.0, 50.0, 200.0))
+    assert run.seconds == pytest.approx(360.0)
+    assert estimate(phases[:1], [cost], 100)[0].generation == 0
+
+
+def test_durations_as_one_reads_them():
+    assert [duration(s) for s in (0.0123, 3.44, 119.0, 300.0, 7560.0)] == [
+        "12.3 ms",
+        "3.4 s",
+        "119.0 s",
+        "5.0 min",
+        "2.1 h",
+    ]
+
+
+def test_memory_held_for_a_moment_is_seen():
+    if resident_bytes() is None:
+        pytest.skip("the system does not say what a process holds")
+    cpu = torch.device("cpu")
+    before = measured("nothing", lambda: None, cpu, per="run").peak_bytes
+    # Written to, or the system would not give it; long enough held for the sampling to see it.
+    held = measured("much", lambda: [torch.ones(30_000_000).sum() for _ in range(5)], cpu, per="run").peak_bytes
+    assert before is not None
+    assert held is not None
+    assert held - before > 60e6
+
+
+def test_a_profile_of_one_record_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "profile.json"
+    arguments = ["--records", "1", "--editor", "rome", "--no-generation", "--samples", "4", "--run", "10"]
+    assert main(["profile", *arguments, "--json", str(file)]) == 0
+    told = json.loads(file.read_text())
+    assert told["model"] == "demo"
+    names = [phase["name"] for phase in told["phases"]]
+    for name in (
+        "edit: vanilla pass",
+        "edit: a step forward",
+        "edit: a step backward",
+        "trace, all cells",
+        "evaluation",
+    ):
+        assert name in names
+    assert all(phase["seconds"] >= 0 for phase in told["phases"])
+    (cost,), (run,) = told["editors"], told["full_run"]
+    assert cost["seconds"] == pytest.approx(cost["fixed"] + cost["steps"] * cost["per_step"])
+    assert run["edits"] == pytest.approx(10 * cost["seconds"])
+    assert run["seconds"] == pytest.approx(run["edits"] + run["evaluation"])
+    printed = capsys.readouterr().out
+    assert "a full run of 10 records" in printed
+    assert "rome" in printed
+
+
+def test_nothing_to_profile_is_an_error(demo_model: LensModel):
+    with pytest.raises(DriftlensError, match="0 records and 1 editors to profile"):
+        profile_model(demo_model, [], {"rome": ROME(layer=1)}, batch_size=4, generate=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--records", "0"], "'0' is not a whole number of at least 1"),
+        (["--editor", "rme"], "unknown editor 'rme'"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+        (["--model", "no-such-model"], "unknown model 'no-such-model'"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--json", "/proc/driftlens/profile.json"], "/proc/driftlens"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert run_command(main, ["profile", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("\n") == 0
+    assert "Traceback" not in error

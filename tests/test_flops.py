@@ -55,7 +55,6 @@ def test_an_edit_of_the_bundled_records(demo_model: LensModel, sadr: bool):
         second_moment=torch.eye(demo_model.d_mlp),
         regularizers=(SADR(),) if sadr else (),
     )
-    # Measured: 0.34, and less the more steps share the first pass.
     assert compared(demo_model, plain, load_records("demo", limit=4), editor) < 0.4
 
 
@@ -68,7 +67,6 @@ def test_an_edit_of_the_real_benchmarks_records():
     contexts = sample_contexts(model, ContextSampling())
     assert len(contexts) == 21
     editor = ROME(layer=2, lr=3.0, steps=6, contexts=contexts, second_moment=torch.eye(model.d_mlp))
-    # Measured: 0.33 with six steps; the published twenty are cheaper still.
     assert compared(model, plain, load_records(data, limit=4), editor) < 0.5
 
 

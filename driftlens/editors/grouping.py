@@ -1,6 +1,6 @@
 """Which facts share a pass: facts of like width, since a batch is as wide as its widest row.
 
-On the real benchmark a prompt has 2 to 14 tokens from the subject's last to the end, and in one batch of all of them
+On the real benchmark a prompt has 3 to 15 tokens from the subject's last to the end, and in one batch of all of them
 six of ten columns are padding.  A pass of its own for every width would waste nothing, but a pass costs something
 whatever it holds.  With that cost counted in tokens, the best split is found exactly: sorted by width, groups are runs
 of neighbours, and the cheapest split of the first n facts ends in some last group behind the cheapest split of the
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import torch
 
 PASS_COST = {"cpu": 64}
-"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU."""
+"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.
+
+Estimates, not measured."""
 PASS_COST_ELSEWHERE = 512
 
 

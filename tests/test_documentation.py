@@ -14,9 +14,12 @@ import documentation
 import pytest
 from documentation import PAGES, ROOT, Block, blocks, missing_imports, name
 
+import driftlens
+
 ALL = [block for page in PAGES for block in blocks(page)]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+INDEX = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
 LOOKED_UP = ("make ", "pip ", "export ")
 
 
@@ -163,3 +166,8 @@ def test_a_wrong_output_is_noticed(shown: str):
     documentation.assert_prints("value 0.41 of 12\n", "value 0.42 of 12")
     with pytest.raises(AssertionError):
         documentation.assert_prints("value 0.41 of 12\n", shown)
+
+
+def test_the_api_names_everything_public():
+    named = set(re.findall(r"`(\w+)`\]|^::: [\w.]+\.(\w+)$", INDEX, re.MULTILINE))
+    assert set(driftlens.__all__) <= {name for pair in named for name in pair}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, number, whole_number
+from driftlens.commands.parsing import Parser, add_model_options, number, whole_number
 
 __all__ = ["Options", "read_options"]
 
@@ -42,12 +42,7 @@ def number_list(text: str) -> tuple[float, ...]:
 def _parser(prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Options()
-    model = parser.add_argument_group("model and data")
-    model.add_argument(
-        "--model", default=default.model, metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    model.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    model.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    model = add_model_options(parser, "model and data")
     model.add_argument(
         "--data", default=default.data, metavar="D", help="demo (default) or a JSON file like merged_counterfact.json"
     )

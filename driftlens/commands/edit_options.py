@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, number, whole_number
+from driftlens.commands.parsing import Parser, add_model_options, number, whole_number
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
 
@@ -119,12 +119,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    model.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    model.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    add_model_options(parser)
 
     fact = parser.add_argument_group("fact")
     fact.add_argument("--subject", required=True, metavar="S", help='its subject, e.g. "Eiffel Tower"')

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, whole_number
+from driftlens.commands.parsing import Parser, add_model_options, whole_number
 from driftlens.data import TASKS, Record, load_records
 from driftlens.errors import DriftlensError, unknown_name
 
@@ -99,12 +99,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    model.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    model.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    add_model_options(parser)
 
     data = parser.add_argument_group("records")
     data.add_argument(

@@ -1,13 +1,17 @@
-"""An argument parser whose complaints are one line, and types for the numbers that commands take."""
+"""An argument parser whose complaints are one line, the options that say which model, and types of arguments."""
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from driftlens.errors import DriftlensError, unknown_name
 
-__all__ = ["Parser", "layer_list", "name_of", "number", "whole_number"]
+__all__ = ["Parser", "add_model_options", "layer_list", "name_of", "number", "whole_number"]
+
+
+Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
+"""What `add_argument_group` returns; argparse has no public name for it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +20,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
         raise DriftlensError(f"{message}; {self.prog} --help lists all options")
+
+
+def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> Group:
+    """Declare `--model`, `--device` and `--dtype` in a group of their own, which is returned for more."""
+    group = parser.add_argument_group(title)
+    group.add_argument(
+        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
+    )
+    group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
+    group.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    return group
 
 
 def whole_number(least: int) -> Callable[[str], int]:

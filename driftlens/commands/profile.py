@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.parsing import Parser, name_of, whole_number
+from driftlens.commands.parsing import Parser, add_model_options, name_of, whole_number
 from driftlens.errors import DriftlensError
 
 if TYPE_CHECKING:
@@ -207,11 +207,7 @@ def duration(seconds: float) -> str:
 
 def _parser() -> Parser:
     parser = Parser(prog="driftlens profile", description=_DESCRIPTION)
-    parser.add_argument(
-        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    add_model_options(parser)
     parser.add_argument(
         "--data", default="demo", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json"
     )

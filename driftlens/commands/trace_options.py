@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, name_of, whole_number
+from driftlens.commands.parsing import Parser, add_model_options, name_of, whole_number
 from driftlens.data import TASKS
 from driftlens.errors import DriftlensError
 from driftlens.trace import MODULES, Module
@@ -105,12 +105,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    model.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    model.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    add_model_options(parser)
 
     fact = parser.add_argument_group("fact, from a data set or typed")
     fact.add_argument("--data", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json")

@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import random
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from conftest import BRIDGE
 from driftlens import Edit, cli
 from driftlens.commands import trace as command
 from driftlens.commands.editing import layers_text
-from driftlens.commands.parsing import layer_list
+from driftlens.commands.parsing import context_lengths, layer_list
 from driftlens.commands.trace_options import read_options
 from driftlens.commands.trace_study import choose_study, templates
 from driftlens.data import load_records, true_texts
@@ -168,7 +169,7 @@ def test_options_reach_the_editor_and_the_trace(arguments: Any, capsys: pytest.C
 @pytest.mark.parametrize("editor", ["memit", "pmet"])
 def test_editors_of_several_layers(arguments: Any, editor: str, capsys: pytest.CaptureFixture[str]):
     options = ["--editor", editor, "--layers", "0-1", "--second-moment-weight", "7", "--sadr-heads", "all"]
-    options += ["--clamp", "1.5", "--weight-decay", "0.25", "--kl", "0.5", "--gamma", "0.5"]
+    options += ["--clamp", "1.5", "--weight-decay", "0.25", "--kl", "0.5", "--gamma", "0.5", "--contexts", "3x1,4x2"]
     assert run(arguments(*options)) == 0
     out = capsys.readouterr().out
     assert f"{editor.upper()} at layers 0 and 1 + SADR γ = 0.5, all heads" in out
@@ -179,6 +180,7 @@ def test_editors_of_several_layers(arguments: Any, editor: str, capsys: pytest.C
     wanted = {"second_moment_weight": 7.0, "clamp_norm_factor": 1.5, "weight_decay": 0.25, "kl_factor": 0.5}
     for name, value in wanted.items():
         assert f"'{name}': {value}" in edit.provenance["settings"]
+    assert "lengths=((3, 1), (4, 2))" in edit.provenance["settings"]
     # Both edited layers are marked under the heatmaps.
     page = Path("out/trace.html").read_text()
     labels = json.loads(page.split('"ticktext":')[1].split("]")[0].replace("\\u003c", "<") + "]")
@@ -195,6 +197,13 @@ def test_layers_as_they_are_typed_and_read(layers: tuple[int, ...], text: str):
     assert layer_list("3-5") == (3, 4, 5)
     assert layer_list("0,2-3") == (0, 2, 3)
     assert layers_text(layers) == text
+
+
+@pytest.mark.parametrize("typed", ["10", "x5", "10x", "0x5", "5x0", "5x10,", "axb"])
+def test_context_prefixes_that_cannot_be_read(typed: str):
+    assert context_lengths("5x10, 10x2") == ((5, 10), (10, 2))
+    with pytest.raises(ArgumentTypeError, match="does not name prefixes"):
+        context_lengths(typed)
 
 
 @pytest.mark.usefixtures("loads")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from driftlens.commands.parsing import layer_list, name_of, number, whole_number
+from driftlens.commands.parsing import context_lengths, layer_list, name_of, number, whole_number
 from driftlens.data import Record, true_texts
 from driftlens.errors import DriftlensError
 
@@ -69,6 +69,7 @@ class EditorOptions:
     weight_decay: float | None = None
     kl: float | None = None
     second_moment_weight: float | None = None
+    contexts: tuple[tuple[int, int], ...] | None = None
     corpus: str | None = None
     samples: int | None = None
     seed: int = 0
@@ -92,7 +93,7 @@ class EditorOptions:
             )
 
     def _check_nothing_to_edit(self) -> None:
-        names = ("sadr", "layers", "corpus", *_SETTINGS)
+        names = ("sadr", "layers", "contexts", "corpus", *_SETTINGS)
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False)]
         if given:
             raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
@@ -137,6 +138,12 @@ def add_editor_options(
         "--second-moment-weight", type=number(above=0), metavar="X", help="λ of memit and pmet: the larger, the less"
     )
     group.add_argument(
+        "--contexts",
+        type=context_lengths,
+        metavar="LxN",
+        help="context prefixes: N of L tokens, such as 10x5 or 5x10,10x10; the fewer, the quicker",
+    )
+    group.add_argument(
         "--corpus",
         metavar="C",
         help="texts for the second moments: demo, wikipedia, wikitext or a text file; default: the bundled model's "
@@ -163,7 +170,8 @@ def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
         changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
     kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
     editor = kinds[options.editor].for_model(model, **changes)
-    return replace(editor, sampling=replace(editor.sampling, seed=options.seed))
+    lengths = options.contexts or editor.sampling.lengths
+    return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
 
 
 def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> Corpus | None:

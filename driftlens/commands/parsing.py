@@ -7,7 +7,7 @@ from typing import NoReturn, TypeAlias
 
 from driftlens.errors import DriftlensError, unknown_name
 
-__all__ = ["Parser", "add_model_options", "layer_list", "name_of", "number", "whole_number"]
+__all__ = ["Parser", "add_model_options", "context_lengths", "layer_list", "name_of", "number", "whole_number"]
 
 
 Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
@@ -88,3 +88,14 @@ def layer_list(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"the layers {text!r} are not in ascending order")
         layers += own
     return tuple(layers)
+
+
+def context_lengths(text: str) -> tuple[tuple[int, int], ...]:
+    """A type for arguments: tokens of a context prefix and how many such prefixes, `10x5` or `5x10,10x10`."""
+    lengths: list[tuple[int, int]] = []
+    for part in text.split(","):
+        length, _, count = (piece.strip() for piece in part.partition("x"))
+        if not (length.isdecimal() and count.isdecimal() and int(length) and int(count)):
+            raise argparse.ArgumentTypeError(f"{text!r} does not name prefixes; expected e.g. 10x5 or 5x10,10x10")
+        lengths.append((int(length), int(count)))
+    return tuple(lengths)

@@ -69,8 +69,8 @@ def table11(study: Study) -> Artifact:
             Claim(
                 claim="With SADR texts about the subject still follow the edit.",
                 answer=kept,
-                because=f"The edited object is named in {_listed(after)} of the texts. Where prompts do not ask for the "
-                "edited relation, as the bundled model's do not, a text need not name it.",
+                because=f"The edited object is named in {_listed(after)} of the texts. Where prompts do not ask for "
+                "the edited relation, as the bundled model's do not, a text need not name it.",
             )
         ],
     )

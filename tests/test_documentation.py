@@ -3,6 +3,7 @@
 Python blocks of a page run in order, in one namespace and in an empty folder, as a reader would run them.
 """
 
+import csv
 import re
 import shlex
 import tomllib
@@ -171,3 +172,18 @@ def test_a_wrong_output_is_noticed(shown: str):
 def test_the_api_names_everything_public():
     named = set(re.findall(r"`(\w+)`\]|^::: [\w.]+\.(\w+)$", INDEX, re.MULTILINE))
     assert set(driftlens.__all__) <= {name for pair in named for name in pair}
+
+
+def test_the_readmes_scores_are_those_of_table_3():
+    with (ROOT / "figures" / "table3.csv").open(encoding="utf-8", newline="") as file:
+        scores = {(row["row"], row["score"]): row for row in csv.DictReader(file)}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, *rows = re.findall(r"^\| (.+) \|$", readme[readme.index("| editor |") :], re.MULTILINE)
+    columns = re.findall(r"\((\w+)\)", head)
+    assert columns == ["ES", "PS", "NS", "RS", "DNS"]
+    for row in rows[1:8]:
+        editor, *cells = row.split(" | ")
+        for column, cell in zip(columns, cells, strict=True):
+            score = scores["unedited" if editor == "none" else editor.replace(" ", ""), column]
+            value, low, high = (float(score[key]) for key in ("value", "cluster_low", "cluster_high"))
+            assert cell == f"{value:.1f} ± {(high - low) / 2:.1f}", (editor, column)

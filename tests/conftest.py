@@ -3,6 +3,9 @@ import warnings
 
 # Before anything imports transformers: a test that reached the network would be a bug.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tiny models gain nothing from a second thread, and on a busy machine threads that wait for one another burn most of
+# the processor.  Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from importlib.metadata import version
 from pathlib import Path

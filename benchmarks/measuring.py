@@ -4,17 +4,19 @@ Machines are noisy and shared.  A ratio of two timings taken one after the other
 slow hour; processor time survives a neighbour; counted operations survive both.
 """
 
-import itertools
 import json
 import os
 import platform
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,8 +66,8 @@ def operations(work: Callable[[], object]) -> int:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most that tensors made by `work` hold at once: by CUDA's allocator, or from the CPU allocator's reports to
-    torch's profiler.
+    """The most that tensors made by `work` hold at once: by CUDA's allocator; elsewhere storages of tensors that
+    torch's operations return, from then until they are freed, which is the same at every count.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -73,13 +75,41 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with _Storages() as storages:
         work()
-    events: Any = profiled.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate(size for _, size in changes))
+    return storages.peak
+
+
+class _Storages(TorchDispatchMode):
+    """Counts the bytes of storages that came to be under it, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):  # weights and what else was there before
+            if isinstance(given, torch.Tensor):
+                self._see(given.untyped_storage(), counted=False)
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor):
+                self._see(made.untyped_storage(), counted=True)
+        return result
+
+    def _see(self, storage: Any, *, counted: bool) -> None:
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        size = storage.nbytes() if counted else 0
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, storage._cdata, size).atexit = False
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
 
 
 def machine(device: torch.device) -> dict[str, Any]:

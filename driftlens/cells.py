@@ -10,30 +10,30 @@ and reads the probability of the targets. One full pass per cell would do; this 
 3. In block `a` no column but `t` can change: attention there still sees vanilla inputs. So block `a` runs for that one
    column, and the blocks above run for the columns from `t` on. What stands before `t` comes from the vanilla keys and
    values, cut by the mask to columns < t, from which positions follow as well.
-4. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
+4. Passages that differ only behind the prompt, as two targets of several tokens make them, share a row for what they
+   begin with; block by block, what follows in each is run behind it (a *tail*).
+5. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
    and a cell's row joins it at its own block `a`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate, groupby, pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.cases import Passage, target_probabilities
+from driftlens.cell_rows import SITES, Cell, CellGroup, CellRows, CellTails
 from driftlens.edits import edit_hooks
-from driftlens.hooks import Hook, record, substitute
-from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.hooks import Hook, record
+from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 from driftlens.prompts import pad_rows
 from driftlens.windows import window_layers
 
-__all__ = ["SITES", "PassageEffects", "substitution_effects"]
-
-SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
-"""Module of the paper -> where its output stands in the model."""
+__all__ = ["PassageEffects", "substitution_effects"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,32 +60,14 @@ def substitution_effects(
     cells done and the number of all that need a pass.
     """
     work = _Work(model, modules, window, batch_size, passages, on_cells)
-    # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
-    return in_batches(passages, max(1, batch_size // model.n_layers), work.on)
+    # As many prompts as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
+    found = in_batches(_by_prompt(passages), max(1, batch_size // model.n_layers), work.on)
+    return [effects for of_prompt in found for effects in of_prompt]
 
 
-class _Cell(NamedTuple):
-    passage: int  # in its group
-    token: int
-    module: int
-    first: int  # layers first … stop - 1 are substituted
-    stop: int
-
-    def covers(self, module: int, layer: int) -> bool:
-        return module == self.module and self.first <= layer < self.stop
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Group:
-    """Some passages and all that their cells share; right-padded, so a column is a token's place in its passage."""
-
-    passages: Sequence[Passage]
-    batch: Batch
-    inputs: Sequence[Float[Tensor, "passages columns d_model"]]  # of every vanilla block, then the last one's output
-    past: KeyValues
-    z: Sequence[Mapping[int, Float[Tensor, "passages columns d_model"]]]  # by module, then layer
-    vanilla: Float[Tensor, "passages targets"]
-    edited: Float[Tensor, "passages targets"]
+def _by_prompt(passages: Sequence[Passage]) -> list[tuple[Passage, ...]]:
+    """Passages side by side that read one prompt under one edit."""
+    return [tuple(own) for _, own in groupby(passages, lambda p: (id(p.edit), p.ids[: p.n_prompt]))]
 
 
 class _Work:
@@ -106,30 +88,30 @@ class _Work:
         self.batch_size = batch_size
         self.on_cells = on_cells
         self.done = 0
-        self.total = sum(len(self.cells(passage, 0)) for passage in passages)
+        self.total = sum(len(self.cells(prompt[0], 0)) for prompt in _by_prompt(passages))
 
     @torch.no_grad()
-    def on(self, passages: Sequence[Passage]) -> list[PassageEffects]:
-        """The grids of these passages."""
-        group = _vanilla_and_edited(self.model, passages, self.modules)
-        cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
-        cells.sort(key=lambda cell: len(passages[cell.passage].ids) - cell.token)
+    def on(self, prompts: Sequence[tuple[Passage, ...]]) -> list[list[PassageEffects]]:
+        """The grids of these prompts, each with its passages."""
+        group = _vanilla_and_edited(self.model, prompts, self.modules)
+        cells = [cell for first in group.alike for cell in self.cells(group.passages[first], first)]
+        cells.sort(key=lambda cell: group.shared[cell.passage] - cell.token)
         # At least eight passes where there are rows enough: the fewer, the more differ the suffixes in one.
         size, largest = min(self.batch_size, max(16, -(-len(cells) // 8))), 0
 
-        def work(batch: Sequence[_Cell]) -> list[Tensor]:
+        def work(batch: Sequence[Cell]) -> list[Tensor]:
             nonlocal largest
-            probabilities = _substituted(self.model, group, self.modules, batch).cpu()
+            probabilities = _substituted(self.model, group, self.modules, batch)
             largest = max(largest, len(batch))
-            return list(probabilities)
+            return probabilities
 
         found = dict(zip(cells, in_batches(cells, size, work, on_done=self._tell), strict=True))
         if largest < min(size, len(cells)):
             self.batch_size = largest  # what did not fit into memory once is not tried again
         self.done += len(cells)
-        return [self._grid(group, number, found) for number in range(len(passages))]
+        return [[self._grid(group, first, number, found) for number in own] for first, own in group.alike.items()]
 
-    def cells(self, passage: Passage, number: int) -> list[_Cell]:
+    def cells(self, passage: Passage, number: int) -> list[Cell]:
         """The different cells of a passage that need a pass: windows that clip to the same layers are one."""
         cells = (
             self.cell(passage, number, token, module, window)
@@ -139,7 +121,7 @@ class _Work:
         )
         return list(dict.fromkeys(cell for cell in cells if cell is not None))
 
-    def cell(self, passage: Passage, number: int, token: int, module: int, window: range) -> _Cell | None:
+    def cell(self, passage: Passage, number: int, token: int, module: int, window: range) -> Cell | None:
         """What a window at a token comes down to; None where it cannot change the probability of a target."""
         if not passage.edit.updates:
             return None
@@ -148,18 +130,18 @@ class _Work:
         first = max(window.start, changed)
         # In the last block a change reaches no column but its own.
         unread = first == self.model.n_layers - 1 and token < passage.n_prompt - 1
-        return None if first >= window.stop or unread else _Cell(number, token, module, first, window.stop)
+        return None if first >= window.stop or unread else Cell(number, token, module, first, window.stop)
 
-    def _grid(self, group: _Group, number: int, found: Mapping[_Cell, Tensor]) -> PassageEffects:
+    def _grid(self, group: CellGroup, first: int, number: int, found: Mapping[Cell, Tensor]) -> PassageEffects:
         passage, n_targets = group.passages[number], len(group.passages[number].targets)
         vanilla = group.vanilla[number, :n_targets]
         grid = vanilla.repeat(len(self.modules), passage.n_prompt, self.model.n_layers, 1)
         for module in range(len(self.modules)):
             for token in range(passage.n_prompt):
                 for layer, window in enumerate(self.windows):
-                    cell = self.cell(passage, number, token, module, window)
+                    cell = self.cell(passage, first, token, module, window)
                     if cell is not None:
-                        grid[module, token, layer] = found[cell][:n_targets]
+                        grid[module, token, layer] = found[cell][number - first, :n_targets]
         return PassageEffects(vanilla=vanilla, edited=group.edited[number, :n_targets], substituted=grid)
 
     def _tell(self, done: int) -> None:
@@ -167,8 +149,12 @@ class _Work:
             self.on_cells(self.done + done, self.total)
 
 
-def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> _Group:
+def _vanilla_and_edited(model: LensModel, prompts: Sequence[tuple[Passage, ...]], modules: Sequence[str]) -> CellGroup:
     """Step 1 of the module docstring, for passages side by side, each with its own edit."""
+    passages = [passage for prompt in prompts for passage in prompt]
+    firsts = [0, *accumulate(map(len, prompts))]
+    alike = {first: range(first, stop) for first, stop in pairwise(firsts)}
+    shared = {first: _n_shared([passages[number].ids for number in own]) for first, own in alike.items()}
     batch, _ = pad_rows(model, [passage.ids for passage in passages])
     kept: dict[int, Tensor] = {}
     hooks: list[Hook] = [(model.hook_name("resid_pre", n), record(kept, n)) for n in range(model.n_layers)]
@@ -186,99 +172,46 @@ def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: 
             hooks += [(model.hook_name(SITES[module], n), record(store, n)) for n in range(first, model.n_layers)]
         out = model.run(batch, hooks=hooks, start=first, resid=inputs[first])
         edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
-    return _Group(passages=passages, batch=batch, inputs=inputs, past=past, z=z, vanilla=vanilla, edited=edited)
+    return CellGroup(
+        passages=passages,
+        alike=alike,
+        shared=shared,
+        batch=batch,
+        inputs=inputs,
+        past=past,
+        z=z,
+        vanilla=vanilla,
+        edited=edited,
+    )
+
+
+def _n_shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with in common."""
+    shortest = min(map(len, rows))
+    return next((at for at in range(shortest) if len({row[at] for row in rows}) > 1), shortest)
 
 
 def _substituted(
-    model: LensModel, group: _Group, modules: Sequence[str], cells: Sequence[_Cell]
-) -> Float[Tensor, "cells targets"]:
-    """Steps 2 and 3: one pass with a row for each cell, whose own token stands in column 0."""
+    model: LensModel, group: CellGroup, modules: Sequence[str], cells: Sequence[Cell]
+) -> list[Float[Tensor, "passages targets"]]:
+    """Steps 2 to 4: one pass with a row for each cell, whose own token stands in column 0, and with the tails."""
     order = sorted(range(len(cells)), key=lambda at: cells[at].first)
-    rows = _Rows(model, group, modules, [cells[at] for at in order])
+    rows = CellRows(model, group, modules, [cells[at] for at in order])
+    tails = CellTails(model, group, rows.cells)
     starts = sorted({cell.first for cell in cells})
     resid: Tensor | None = None
+    tail: Tensor | None = None
     joined = 0
     for start, following in zip(starts, [*starts[1:], model.n_layers - 1], strict=True):
         joining = slice(joined, joined + sum(cell.first == start for cell in cells))
-        new = rows.entering(joining, start)
+        new, new_tail = rows.entering(joining, start), tails.entering(joining, start)
         resid = new if resid is None else torch.cat([resid, new])
+        tail = new_tail if tail is None else torch.cat([tail, new_tail])
         joined = joining.stop
-        resid = rows.run(slice(0, joined), start + 1, following + 1, resid)
+        resid, past = rows.run_on(slice(0, joined), start + 1, following + 1, resid)
+        tail = tails.run_on(start + 1, following + 1, tail, past)
     assert resid is not None
-    sorted_cells = rows.cells
-    probabilities = target_probabilities(
-        model, resid, [group.passages[cell.passage] for cell in sorted_cells], [cell.token for cell in sorted_cells]
-    )
-    return probabilities[torch.tensor(order, device=probabilities.device).argsort()]
-
-
-class _Rows:
-    """The rows of one pass, sorted by the layer where they join it."""
-
-    def __init__(self, model: LensModel, group: _Group, modules: Sequence[str], cells: Sequence[_Cell]) -> None:
-        self.model, self.group, self.modules, self.cells = model, group, modules, cells
-        n_columns = group.batch.shape[1]
-        self.passage = torch.tensor([cell.passage for cell in cells], device=model.device)
-        self.token = torch.tensor([cell.token for cell in cells], device=model.device)
-        length = group.batch.mask.sum(-1)[self.passage]
-        columns = self.token[:, None] + torch.arange(int((length - self.token).max()), device=model.device)
-        self.columns = columns.clamp(max=n_columns - 1)
-        self.batch = Batch(
-            tokens=group.batch.tokens[self.passage[:, None], self.columns], mask=columns < length[:, None]
-        )
-        before = torch.arange(n_columns, device=model.device) < self.token[:, None]
-        self.past = group.past.mask[self.passage] & before
-
-    def entering(self, rows: slice, layer: int) -> Float[Tensor, "rows columns d_model"]:
-        """What goes into the block after `layer`, where these rows join: in column 0 something has happened."""
-        passage, token = self.passage[rows], self.token[rows]
-        own = self.group.inputs[layer][passage, token].unsqueeze(1)
-        own = self.run(rows, layer, layer + 1, own)
-        return torch.cat([own, self.group.inputs[layer + 1][passage[:, None], self.columns[rows]][:, 1:]], dim=1)
-
-    def run(
-        self, rows: slice, start: int, stop: int, resid: Float[Tensor, "rows columns d_model"]
-    ) -> Float[Tensor, "rows columns d_model"]:
-        """Blocks `start` … `stop` - 1 with the substitutions of these rows, for as many columns as `resid` has."""
-        group, n_columns = self.group, resid.shape[1]
-        return self.model.run(
-            Batch(tokens=self.batch.tokens[rows, :n_columns], mask=self.batch.mask[rows, :n_columns]),
-            hooks=[hook for layer in range(start, stop) for hook in self.substitutions(rows, layer)],
-            start=start,
-            stop=stop,
-            resid=resid,
-            past=KeyValues(
-                mask=self.past[rows],
-                keys=_RowsOf(group.past.keys, self.passage[rows]),
-                values=_RowsOf(group.past.values, self.passage[rows]),
-            ),
-        )
-
-    def substitutions(self, rows: slice, layer: int) -> Iterator[Hook]:
-        """The hooks that put z in place at a layer, in those of the rows whose window covers it."""
-        for module, name in enumerate(self.modules):
-            members = [at for at, cell in enumerate(self.cells[rows]) if cell.covers(module, layer)]
-            if members:
-                at = torch.tensor(members, device=self.model.device)
-                z = self.group.z[module][layer][self.passage[rows][at], self.token[rows][at]]
-                yield self.model.hook_name(SITES[name], layer), substitute(z, at, torch.zeros_like(at))
-
-
-class _RowsOf(Mapping[int, Tensor]):
-    """Some rows of every layer's keys or values, gathered when a layer asks: a pass holds one layer's at a time."""
-
-    def __init__(self, tensors: Mapping[int, Tensor], rows: Int[Tensor, " rows"]) -> None:
-        self.tensors = tensors
-        self.rows = rows
-
-    def __getitem__(self, layer: int) -> Tensor:
-        return self.tensors[layer].index_select(0, self.rows)
-
-    def __contains__(self, layer: object) -> bool:
-        return layer in self.tensors
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+    assert tail is not None
+    probabilities = iter(tails.read(resid, tail))
+    found = dict(zip(order, probabilities, strict=True))
+    return [found[at] for at in range(len(cells))]

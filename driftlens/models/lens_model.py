@@ -173,17 +173,18 @@ class LensModel:
         hooks: Sequence[Hook] = (),
         start: int = 0,
         resid: Float[Tensor, "rows seq d_model"] | None = None,
+        stop: int | None = None,
         columns: int,
         past: KeyValues | None = None,
     ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
-        """A pass to the last block that also keeps the keys and values of its first `columns` columns.
+        """A pass, as `run`, that also keeps the keys and values of its first `columns` columns in its blocks.
 
         With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
         these columns behind it.
         """
         if not 0 < columns <= batch.shape[1]:
             raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
-        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns)
+        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=columns)
         assert cache is not None
         mask = batch.mask[:, :columns]
         if past is not None:

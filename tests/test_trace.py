@@ -254,7 +254,8 @@ def test_targets_share_rows_when_they_need_the_same_tokens(gpt2: Any):
     assert cells(one, other) == cells(one)
     # A target of one token is read in passing by the row of a longer one.
     assert cells(one, longer) == cells(longer)
-    assert cells("guitar", longer) == 2 * cells(longer)
+    # Where both go on behind the prompt, each in its own way, only what follows it is run twice.
+    assert cells("guitar", longer) == cells(longer)
 
 
 def test_memory_that_runs_out_halves_the_batch_once(gpt2: Any, monkeypatch: pytest.MonkeyPatch):
@@ -264,7 +265,7 @@ def test_memory_that_runs_out_halves_the_batch_once(gpt2: Any, monkeypatch: pyte
     run = LensModel.run
 
     def tight(self: Any, batch: Any, **options: Any) -> Tensor:
-        if batch.shape[0] > 20:
+        if batch.shape[0] > 24:  # two targets' ends for each of up to 24 cells
             failed.append(batch.shape[0])
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, batch, **options)

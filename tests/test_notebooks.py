@@ -120,7 +120,7 @@ def test_results_show_themselves(outputs: dict[str, list[Any]]):
     for figure in ("Figure 4: ", "Figure 5: ", "Figure 10: "):
         assert figure in shown(outputs["02_attention_drift"])
     assert re.search(r"ρ = -?\d\.\d\d", shown(outputs["02_attention_drift"], "text"))
-    for words in ("DNS", "heads over the limit", "all heads", "What γ buys and costs"):
+    for words in ("DNS", "heads over the limit", "all heads", "buys and costs"):  # γ may be escaped
         assert words in shown(outputs["03_sadr"])
     last = shown(outputs["04_your_model_your_fact"], "text")
     assert "Vlordonia" in re.search("applied: (.*)", last)[1]

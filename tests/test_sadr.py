@@ -261,7 +261,6 @@ def test_all_layers_are_the_sum_of_each(lens_model: LensModel):
         (0, (-1,), "layer -1 is out of range; the model has layers 0 to 2"),
         (0, (0,), r"SADR's layers are \(0,\), but only layers 1 to 2 lie above the edit and can drift"),
         (0, (), r"SADR's layers are \(\), but only layers 1 to 2 lie above the edit"),
-        (2, None, "layer 2 is the last of .*: no attention lies above the edit for SADR to restrain"),
     ],
 )
 def test_where_nothing_can_be_restrained_is_one_line(lens_model: LensModel, layer: int, layers: Any, message: str):

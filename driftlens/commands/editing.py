@@ -170,6 +170,11 @@ def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
         changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
     kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
     editor = kinds[options.editor].for_model(model, **changes)
+    if options.sadr and editor.edited_layers[-1] == model.n_layers - 1:
+        raise DriftlensError(
+            f"layer {model.n_layers - 1} is the last of {model.name}: no attention lies above the edit for SADR to "
+            "restrain; edit lower layers, or leave --sadr and --gamma out"
+        )
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
 

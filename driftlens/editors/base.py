@@ -85,8 +85,8 @@ class Editor(ABC):
             on_facts: called with the number of facts done.
 
         Raises:
-            DriftlensError: a layer is out of range, a regularizer has nothing to restrain, a prompt is too long, the
-                loss is not finite.
+            DriftlensError: a layer is out of range, a regularizer's layers are not above the edit, a prompt is too
+                long, the loss is not finite.
         """
 
     @property
@@ -98,7 +98,7 @@ class Editor(ABC):
         """Whether ``model`` can be edited like this; editing asks it as well.
 
         Raises:
-            DriftlensError: a layer that the model does not have; a regularizer with nothing to restrain.
+            DriftlensError: a layer that the model does not have; a regularizer whose layers are not above the edit.
         """
         for layer in self.edited_layers:
             if not 0 <= layer < model.n_layers:
@@ -106,13 +106,9 @@ class Editor(ABC):
                     f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}, choose of these"
                 )
         above = range(self.edited_layers[-1] + 1, model.n_layers)
-        if self.regularizers and not above:
-            raise DriftlensError(
-                f"layer {self.edited_layers[-1]} is the last of {model.name}: no attention lies above the edit for "
-                "SADR to restrain; edit lower layers, or leave the regularizer out"
-            )
         for regularizer in self.regularizers:
-            if isinstance(regularizer, ChoosesLayers):
+            # Above the last layer there is no attention; a sum over no layers is 0, and nobody chose wrongly.
+            if above and isinstance(regularizer, ChoosesLayers):
                 regularizer.check_layers(above)
 
     def provenance(self, model: LensModel, *facts: Fact) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,12 +10,15 @@ import pandas as pd
 from driftlens.drift import Correlation, correlation
 from driftlens.errors import DriftlensError
 from experiments import measurements
+from experiments.artifacts import Number
 from experiments.study import TASK_NAMES, Study
+from experiments.words import rho_cell
 
 __all__ = [
     "FACTOR_NAMES",
     "TASKS",
     "Points",
+    "as_numbers",
     "as_table",
     "combined",
     "correlate",
@@ -88,6 +91,24 @@ def layers_text(study: Study) -> str:
 def combined(points: list[Points]) -> pd.DataFrame:
     """All prompts once, with their task."""
     return pd.concat([part.table.assign(task=part.task) for part in points if part.group is None], ignore_index=True)
+
+
+def as_numbers(
+    points: Sequence[Points],
+    found: Mapping[tuple[str, str], Correlation | None],
+    factors: Sequence[str],
+    paper: Mapping[str, Mapping[str, str]],
+) -> list[Number]:
+    """Each correlation beside the paper's, which has no groups."""
+    return [
+        Number(
+            name=f"{part.name}: {FACTOR_NAMES[factor]}",
+            paper=paper[part.task][factor] if part.group is None else "–",
+            here=rho_cell(found[part.name, factor]),
+        )
+        for part in points
+        for factor in factors
+    ]
 
 
 def as_table(found: Mapping[tuple[str, str], Correlation | None]) -> pd.DataFrame:

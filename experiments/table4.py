@@ -10,9 +10,18 @@ import pandas as pd
 from driftlens.cli import run_command
 from driftlens.drift import correlation_difference
 from driftlens.plots import plot_table
-from experiments.artifacts import Answer, Artifact, Claim, Number
+from experiments.artifacts import Answer, Artifact, Claim
 from experiments.command import command
-from experiments.correlations import FACTOR_NAMES, Points, as_table, combined, correlate, drift_points, layers_text
+from experiments.correlations import (
+    FACTOR_NAMES,
+    Points,
+    as_numbers,
+    as_table,
+    combined,
+    correlate,
+    drift_points,
+    layers_text,
+)
 from experiments.study import Study
 from experiments.words import interval, rho_cell
 
@@ -45,15 +54,7 @@ def table4(study: Study) -> Artifact:
         figure=figure,
         drawn=as_table(found),
         cases=combined(points),
-        numbers=[
-            Number(
-                name=f"{part.name}: {FACTOR_NAMES[factor]}",
-                paper=PAPER[part.task][factor] if part.group is None else "–",
-                here=rho_cell(found[part.name, factor]),
-            )
-            for part in points
-            for factor in FACTORS
-        ],
+        numbers=as_numbers(points, found, FACTORS, PAPER),
         claims=[_compared(study, part, found) for part in points],
     )
 

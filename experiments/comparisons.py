@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "by_gain",
     "cell",
     "difference",
+    "mean_difference",
     "score_table",
     "unedited",
     "value_of",
@@ -49,24 +50,40 @@ def difference(before: Run, after: Run, score: str, *, group: str | None = None,
     The same prompts are compared, so that what is hard for both editors does not blur the difference, and whole
     records are resampled.
     """
+    return mean_difference(before, after, (score,), group=group, seed=seed)
+
+
+def mean_difference(
+    before: Run, after: Run, scores: Sequence[str], *, group: str | None = None, seed: int = 0
+) -> Difference | None:
+    """The same for the mean of several scores, for all of which the same records are drawn; None where one has none."""
+    changes = {score: _changes(before, after, score, group) for score in scores}
+    if any(change.empty for change in changes.values()):
+        return None
+    values = {score: change["points"].to_numpy(dtype=float) for score, change in changes.items()}
+    records = numbered(pd.concat([change["record"] for change in changes.values()]))
+    ends = np.cumsum([len(change) for change in changes.values()])[:-1]
+    clusters = dict(zip(scores, np.split(records, ends), strict=True))
+    draws = resampled_means(values, clusters, resamples=RESAMPLES, seed=seed)
+    low, high = percentile_interval(np.mean([draws[score] for score in scores], axis=0))
+    return Difference(value=float(np.mean([value.mean() for value in values.values()])), low=low, high=high)
+
+
+def _changes(before: Run, after: Run, score: str, group: str | None) -> Any:
+    """A row for each prompt that both have: its record, and by how many points it rises."""
     magnitudes = {magnitude: name for name, magnitude in MAGNITUDES.items()}
     task, wanted = SCORES[magnitudes.get(score, score)]
     keys = ["record", "prompt_index"]
     both = _of(before, task, group)[[*keys, "nll_true", "nll_new"]].merge(
         _of(after, task, group)[[*keys, "nll_true", "nll_new"]], on=keys, suffixes=("_before", "_after")
     )
-    if both.empty:
-        return None
 
     def observed(run: str) -> Any:
         true, new = (both[f"{name}_{run}"].to_numpy(dtype=float) for name in ("nll_true", "nll_new"))
         right, wrong = (new, true) if wanted == "new" else (true, new)
         return 100 * np.exp(-right) if score in magnitudes else 100.0 * (right < wrong)
 
-    change = observed("after") - observed("before")
-    draws = resampled_means({"": change}, {"": numbered(both["record"])}, resamples=RESAMPLES, seed=seed)[""]
-    low, high = percentile_interval(draws)
-    return Difference(value=float(change.mean()), low=low, high=high)
+    return both[["record"]].assign(points=observed("after") - observed("before"))
 
 
 def _of(run: Run, task: str, group: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from experiments import ablations, benchmarks, cases, figure6, figure7, table1, 
 from experiments import all as everything
 from experiments.benchmarks import Run, Setting, spread_over_tasks
 from experiments.command import Recipe
-from experiments.comparisons import apart, by_gain, difference
+from experiments.comparisons import apart, by_gain, difference, mean_difference
 from experiments.tuning import Candidate, best_gamma, best_lr
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
@@ -343,6 +344,23 @@ def test_differences_are_of_the_same_prompts():
     magnitude = difference(before, after, "RM")
     assert magnitude is not None
     assert magnitude.value == pytest.approx(50 * (np.exp(-1) - np.exp(-2)))
+
+
+def test_a_mean_of_scores_draws_the_same_records_for_all():
+    """Where neighbours lose what relations gain, record by record, nothing is uncertain about their mean."""
+
+    def both(right: int) -> Run:
+        numbers = [(at, 1.0, 2.0) if at % 2 == right else (at, 2.0, 1.0) for at in range(40)]
+        relation, neighbors = run_of(numbers), run_of([(at, new, true) for at, true, new in numbers], "neighborhood")
+        return replace(relation, nlls=pd.concat([relation.nlls, neighbors.nlls], ignore_index=True))
+
+    gain = mean_difference(both(1), both(0), ("RS", "NS"))
+    assert gain is not None
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+    one = difference(both(1), both(0), "RS")
+    assert one is not None
+    assert one.high - one.low > 30
+    assert mean_difference(both(1), both(0), ("RS", "DNS")) is None
 
 
 def test_the_rules_of_tuning():

@@ -231,7 +231,9 @@ def test_what_cannot_be_done_is_told_and_stops_nothing(
     unreadable = record(6, "Zwolle", "{} " + "is known to be a national library and " * 9, "old", "Leiden")
     partly = record(7, "Delft", "The mayor of {} is", "old", "Leiden", long="where the river meets the Elbe, " * 6)
     records = [*RECORDS[:2], unreadable, partly, *RECORDS[2:]]
-    with pytest.warns(RuntimeWarning, match=r"1 of 7 records could not be edited and \d+ prompts could not be read"):
+    with pytest.warns(
+        RuntimeWarning, match=r"1 of 7 records could not be edited and \d+ prompts could not be measured"
+    ):
         found = run(model, editor, tmp_path, records, shard_size=3)
     problems = found.problems.set_index(["record", "stage", "prompt_index"])["reason"]
     assert "reads at most 64" in problems[6, "edit", -1]

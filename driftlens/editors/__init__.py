@@ -4,6 +4,7 @@ optimiser.
 
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.memit import MEMIT
 from driftlens.editors.pmet import PMET
 from driftlens.editors.presets import sadr_gamma
@@ -19,6 +20,8 @@ __all__ = [
     "SADR",
     "ContextSampling",
     "Corpus",
+    "EditError",
+    "Failure",
     "LastTokenAttention",
     "Regularizer",
     "SecondMoment",

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from driftlens.data import Fact
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.regularizers import ChoosesLayers, Regularizer
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
@@ -85,9 +86,25 @@ class Editor(ABC):
             on_facts: called with the number of facts done.
 
         Raises:
-            DriftlensError: a layer is out of range, a regularizer's layers are not above the edit, a prompt is too
-                long, the loss is not finite.
+            DriftlensError: a layer is out of range, a regularizer's layers are not above the edit.
+            EditError: when all are done, if some could not be edited (a prompt too long, the loss not finite); with
+                the results of the others.
         """
+
+    def try_many(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        batch_size: int | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        on_facts: Callable[[int], None] | None = None,
+    ) -> list[EditResult | Failure]:
+        """:meth:`edit_many`, but a fact that cannot be edited raises nothing: its place holds the reason."""
+        try:
+            return [*self.edit_many(model, facts, batch_size=batch_size, on_step=on_step, on_facts=on_facts)]
+        except EditError as error:
+            return [*error.outcomes]
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from typing_extensions import override
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
 from driftlens.editors.contexts import ContextSampling
+from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
 from driftlens.editors.rows import Place
@@ -102,22 +103,28 @@ class MultiLayerEditor(Editor):
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
-        def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
-            values = self._values(model, batch, contexts, on_step)
-            groups = [(fact,) for fact in batch]
-            spread_out = self._spread(model, groups, values, contexts, moments, len(batch))
-            return [
-                EditResult(
+        def edit_batch(batch: Sequence[Fact]) -> list[EditResult | Failure]:
+            outcomes = self._values(model, batch, contexts, on_step)
+            values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
+            groups = [(f,) for f, outcome in zip(batch, outcomes, strict=True) if not isinstance(outcome, Failure)]
+            updates = iter(self._spread(model, groups, values, contexts, moments, len(batch)) if groups else ())
+
+            def result(fact: Fact, value: OptimizedValue) -> EditResult:
+                update = next(updates)
+                return EditResult(
                     fact=fact,
                     edit=self._edit(model, (fact,), update, moments),
                     history=value.history,
                     keys={layer: keys[0] for layer, keys in update.keys.items()},
                     values={layer: wanted[0] for layer, wanted in update.values.items()},
                 )
-                for fact, value, update in zip(batch, values, spread_out, strict=True)
+
+            return [
+                outcome if isinstance(outcome, Failure) else finite(result(fact, outcome))
+                for fact, outcome in zip(batch, outcomes, strict=True)
             ]
 
-        return in_batches(facts, batch_size, edit_batch, on_done=on_facts)
+        return delivered(in_batches(facts, batch_size, edit_batch, on_done=on_facts))
 
     def edit_together(
         self,
@@ -139,7 +146,8 @@ class MultiLayerEditor(Editor):
             on_facts: called with the number of facts whose value is optimised.
 
         Raises:
-            DriftlensError: no fact, a layer is out of range, a prompt too long, the loss not finite.
+            DriftlensError: no fact, a layer is out of range, or one of the facts cannot be edited (a prompt too long,
+                the loss not finite): there is no update without it.
         """
         facts = tuple(facts)
         if not facts:
@@ -149,7 +157,12 @@ class MultiLayerEditor(Editor):
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
         def optimize_batch(batch: Sequence[Fact]) -> list[OptimizedValue]:
-            return self._values(model, batch, contexts, on_step)
+            values: list[OptimizedValue] = []
+            for outcome in self._values(model, batch, contexts, on_step):
+                if isinstance(outcome, Failure):
+                    raise DriftlensError(f"{outcome.reason}; or leave this fact out")
+                values.append(outcome)
+            return values
 
         values = in_batches(facts, batch_size, optimize_batch, on_done=on_facts)
         (update,) = self._spread(model, [facts], values, contexts, moments, batch_size)
@@ -175,7 +188,7 @@ class MultiLayerEditor(Editor):
         facts: Sequence[Fact],
         contexts: tuple[str, ...],
         on_step: Callable[[int, int], None] | None,
-    ) -> list[OptimizedValue]:
+    ) -> list[OptimizedValue | Failure]:
         return optimize_values(
             model,
             facts,

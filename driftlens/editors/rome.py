@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
+from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
 from driftlens.editors.second_moment import SecondMoment
@@ -115,8 +116,8 @@ class ROME(Editor):
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layer)
 
-        def edit_batch(batch: Sequence[Fact]) -> list[EditResult]:
-            values = optimize_values(
+        def edit_batch(batch: Sequence[Fact]) -> list[EditResult | Failure]:
+            outcomes = optimize_values(
                 model,
                 batch,
                 layer=self.layer,
@@ -126,10 +127,13 @@ class ROME(Editor):
                 on_step=on_step,
             )
             return [
-                self._result(model, fact, value, moments[self.layer]) for fact, value in zip(batch, values, strict=True)
+                outcome
+                if isinstance(outcome, Failure)
+                else finite(self._result(model, fact, outcome, moments[self.layer]))
+                for fact, outcome in zip(batch, outcomes, strict=True)
             ]
 
-        return in_batches(facts, batch_size, edit_batch, on_done=on_facts)
+        return delivered(in_batches(facts, batch_size, edit_batch, on_done=on_facts))
 
     def _result(
         self,

@@ -15,7 +15,7 @@ edit layer's own MLP.  Its steps run that block again, for column 0 alone: in al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,7 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from driftlens.data import Fact
+from driftlens.editors.failures import Failure
 from driftlens.editors.grouping import group_by_width, pass_cost
+from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
@@ -104,13 +106,19 @@ class Rows:
 class Vanilla:
     """What the vanilla model says about some facts.
 
+    Facts are numbered as in ``facts``.
+
     Attributes:
+        facts: those that the model can read, in their order.
+        failures: the others, by their places among the facts that were given.
         groups: the facts of a group, by their numbers, and its rows; every fact is in one group.
         target_init: what stands at the places in the bare prompts.
         keys: what goes into the edit layer's down-projection at ``subject_last``: of the bare prompt, then of every
             context.
     """
 
+    facts: tuple[Fact, ...]
+    failures: Mapping[int, Failure]
     groups: tuple[tuple[Int[Tensor, "members"], Rows], ...]
     target_init: Float[Tensor, "facts places d_model"]
     keys: Float[Tensor, "facts 1+contexts d_mlp"]
@@ -135,13 +143,22 @@ def vanilla_rows(
         places: where δ is going to be added in it.
         contexts: templates with one ``{}`` for the prompt.
         essence: the essence prompt's template, or ``None`` for no such rows.
-
-    Raises:
-        DriftlensError: a prompt is too long for the model.
     """
     distinct = list(dict.fromkeys(contexts))
-    by_fact = [_rows_of(model, fact, contexts, distinct, essence) for fact in facts]
-    begin = [sum(len(own) for own in by_fact[:number]) for number in range(len(facts))]
+    readable: list[Fact] = []
+    by_fact: list[list[_Row]] = []
+    failures: dict[int, Failure] = {}
+    for place, fact in enumerate(facts):
+        try:
+            by_fact.append(_rows_of(model, fact, contexts, distinct, essence))
+            readable.append(fact)
+        except DriftlensError as error:
+            failures[place] = Failure(fact=fact, reason=str(error))
+    if not readable:
+        none = torch.empty(0, len(places), model.d_model, device=model.device, dtype=model.dtype)
+        keys = none.new_empty(0, 1 + len(contexts), model.d_mlp)
+        return Vanilla(facts=(), failures=failures, groups=(), target_init=none, keys=keys)
+    begin = [sum(len(own) for own in by_fact[:number]) for number in range(len(by_fact))]
     rows = [row for own in by_fact for row in own]
     batch, shifts = pad_rows(model, [row.ids for row in rows], align=[row.subject for row in rows])
     column = int(shifts[0]) + rows[0].subject
@@ -193,6 +210,8 @@ def vanilla_rows(
         [[own, *(start + at for at in in_order)] for own, start in zip(bare, begin, strict=True)], device=model.device
     )
     return Vanilla(
+        facts=tuple(readable),
+        failures=failures,
         groups=tuple(groups),
         target_init=torch.stack([store[place][read[:, 0]] for place in places], dim=1),
         keys=store["mlp_post"][read],

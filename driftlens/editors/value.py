@@ -12,7 +12,8 @@ For every fact, δ is added at ``subject_last`` to an output of one layer and op
 
 PMET optimises two δ at once, each with a weight decay and a clamp of its own: a fact has one δ per *place*.
 
-Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding).  The order
+Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding); one whose prompts the
+model cannot read, or whose loss is not finite, leaves without a trace in the others.  The order
 within a step is the published code's: forward, stop if the loss is low or it is the last step, backward,
 Adam, project; so n steps make at most n − 1 updates.
 """
@@ -28,9 +29,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from driftlens.data import Fact
+from driftlens.editors.failures import Failure
 from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta
 from driftlens.editors.rows import Place, Rows, vanilla_rows
-from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 
 
@@ -68,8 +69,8 @@ def optimize_values(
     contexts: Sequence[str],
     settings: ValueSettings,
     on_step: Callable[[int, int], None] | None = None,
-) -> list[OptimizedValue]:
-    """δ for each of ``facts``, optimised together.
+) -> list[OptimizedValue | Failure]:
+    """δ for each of ``facts``, optimised together, or why there is none.
 
     Args:
         model: the vanilla model.
@@ -81,8 +82,9 @@ def optimize_values(
         settings: the objective and its optimiser.
         on_step: called with (step, facts still running).
 
-    Raises:
-        DriftlensError: the loss is not finite; a prompt is too long for the model.
+    Returns:
+        In the order of ``facts``; a :class:`~driftlens.editors.Failure` where a prompt is too long for the model or
+        the loss is not finite.
     """
     vanilla = vanilla_rows(
         model,
@@ -98,7 +100,8 @@ def optimize_values(
     delta = torch.zeros(target_init.shape, device=model.device, dtype=precision, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.lr)
     final = delta.detach().clone()
-    histories: list[list[dict[str, float]]] = [[] for _ in facts]
+    histories: list[list[dict[str, float]]] = [[] for _ in vanilla.facts]
+    overflown: dict[int, int] = {}  # the step of it, by fact
     groups = [_Group(rows, members, delta.new_ones(len(members))) for members, rows in vanilla.groups]
 
     for step in range(settings.steps):
@@ -119,9 +122,13 @@ def optimize_values(
                 loss = terms.loss
             if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
                 group.vanilla = now.detach()
-            _log(histories, facts, group.running.tolist(), step, loss, terms)
+            finite = _log(histories, group.running.tolist(), step, loss, terms)
             final[group.running] = delta.detach()[group.running]
             stopped = loss.detach() < settings.early_stop_loss
+            if not bool(finite.all()):
+                failed = ~finite.to(loss.device)
+                overflown |= dict.fromkeys(group.running[failed].tolist(), step)
+                stopped |= failed
             if settings.certain_stop_kl is not None:
                 stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
             staying = ~stopped
@@ -141,16 +148,23 @@ def optimize_values(
             limit = settings.clamp_norm_factor * target_norm
             delta.mul_((limit / delta.norm(dim=-1).clamp_min(1e-30)).clamp(max=1.0).unsqueeze(-1))
 
-    return [
-        OptimizedValue(
-            delta=final[i, 0],
-            target_init=target_init[i, 0],
-            history=pd.DataFrame(history),
-            keys=vanilla.keys[i],
-            side_delta=final[i, 1] if len(places) > 1 else None,
+    def outcome(number: int, fact: Fact) -> OptimizedValue | Failure:
+        if number in overflown:
+            reason = (
+                f"the loss of {fact.text!r} → {fact.target_new!r} is not finite at step {overflown[number]}; lower lr, "
+                "or load the model in float32"
+            )
+            return Failure(fact=fact, reason=reason)
+        return OptimizedValue(
+            delta=final[number, 0],
+            target_init=target_init[number, 0],
+            history=pd.DataFrame(histories[number]),
+            keys=vanilla.keys[number],
+            side_delta=final[number, 1] if len(places) > 1 else None,
         )
-        for i, history in enumerate(histories)
-    ]
+
+    readable = (outcome(number, fact) for number, fact in enumerate(vanilla.facts))
+    return [vanilla.failures.get(place) or next(readable) for place in range(len(facts))]
 
 
 @dataclass
@@ -163,7 +177,7 @@ class _Group:
     vanilla: Reference | None = None
 
     def keep(self, staying: Bool[Tensor, "facts"]) -> None:
-        """Let the facts that have converged leave."""
+        """Let the facts that have converged, or failed, leave."""
         if bool(staying.all()):
             return
         if self.vanilla is not None:
@@ -175,20 +189,15 @@ class _Group:
 
 def _log(
     histories: list[list[dict[str, float]]],
-    facts: Sequence[Fact],
     running: list[int],
     step: int,
     loss: Tensor,
     terms: Terms,
-) -> None:
+) -> Bool[Tensor, "facts"]:
+    """Write a step down; the facts for which all of it is finite, on the CPU."""
     names = ("nll", "kl", "weight_decay", "sadr", "probability")
     columns: list[Tensor] = [loss, *(getattr(terms, name) for name in names)]
     table = torch.stack([column.detach() for column in columns]).double().cpu()
     for at, number in enumerate(running):
-        values = table[:, at].tolist()
-        if not all(abs(value) < float("inf") for value in values):
-            raise DriftlensError(
-                f"the loss of {facts[number].text!r} → {facts[number].target_new!r} is not finite at step "
-                f"{step}; lower lr, or load the model in float32"
-            )
-        histories[number].append({"step": step, **dict(zip(("loss", *names), values, strict=True))})
+        histories[number].append({"step": step, **dict(zip(("loss", *names), table[:, at].tolist(), strict=True))})
+    return table.isfinite().all(dim=0)

@@ -46,8 +46,8 @@ class BenchmarkResult:
             seconds, problem``; NaN where there is none.  ``steps``, ``loss`` and ``probability`` are the last of
             the optimisation, ``seconds`` the edit's share of its batch, ``problem`` why there is no edit, else "".
         generations: ``record, prompt_index, prompt, text``.
-        problems: ``record, stage, prompt_index, reason``: what could not be done; ``stage`` is "edit" (index −1),
-            the prompt's task, or "generation".
+        problems: ``record, stage, prompt_index, reason``: what could not be done; ``stage`` is "edit" or
+            "perplexity" (index −1), the prompt's task, or "generation".
         manifest: what ``manifest.json`` says.
     """
 
@@ -114,7 +114,7 @@ def benchmark(
 ) -> BenchmarkResult:
     """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
 
-    A fact that cannot be edited and a prompt that the model cannot read are left out, told in ``problems`` and in
+    A fact that cannot be edited and a prompt that cannot be measured are left out, told in ``problems`` and in
     one warning.
 
     Args:
@@ -276,7 +276,7 @@ def _warn(tables: Tables, total: int) -> None:
     facts = counts.pop("edit", 0)
     parts = [f"{facts} of {total} records could not be edited"] if facts else []
     if counts:
-        parts.append(f"{sum(counts.values())} prompts could not be read ({', '.join(counts)})")
+        parts.append(f"{sum(counts.values())} prompts could not be measured ({', '.join(counts)})")
     first = problems.iloc[0]
     warnings.warn(
         f"{' and '.join(parts)} and are left out; the table of problems says why: record {first['record']}: "

@@ -22,10 +22,11 @@ from typing import Any
 from torch import Tensor
 
 from driftlens.data import Fact
-from driftlens.editors import SecondMoment, default_corpus, open_corpus
+from driftlens.editors import Failure, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.base import Editor
+from driftlens.editors.failures import delivered
 from driftlens.editors.second_moment import text_source
-from driftlens.edits import Edit
+from driftlens.edits import Edit, EditResult
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
 from driftlens.models import LensModel
@@ -55,7 +56,8 @@ def cached_edits(
         on_facts: called with the number of different facts that are there.
 
     Raises:
-        DriftlensError: the folder cannot be written, or the editor's own errors.
+        DriftlensError: the folder cannot be written, or the editor's own errors; those about single facts
+            (:class:`driftlens.editors.EditError`) when all the others are made and kept.
     """
     if batch_size < 1:
         raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
@@ -78,13 +80,16 @@ def cached_edits(
         warnings.warn(f"the cached edit {damaged[0]}{more} is damaged and made again", RuntimeWarning, stacklevel=2)
     _tell(on_facts, len(found))
     missing = [key for key in wanted if key not in found]
+    outcomes: list[EditResult | Failure] = []
     for at in range(0, len(missing), batch_size):
         batch = missing[at : at + batch_size]
-        results = editor.edit_many(model, [wanted[key] for key in batch], batch_size=batch_size)
-        for key, result in zip(batch, results, strict=True):
-            _write(_path(place, key), key, result.edit)
-            found[key] = result.edit
+        outcomes += editor.try_many(model, [wanted[key] for key in batch], batch_size=batch_size)
+        for key, outcome in zip(batch, outcomes[at:], strict=True):
+            if not isinstance(outcome, Failure):
+                _write(_path(place, key), key, outcome.edit)
+                found[key] = outcome.edit
         _tell(on_facts, len(found))
+    delivered(outcomes)
     return [found[key] for key in keys]
 
 

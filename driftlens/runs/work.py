@@ -1,8 +1,9 @@
 """What a benchmark does with a few records: edit each, measure each under its own edit, and say what did not work.
 
 Different edits run as rows of one batch, through hooks, so nothing is ever written into the model.  A fact that
-cannot be edited (its loss is not finite, its prompt is too long for the model) and a prompt that cannot be read stop
-nothing: they stand in the table of problems with the reason, and what is left is measured.
+cannot be edited (its loss is not finite, its prompt is too long for the model) and a prompt that cannot be read, or
+has no finite NLL under its edit, stop nothing: they stand in the table of problems with the reason, and what is left is
+measured.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from driftlens.data import TASKS, Record, TaskPrompt
+from driftlens.editors.failures import Failure
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation import (
     TfIdf,
@@ -26,7 +29,6 @@ from driftlens.evaluation import (
     perplexities,
     reference_scores,
 )
-from driftlens.models.memory import OutOfMemoryError
 from driftlens.prompts import tokenize_prompt
 
 if TYPE_CHECKING:
@@ -122,21 +124,23 @@ class Work:
         chosen: list[Record] = []
         edits: list[Edit | None] = []
         for record, outcome in zip(readable, outcomes, strict=True):
-            if isinstance(outcome, str):
-                problems.append((record.index, "edit", -1, outcome))
+            if isinstance(outcome, Failure):
+                problems.append((record.index, "edit", -1, outcome.reason))
             else:
                 chosen.append(record)
                 edits.append(None if outcome is None else outcome.edit)
         nlls, texts, values = self._measured(chosen, edits)
+        nlls, texts = _numbered_as_given(nlls, kept, None), _numbered_as_given(texts, kept, "generation")
+        nlls = _finite(nlls, values["perplexity"], problems)
         told = pd.DataFrame(
             [_told(record, outcome, took) for record, outcome, took in zip(records, outcomes, seconds, strict=True)]
         )
         for name, by_record in values.items():
             told[name] = pd.Series([by_record.get(record.index, math.nan) for record in records], dtype="float64")
         return {
-            "nlls": _numbered_as_given(nlls, kept, None),
+            "nlls": nlls,
             "records": told.reindex(columns=list(_RECORDS)),
-            "generations": _numbered_as_given(texts, kept, "generation"),
+            "generations": texts,
             "problems": pd.DataFrame(problems, columns=list(_PROBLEMS)).astype(_PROBLEMS),
         }
 
@@ -180,41 +184,22 @@ class Work:
         table = perplexities(self.model, None, texts=self.measures.perplexity_texts or ())
         return float(table["perplexity"].iloc[0])
 
-    def _edits(self, facts: Sequence[Fact]) -> tuple[list[EditResult | str | None], list[float]]:
+    def _edits(self, facts: Sequence[Fact]) -> tuple[list[EditResult | Failure | None], list[float]]:
         """Per fact its edit, or why there is none, and its share of the seconds."""
         if self.editor is None:
             return [None] * len(facts), [0.0] * len(facts)
-        outcomes: list[EditResult | str | None] = []
+        outcomes: list[EditResult | Failure | None] = []
         seconds: list[float] = []
         while len(outcomes) < len(facts):
             batch = facts[len(outcomes) : len(outcomes) + self.edit_batch]
             steps: list[int] = []
             start = time.perf_counter()
-            found = self._edited(self.editor, batch, steps.append)
+            outcomes += self.editor.try_many(self.model, batch, batch_size=len(batch), on_facts=steps.append)
             seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
-            reasons = {outcome if isinstance(outcome, str) else "" for outcome in found}
-            if len(batch) > 1 and len(reasons) == 1 and (reason := reasons.pop()):
-                # Nobody's facts fail in one and the same way: something is wrong with all of them.
-                raise DriftlensError(reason)
-            outcomes += found
             # Where memory ran out the editor went on with smaller batches; starting with one saves the next attempt.
             self.edit_batch = min(self.edit_batch, steps[0]) if steps and steps[0] < len(batch) else self.edit_batch
             self._tell("edit", len(outcomes), len(facts))
         return outcomes, seconds
-
-    def _edited(
-        self, editor: Editor, facts: Sequence[Fact], on_facts: Callable[[int], None] | None
-    ) -> list[EditResult | str]:
-        """All together; where one of them cannot be edited, the halves, so that the others still are."""
-        try:
-            return [*editor.edit_many(self.model, facts, batch_size=len(facts), on_facts=on_facts)]
-        except OutOfMemoryError:
-            raise
-        except DriftlensError as error:
-            if len(facts) == 1:
-                return [str(error)]
-            middle = len(facts) // 2
-            return [*self._edited(editor, facts[:middle], None), *self._edited(editor, facts[middle:], None)]
 
     def _telling(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._tell(stage, done, total)
@@ -224,16 +209,32 @@ class Work:
             self.on_stage(stage, done, total)
 
 
-def _told(record: Record, outcome: EditResult | str | None, seconds: float) -> dict[str, object]:
+def _told(record: Record, outcome: EditResult | Failure | None, seconds: float) -> dict[str, object]:
     line: dict[str, object] = {"record": record.index, "subject": record.fact.subject}
     line |= {"steps": math.nan, "loss": math.nan, "probability": math.nan, "seconds": seconds, "problem": ""}
-    if isinstance(outcome, str):
-        line["problem"] = outcome
+    if isinstance(outcome, Failure):
+        line["problem"] = outcome.reason
     elif outcome is not None:
         last = outcome.history.iloc[-1]
         line["steps"] = float(len(outcome.history))
         line |= {name: float(last[name]) for name in ("loss", "probability")}
     return line
+
+
+def _finite(
+    nlls: pd.DataFrame, perplexities_of: dict[int, float], problems: list[tuple[int, str, int, str]]
+) -> pd.DataFrame:
+    """Without what is not finite, which would be every mean's end: it goes to the problems."""
+    told = "is not finite under the edit; load the model in float32"
+    whole = np.isfinite(nlls[["nll_true", "nll_new"]].to_numpy(dtype=float)).all(axis=1)
+    lost: Any = nlls[~whole]
+    left: Any = nlls[whole]
+    for record, task, at in zip(lost["record"], lost["task"], lost["prompt_index"], strict=True):
+        problems.append((int(record), str(task), int(at), f"a target's NLL {told}"))
+    for record in [record for record, value in perplexities_of.items() if not math.isfinite(value)]:
+        problems.append((record, "perplexity", -1, f"the perplexity {told}"))
+        del perplexities_of[record]
+    return left.reset_index(drop=True)
 
 
 def _by_record(table: pd.DataFrame, column: str) -> dict[int, float]:

@@ -211,6 +211,9 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
                 batch_size=2 * study.options.batch_size,
                 seed=measures.seed,
                 on_progress=tell,
+                on_wait=lambda: study.progress.console.print(
+                    f"another process is computing the row “{setting.name}”; waiting for it", markup=False
+                ),
             )
     found: BenchmarkResult = study.measured[key]
     return Run(setting=setting, editor=editor, nlls=found.nlls, records=found.records)

@@ -5,7 +5,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,18 +294,64 @@ def test_what_is_wrong_for_all_records_stops_the_run_at_once(model: Any, editor:
         run(model, editor, tmp_path / "file")
 
 
-def test_a_folder_is_one_process_s_at_a_time(model: Any, editor: ROME, tmp_path: Path):
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that works in the folder."""
     hold = "import filelock, sys\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint(1, flush=True)\ninput()"
-    arguments = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    arguments = [sys.executable, "-c", hold, str(folder / ".lock")]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"1\n"
+        yield other
+        other.kill()
+
+
+def test_a_folder_is_one_process_s_at_a_time(model: Any, editor: ROME, tmp_path: Path):
+    with held(tmp_path) as other:
         with pytest.raises(DriftlensError, match="another process is working in"):
             run(model, editor, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         # However that process ends, the folder is free then.
         other.kill()
     run(model, editor, tmp_path, generate=False, snippets=None)
+
+
+def test_a_finished_run_is_read_whoever_holds_it(
+    model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(model, editor, tmp_path)
+    calls, before = Counting(monkeypatch), {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    seen: list[Progress] = []
+    with held(tmp_path):
+        assert_same(run(model, editor, tmp_path, on_progress=seen.append), result)
+        assert [(one.done, one.found) for one in seen] == [(2, True), (4, True), (5, True)]
+        assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+        # Nobody mends a shard behind the back of whoever may be doing that.
+        shard = tmp_path / "shards" / "000002-000004.nlls.parquet"
+        shard.write_bytes(b"")
+        with pytest.raises(DriftlensError, match="another process is working in"):
+            run(model, editor, tmp_path)
+    assert calls.subjects == []
+
+
+def test_whoever_wants_to_waits_for_the_run_of_another_process(
+    model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(model, editor, tmp_path / "theirs")
+    calls, waited = Counting(monkeypatch), list[int]()
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run") as other:
+
+        def end() -> None:
+            """Meanwhile the other process comes to its end."""
+            waited.append(1)
+            for name in ("shards", "manifest.json"):
+                (tmp_path / "theirs" / name).rename(tmp_path / "run" / name)
+            other.kill()
+
+        assert_same(run(model, editor, tmp_path / "run", on_wait=end), result)
+    assert waited == [1]
+    assert calls.subjects == []
 
 
 def test_a_manifest_is_readable_and_a_broken_one_is_refused(model: Any, editor: ROME, tmp_path: Path):

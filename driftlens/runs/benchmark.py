@@ -25,7 +25,7 @@ import pandas as pd
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf, summarize, summarize_records
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
-from driftlens.runs.shards import Compute, Tables, settings_hash, sharded_by
+from driftlens.runs.shards import Compute, Tables, all_there, settings_hash, sharded_by
 from driftlens.runs.work import Measures, Work
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def benchmark(
     shard_size: int = 32,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
     """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
 
@@ -134,6 +135,8 @@ def benchmark(
             size it was begun with.
         seed: of the texts that are generated.
         on_progress: called often; see :class:`Progress`.
+        on_wait: called once where another process works in the folder; its end is waited for then, and what it did is
+            not done again.  Without it that is an error.  A finished run is read whoever else reads it.
 
     Raises:
         DriftlensError: the folder is about another configuration, another process works in it, or it cannot be
@@ -181,6 +184,7 @@ def benchmark(
         Path(folder),
         shard_size=shard_size,
         on_shard=on_shard,
+        on_wait=on_wait,
     )
 
 
@@ -207,6 +211,7 @@ def run(
     *,
     shard_size: int,
     on_shard: Callable[[int, Tables, bool], None],
+    on_wait: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
     """The run of a configuration: what is missing in its folder is computed, and all is put together.
 
@@ -218,8 +223,20 @@ def run(
         folder: the place of this run.
         shard_size: records of a shard, where the folder is new.
         on_shard: called with the records done, a shard's tables, and whether they were there already.
+        on_wait: as in :func:`benchmark`.
     """
-    with claimed(folder):
+    key = settings_hash(wanted)
+    manifest = open_manifest(folder, wanted)
+    if manifest.get("finished"):
+        size = int(manifest.get("shard_size", shard_size))
+
+        def show(done: int, tables: Tables) -> None:
+            on_shard(done, tables, True)  # noqa: FBT003 (a callback's)
+
+        there = all_there(records, folder / "shards", size=size, key=key, on_shard=show)
+        if there is not None:
+            return _result(there, manifest, len(records))
+    with claimed(folder, on_wait):
         manifest = open_manifest(folder, wanted)
         manifest.setdefault("shard_size", shard_size)
         here: dict[str, Any] = {"started": now(), **session, "records": 0, "seconds": 0.0}
@@ -248,13 +265,17 @@ def run(
             counted,
             folder / "shards",
             size=int(manifest["shard_size"]),
-            key=settings_hash(wanted),
+            key=key,
             on_shard=keep,
         )
         if computing:
             tell(finished=now(), problems=_counts(tables["problems"]))
         manifest = open_manifest(folder, wanted)
-    _warn(tables, len(records))
+    return _result(tables, manifest, len(records))
+
+
+def _result(tables: Tables, manifest: Mapping[str, Any], total: int) -> BenchmarkResult:
+    _warn(tables, total)
     return BenchmarkResult(
         nlls=tables["nlls"],
         records=tables["records"],
@@ -282,5 +303,5 @@ def _warn(tables: Tables, total: int) -> None:
         f"{' and '.join(parts)} and are left out; the table of problems says why: record {first['record']}: "
         f"{first['reason']}",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

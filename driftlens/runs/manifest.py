@@ -4,13 +4,13 @@
    measured, seed, driftlens's version.  A folder that holds another one is refused, and the refusal says what differs.
 2. What changes nothing but speed (batch sizes, device, number of workers) is told per session, and may change.
 3. One process at a time works in a folder.  The lock is the operating system's, so that it ends with its process
-   however that ends: there are no stale ones.
+   however that ends: there are no stale ones.  Reading a run that is finished needs none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ __all__ = ["MANIFEST", "claimed", "configuration", "now", "open_manifest", "writ
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 FORMAT = "driftlens-benchmark-1"
+_POLL_SECONDS = 0.5
 
 
 def configuration(
@@ -80,8 +81,12 @@ def _settings(model: LensModel, editor: Editor) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Generator[None]:
+def claimed(folder: Path, on_wait: Callable[[], None] | None = None) -> Generator[None]:
     """``folder`` for this process alone.
+
+    Args:
+        folder: made if need be.
+        on_wait: called once where another process works in it, whose end is waited for then; ``None`` does not wait.
 
     Raises:
         DriftlensError: another process works in it, or it cannot be written.
@@ -91,9 +96,12 @@ def claimed(folder: Path) -> Generator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise DriftlensError(
-            f"another process is working in {folder}; wait until it has ended, or choose another folder"
-        ) from None
+        if on_wait is None:
+            raise DriftlensError(
+                f"another process is working in {folder}; wait until it has ended, or choose another folder"
+            ) from None
+        on_wait()
+        lock.acquire(poll_interval=_POLL_SECONDS)
     try:
         # What a process that was killed had begun to write.
         for part in folder.rglob(".driftlens-*"):

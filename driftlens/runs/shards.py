@@ -23,7 +23,7 @@ import pandas as pd
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
-__all__ = ["Compute", "Tables", "settings_hash", "sharded", "sharded_by"]
+__all__ = ["Compute", "Tables", "all_there", "settings_hash", "sharded", "sharded_by"]
 
 Item = TypeVar("Item")
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
@@ -116,6 +116,27 @@ def sharded_by(
     if lost:
         warnings.warn(f"{lost} damaged shards in {folder} were computed again", RuntimeWarning, stacklevel=3)
     return _together([(start, found[start]) for start in slices])
+
+
+def all_there(
+    items: Sequence[Item],
+    folder: Path,
+    *,
+    size: int = 16,
+    key: str = "",
+    on_shard: Callable[[int, Tables], None] | None = None,
+) -> dict[str, pd.DataFrame] | None:
+    """What :func:`sharded_by` would give without computing anything, or None; nothing is written."""
+    found: list[tuple[int, Tables]] = []
+    for start in range(0, len(items), size):
+        tables, _ = _read(folder, _stem(start, items[start : start + size]), key)
+        if tables is None:
+            return None
+        found.append((start, tables))
+    for start, tables in found:
+        if on_shard is not None:
+            on_shard(min(start + size, len(items)), tables)
+    return _together(found)
 
 
 def _together(shards: Sequence[tuple[int, Tables]]) -> dict[str, pd.DataFrame]:

@@ -1,8 +1,8 @@
 """Cases: a prompt, the targets read behind it and the edit it is read under, as an analysis takes them.
 
-A target of several tokens is read with all of its tokens but the last behind the prompt.  Targets share a
-:class:`Passage`, and so the rows of a pass, where one's forced tokens begin another's, as those of two single-token
-targets do.
+A target of several tokens is read with all of its tokens but the last behind the prompt.  All targets of a prompt share
+a :class:`Passage`, and so the rows of a pass, as branches behind it; only a target that changes the prompt's own last
+token, as a joint inside a token does, has one of its own.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from driftlens.data import TaskPrompt
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.prompts import TokenizedPrompt, tokenize_prompt
+from driftlens.prompts import TokenizedPrompt, branched, tokenize_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
     """A prompt, the target tokens that are read along with it, and the edit it is read under.
 
-    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring a target forces.  A target's tokens
-    but the last stand at the start of what follows the prompt, so several targets can share a passage.
+    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring the targets forces, ``branch`` says
+    which belong together (:class:`driftlens.prompts.BranchedRow`), and ``columns[n][k]`` is the column whose logits
+    predict token ``k`` of target ``n``.
     """
 
     edit: Edit
     ids: tuple[int, ...]
+    branch: tuple[int, ...]
     n_prompt: int
     targets: tuple[tuple[int, ...], ...]
+    columns: tuple[tuple[int, ...], ...]
 
     @property
     def last(self) -> int:
@@ -93,27 +96,26 @@ def make_cases(
 
 def _case(model: LensModel, edit: Edit, prompt: str, targets: tuple[str, ...]) -> Case:
     tokenized = tuple(tokenize_prompt(model, prompt, target.strip()) for target in targets)
-    shared: list[tuple[TokenizedPrompt, list[int]]] = []
-    for at in sorted(range(len(targets)), key=lambda at: -len(tokenized[at].forced)):
-        own = tokenized[at]
-        for longest, members in shared:
-            if own.n_prompt == longest.n_prompt and longest.forced[: len(own.forced)] == own.forced:
-                members.append(at)
-                break
-        else:
-            shared.append((own, [at]))
-    passages = tuple(
-        Passage(
-            edit=edit,
-            ids=longest.forced,
-            n_prompt=longest.n_prompt,
-            targets=tuple(tokenized[at].target_ids for at in members),
-        )
-        for longest, members in shared
-    )
-    place = {at: (n, k) for n, (_, members) in enumerate(shared) for k, at in enumerate(members)}
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for at, own in enumerate(tokenized):
+        alike.setdefault(own.ids[: own.n_prompt], []).append(at)
+    passages = tuple(_passage(edit, [tokenized[at] for at in members]) for members in alike.values())
+    place = {at: (n, k) for n, members in enumerate(alike.values()) for k, at in enumerate(members)}
     read = tuple(place[at] for at in range(len(targets)))
     return Case(edit=edit, prompt=prompt, targets=targets, tokenized=tokenized, passages=passages, read=read)
+
+
+def _passage(edit: Edit, tokenized: Sequence[TokenizedPrompt]) -> Passage:
+    row = branched([own.forced for own in tokenized])
+    last = tokenized[0].last
+    return Passage(
+        edit=edit,
+        ids=row.ids,
+        branch=row.branch,
+        n_prompt=tokenized[0].n_prompt,
+        targets=tuple(own.target_ids for own in tokenized),
+        columns=tuple(columns[last:] for columns in row.columns),
+    )
 
 
 def name_targets(given: Sequence[str] | None, n_targets: int) -> tuple[str, ...]:
@@ -160,9 +162,9 @@ def target_probabilities(
     entries: list[tuple[int, int, int, float]] = []  # (row, target) as one number, place, token id, weight
     n_targets = max(len(passage.targets) for passage in passages)
     for row, (passage, shift) in enumerate(zip(passages, first_column, strict=True)):
-        for number, target in enumerate(passage.targets):
-            for k, token in enumerate(target):
-                place = places.setdefault((row, passage.last + k - shift), len(places))
+        for number, (target, columns) in enumerate(zip(passage.targets, passage.columns, strict=True)):
+            for column, token in zip(columns, target, strict=True):
+                place = places.setdefault((row, column - shift), len(places))
                 entries.append((row * n_targets + number, place, token, 1 / len(target)))
     rows, columns = torch.tensor(list(places), device=model.device).unbind(1)
     precision = torch.promote_types(resid.dtype, torch.float32)

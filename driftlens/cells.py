@@ -10,22 +10,20 @@ and reads the probability of the targets. One full pass per cell would do; this 
 3. In block `a` no column but `t` can change: attention there still sees vanilla inputs. So block `a` runs for that one
    column, and the blocks above run for the columns from `t` on. What stands before `t` comes from the vanilla keys and
    values, cut by the mask to columns < t, from which positions follow as well.
-4. Passages that differ only behind the prompt, as two targets of several tokens make them, share a row for what they
-   begin with; block by block, what follows in each is run behind it (a *tail*).
+4. All targets of a prompt are branches behind it, in one row: they share all that stands before them.
 5. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
    and a cell's row joins it at its own block `a`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.cases import Passage, target_probabilities
-from driftlens.cell_rows import SITES, Cell, CellGroup, CellRows, CellTails
+from driftlens.cell_rows import SITES, Cell, CellGroup, CellRows
 from driftlens.edits import edit_hooks
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
@@ -60,14 +58,8 @@ def substitution_effects(
     cells done and the number of all that need a pass.
     """
     work = _Work(model, modules, window, batch_size, passages, on_cells)
-    # As many prompts as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
-    found = in_batches(_by_prompt(passages), max(1, batch_size // model.n_layers), work.on)
-    return [effects for of_prompt in found for effects in of_prompt]
-
-
-def _by_prompt(passages: Sequence[Passage]) -> list[tuple[Passage, ...]]:
-    """Passages side by side that read one prompt under one edit."""
-    return [tuple(own) for _, own in groupby(passages, lambda p: (id(p.edit), p.ids[: p.n_prompt]))]
+    # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
+    return in_batches(passages, max(1, batch_size // model.n_layers), work.on)
 
 
 class _Work:
@@ -88,14 +80,14 @@ class _Work:
         self.batch_size = batch_size
         self.on_cells = on_cells
         self.done = 0
-        self.total = sum(len(self.cells(prompt[0], 0)) for prompt in _by_prompt(passages))
+        self.total = sum(len(self.cells(passage, 0)) for passage in passages)
 
     @torch.no_grad()
-    def on(self, prompts: Sequence[tuple[Passage, ...]]) -> list[list[PassageEffects]]:
-        """The grids of these prompts, each with its passages."""
-        group = _vanilla_and_edited(self.model, prompts, self.modules)
-        cells = [cell for first in group.alike for cell in self.cells(group.passages[first], first)]
-        cells.sort(key=lambda cell: group.shared[cell.passage] - cell.token)
+    def on(self, passages: Sequence[Passage]) -> list[PassageEffects]:
+        """The grids of these passages."""
+        group = _vanilla_and_edited(self.model, passages, self.modules)
+        cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
+        cells.sort(key=lambda cell: len(passages[cell.passage].ids) - cell.token)
         # At least eight passes where there are rows enough: the fewer, the more differ the suffixes in one.
         size, largest = min(self.batch_size, max(16, -(-len(cells) // 8))), 0
 
@@ -109,7 +101,7 @@ class _Work:
         if largest < min(size, len(cells)):
             self.batch_size = largest  # what did not fit into memory once is not tried again
         self.done += len(cells)
-        return [[self._grid(group, first, number, found) for number in own] for first, own in group.alike.items()]
+        return [self._grid(group, number, found) for number in range(len(passages))]
 
     def cells(self, passage: Passage, number: int) -> list[Cell]:
         """The different cells of a passage that need a pass: windows that clip to the same layers are one."""
@@ -132,16 +124,16 @@ class _Work:
         unread = first == self.model.n_layers - 1 and token < passage.n_prompt - 1
         return None if first >= window.stop or unread else Cell(number, token, module, first, window.stop)
 
-    def _grid(self, group: CellGroup, first: int, number: int, found: Mapping[Cell, Tensor]) -> PassageEffects:
+    def _grid(self, group: CellGroup, number: int, found: Mapping[Cell, Tensor]) -> PassageEffects:
         passage, n_targets = group.passages[number], len(group.passages[number].targets)
         vanilla = group.vanilla[number, :n_targets]
         grid = vanilla.repeat(len(self.modules), passage.n_prompt, self.model.n_layers, 1)
         for module in range(len(self.modules)):
             for token in range(passage.n_prompt):
                 for layer, window in enumerate(self.windows):
-                    cell = self.cell(passage, first, token, module, window)
+                    cell = self.cell(passage, number, token, module, window)
                     if cell is not None:
-                        grid[module, token, layer] = found[cell][number - first, :n_targets]
+                        grid[module, token, layer] = found[cell][:n_targets]
         return PassageEffects(vanilla=vanilla, edited=group.edited[number, :n_targets], substituted=grid)
 
     def _tell(self, done: int) -> None:
@@ -149,13 +141,9 @@ class _Work:
             self.on_cells(self.done + done, self.total)
 
 
-def _vanilla_and_edited(model: LensModel, prompts: Sequence[tuple[Passage, ...]], modules: Sequence[str]) -> CellGroup:
+def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> CellGroup:
     """Step 1 of the module docstring, for passages side by side, each with its own edit."""
-    passages = [passage for prompt in prompts for passage in prompt]
-    firsts = [0, *accumulate(map(len, prompts))]
-    alike = {first: range(first, stop) for first, stop in pairwise(firsts)}
-    shared = {first: _n_shared([passages[number].ids for number in own]) for first, own in alike.items()}
-    batch, _ = pad_rows(model, [passage.ids for passage in passages])
+    batch, _ = pad_rows(model, [own.ids for own in passages], branches=[own.branch for own in passages])
     kept: dict[int, Tensor] = {}
     hooks: list[Hook] = [(model.hook_name("resid_pre", n), record(kept, n)) for n in range(model.n_layers)]
     out, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1])
@@ -174,8 +162,6 @@ def _vanilla_and_edited(model: LensModel, prompts: Sequence[tuple[Passage, ...]]
         edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
     return CellGroup(
         passages=passages,
-        alike=alike,
-        shared=shared,
         batch=batch,
         inputs=inputs,
         past=past,
@@ -185,33 +171,21 @@ def _vanilla_and_edited(model: LensModel, prompts: Sequence[tuple[Passage, ...]]
     )
 
 
-def _n_shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with in common."""
-    shortest = min(map(len, rows))
-    return next((at for at in range(shortest) if len({row[at] for row in rows}) > 1), shortest)
-
-
 def _substituted(
     model: LensModel, group: CellGroup, modules: Sequence[str], cells: Sequence[Cell]
-) -> list[Float[Tensor, "passages targets"]]:
-    """Steps 2 to 4: one pass with a row for each cell, whose own token stands in column 0, and with the tails."""
+) -> list[Float[Tensor, " targets"]]:
+    """Steps 2 to 4: one pass with a row for each cell, whose own token stands in column 0."""
     order = sorted(range(len(cells)), key=lambda at: cells[at].first)
     rows = CellRows(model, group, modules, [cells[at] for at in order])
-    tails = CellTails(model, group, rows.cells)
     starts = sorted({cell.first for cell in cells})
     resid: Tensor | None = None
-    tail: Tensor | None = None
     joined = 0
     for start, following in zip(starts, [*starts[1:], model.n_layers - 1], strict=True):
         joining = slice(joined, joined + sum(cell.first == start for cell in cells))
-        new, new_tail = rows.entering(joining, start), tails.entering(joining, start)
+        new = rows.entering(joining, start)
         resid = new if resid is None else torch.cat([resid, new])
-        tail = new_tail if tail is None else torch.cat([tail, new_tail])
         joined = joining.stop
-        resid, past = rows.run_on(slice(0, joined), start + 1, following + 1, resid)
-        tail = tails.run_on(start + 1, following + 1, tail, past)
+        resid = rows.run(slice(0, joined), start + 1, following + 1, resid)
     assert resid is not None
-    assert tail is not None
-    probabilities = iter(tails.read(resid, tail))
-    found = dict(zip(order, probabilities, strict=True))
+    found = dict(zip(order, rows.read(resid), strict=True))
     return [found[at] for at in range(len(cells))]

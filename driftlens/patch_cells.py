@@ -104,7 +104,9 @@ class _Group:
 @torch.no_grad()
 def _measure(model: LensModel, passages: Sequence[Passage], site: str) -> _Group:
     """Step 1 of the module docstring."""
-    batch, shifts = pad_rows(model, [p.ids for p in passages], align=[p.last for p in passages])
+    batch, shifts = pad_rows(
+        model, [p.ids for p in passages], align=[p.last for p in passages], branches=[p.branch for p in passages]
+    )
     last = int(shifts[0]) + passages[0].last
     lowest = min((_lowest(model, passage) for passage in passages), default=model.n_layers)
     above = range(lowest + 1, model.n_layers)
@@ -175,7 +177,7 @@ def _with_patterns(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> F
     def hook(layer: int, covered: Tensor) -> HookFunction:
         return patch_pattern(group.vanilla_attention[layer][rows[covered]], covered)
 
-    batch = Batch(tokens=group.batch.tokens[rows], mask=group.batch.mask[rows])
+    batch = group.batch.take(rows)
     resid = model.run(
         batch,
         hooks=[*_edits_of(model, group, rows), *_hooks(model, "pattern", cells, hook)],
@@ -202,7 +204,7 @@ def _with_scores(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> Flo
         return patch_score(scores, at, query, keys[at])
 
     columns = slice(group.last, None)
-    batch = Batch(tokens=group.batch.tokens[rows, columns], mask=group.batch.mask[rows, columns])
+    batch = group.batch.take(rows, columns)
     resid = model.run(
         batch,
         hooks=[*_edits_of(model, group, rows), *_hooks(model, "attn_scores", cells, hook)],

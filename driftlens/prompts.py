@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models import Batch, LensModel
+from driftlens.models import Batch, Encoding, LensModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,18 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
     Raises:
         DriftlensError: the text is empty, or the tokens exceed the model's context.
     """
-    if not text.strip():
+    return tokenize_prompts(model, [(text, target)])[0]
+
+
+def tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt]:
+    """As :func:`tokenize_prompt`, of many (text, target) in less time than one by one."""
+    if not all(text.strip() for text, _ in pairs):
         raise DriftlensError("the prompt is empty; give some text to read the model's prediction after")
-    joined = f"{text} {target}" if target else text
-    encoding = model.encode(joined)
+    encodings = model.encode_many([f"{text} {target}" if target else text for text, target in pairs])
+    return [_tokenized(model, *pair, encoding) for pair, encoding in zip(pairs, encodings, strict=True)]
+
+
+def _tokenized(model: LensModel, text: str, target: str, encoding: Encoding) -> TokenizedPrompt:
     n_prompt = len(encoding.ids)
     if target:
         n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > len(text)), n_prompt)
@@ -119,27 +127,71 @@ def subject_last(prompt: TokenizedPrompt, subject: str, *, start: int = 0) -> in
     return subject_tokens(prompt, subject, start=start)[-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BranchedRow:
+    """Token sequences that begin alike as one row: what all share, the *trunk*, and behind it what is each one's own.
+
+    ``branch[i]`` is 0 where column ``i`` belongs to the trunk, and else the number of its branch.  ``columns[n][k]`` is
+    the column of token ``k`` of sequence ``n``.
+    """
+
+    ids: tuple[int, ...]
+    branch: tuple[int, ...]
+    columns: tuple[tuple[int, ...], ...]
+
+
+def branched(sequences: Sequence[Sequence[int]]) -> BranchedRow:
+    """One row for all of ``sequences``; one that another begins with costs nothing."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
+    trunk = next((i for i in range(shortest) if any(own[i] != first[i] for own in sequences)), shortest)
+    ids, branch = list(first[:trunk]), [0] * trunk
+    placed: list[tuple[tuple[int, ...], int]] = []  # every branch and its first column
+    columns: list[tuple[int, ...]] = [()] * len(sequences)
+    for n in sorted(range(len(sequences)), key=lambda n: -len(sequences[n])):
+        tail = tuple(sequences[n][trunk:])
+        start = next((at for other, at in placed if other[: len(tail)] == tail), None)
+        if start is None:
+            start = len(ids)
+            placed.append((tail, start))
+            ids += tail
+            branch += [len(placed)] * len(tail)
+        columns[n] = (*range(trunk), *range(start, start + len(tail)))
+    return BranchedRow(ids=tuple(ids), branch=tuple(branch), columns=tuple(columns))
+
+
 def pad_rows(
-    model: LensModel, rows: Sequence[Sequence[int]], *, align: Sequence[int] | None = None
+    model: LensModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    align: Sequence[int] | None = None,
+    branches: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Batch, Int[Tensor, "rows"]]:
     """Token rows of different lengths as one batch.
 
     Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the
     same column for all rows (padding on both sides), so that what changes can start in one column for all of
-    them.
+    them.  ``branches`` are those of :class:`BranchedRow`, for rows that hold several continuations.
 
     Returns:
         The batch, and per row the column of its first token.
     """
     shifts = [0] * len(rows) if align is None else [max(align) - a for a in align]
     width = max(shift + len(row) for shift, row in zip(shifts, rows, strict=True))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, (shift, row) in enumerate(zip(shifts, rows, strict=True)):
-        tokens[i, shift : shift + len(row)] = torch.tensor(list(row))
-        mask[i, shift : shift + len(row)] = True
-    batch = Batch(tokens=tokens.to(model.device), mask=mask.to(model.device))
-    return batch, torch.tensor(shifts, device=model.device)
+
+    def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows seq"]:
+        return torch.tensor(
+            [[*[0] * shift, *row, *[0] * (width - shift - len(row))] for shift, row in zip(shifts, rows, strict=True)],
+            device=model.device,
+        )
+
+    first = torch.tensor(shifts, device=model.device)
+    columns = torch.arange(width, device=model.device)
+    length = torch.tensor([len(row) for row in rows], device=model.device)
+    mask = (columns >= first[:, None]) & (columns < (first + length)[:, None])
+    # Without a second continuation all is trunk, and positions are those of plain rows.
+    branch = padded(branches) if branches is not None and any(map(any, branches)) else None
+    return Batch(tokens=padded(rows), mask=mask, branch=branch), first
 
 
 def target_positions(

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import plain as plainly
 from benchmarks.measuring import operations
-from driftlens import ROME, SADR, Edit, contaminating_substitution, load_model, load_records
+from driftlens import ROME, SADR, Edit, contaminating_substitution, evaluate, load_model, load_records
 from driftlens.data import Record
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.models import LensModel
@@ -96,3 +96,22 @@ def test_a_grid_of_cells(demo_model: LensModel):
         for token, n in ((loop.n_tokens - 1, 4), (2, 2)):
             for name, value in zip(("o_true", "o_edit"), loop.probabilities(cell(part, token, n)), strict=True):
                 assert table[module, token, n, name] == pytest.approx(value, abs=1e-4)
+
+
+def test_an_evaluation(demo_model: LensModel):
+    plain = plainly.PlainModel.load(DEMO_WEIGHTS, dtype=torch.float32)
+    records = load_records("demo", limit=8)
+    editor = ROME.for_model(demo_model, steps=2, contexts=CONTEXTS, second_moment=torch.eye(demo_model.d_mlp))
+    edits = [result.edit for result in editor.edit_many(demo_model, [record.fact for record in records])]
+    theirs = [
+        plainly.PlainEdit(
+            layer=editor.layer, change=edit.updates[editor.layer].matrix(), delta=torch.empty(0), losses=()
+        )
+        for edit in edits
+    ]
+    ours = operations(lambda: evaluate(demo_model, records, edits))
+    each = operations(
+        lambda: [plainly.evaluate(plain, record, edit) for record, edit in zip(records, theirs, strict=True)]
+    )
+    # Eight records leave passes that mix lengths; of 64 it is 0.41.
+    assert ours / each < 0.55

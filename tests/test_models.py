@@ -320,18 +320,24 @@ def test_encode_gives_ids_and_offsets(lens_model: LensModel, checkpoint_folder: 
     assert len(lens_model.encode("word " * 100)) > lens_model.n_ctx
 
 
+def test_many_texts_are_encoded_as_each_alone(lens_model: LensModel):
+    texts = ["Paris", "The Eiffel Tower is", "Zoë ☃"]
+    assert lens_model.encode_many(texts) == [lens_model.encode(text) for text in texts]
+    assert lens_model.encode_many([]) == []
+
+
 def test_a_closing_eos_is_left_out(lens_model: LensModel):
     from tokenizers import processors
 
     from driftlens.models.encoding import adds_bos, encode
 
     tokenizer = copy.deepcopy(lens_model.tokenizer)
-    plain_ids = encode(tokenizer, "Paris").ids[int(lens_model.adds_bos) :]
+    plain_ids = encode(tokenizer, ["Paris"])[0].ids[int(lens_model.adds_bos) :]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
     )
     assert tokenizer("Paris")["input_ids"][-1] == 0
-    assert encode(tokenizer, "Paris").ids == plain_ids
+    assert encode(tokenizer, ["Paris"])[0].ids == plain_ids
     assert not adds_bos(tokenizer)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
+from driftlens.prompts import branched, pad_rows
 
 pytestmark = pytest.mark.backend
 
@@ -207,3 +208,62 @@ def test_gradients_reach_a_given_residual(lens_model: LensModel, prefix: Batch):
     assert below.grad is not None
     assert bool(below.grad.isfinite().all())
     assert float(below.grad[~prefix.mask].abs().max()) == 0  # no real token sees the padding
+
+
+CONTINUATIONS = ((" Paris", " the city of Rome"), (" French", " guitar and"), (" Rome and Paris", ""))
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "behind a prefix"])
+def test_branches_are_rows_of_their_own(lens_model: LensModel, cut: bool):
+    prompts = [lens_model.encode(text).ids for text in PREFIXES]
+    ends = [[lens_model.encode(end).ids[int(lens_model.adds_bos) :] for end in own] for own in CONTINUATIONS]
+    rows_ = [branched([prompt + end for end in own]) for prompt, own in zip(prompts, ends, strict=True)]
+    assert any(2 in row.branch for row in rows_)
+    batch, _ = pad_rows(lens_model, [row.ids for row in rows_], branches=[row.branch for row in rows_])
+    past, first = None, 0
+    if cut:
+        first = 2
+        _, past = lens_model.keys_values(batch.take(slice(None), slice(0, first)), columns=first)
+    found = lens_model.unembed(lens_model.run(batch.take(slice(None), slice(first, None)), past=past))
+    for at, (prompt, own) in enumerate(zip(prompts, ends, strict=True)):
+        for end, columns in zip(own, rows_[at].columns, strict=True):
+            alone = Batch(torch.tensor([prompt + end]), torch.ones(1, len(prompt + end), dtype=torch.bool))
+            expected = lens_model.unembed(lens_model.run(alone))[0, first:]
+            # Float rounding: another shape of the same products.
+            difference = (found[at, [column - first for column in columns[first:]]] - expected).abs().max()
+            assert float(difference / expected.abs().max()) < 1e-5
+
+
+def test_hooks_and_gradients_in_branches(lens_model: LensModel):
+    row = branched([lens_model.encode(PREFIXES[0] + end).ids for end in CONTINUATIONS[0]])
+    batch, _ = pad_rows(lens_model, [row.ids], branches=[row.branch])
+    delta = torch.zeros(lens_model.d_model, requires_grad=True)
+
+    def gradient(batch: Batch, columns: tuple[int, ...]) -> Tensor:
+        hook = (lens_model.hook_name("mlp_out", 1), lambda out, hook=None: out + delta)
+        loss = lens_model.unembed(lens_model.run(batch, hooks=[hook]))[0, list(columns)].square().mean()
+        return torch.autograd.grad(loss, delta)[0]
+
+    for columns in row.columns:
+        tokens = batch.tokens[:, list(columns)]
+        alone = gradient(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool)), tuple(range(len(columns))))
+        assert torch.allclose(gradient(batch, columns), alone, rtol=1e-4, atol=1e-6 * float(alone.abs().max()))
+
+
+def test_branches_count_for_the_context_one_by_one(lens_model: LensModel):
+    trunk, end = [5] * (lens_model.n_ctx - 4), [7, 7, 7]
+    row = branched([[*trunk, 6, *end], [*trunk, 8, *end]])
+    assert len(row.ids) > lens_model.n_ctx
+    batch, _ = pad_rows(lens_model, [row.ids], branches=[row.branch])
+    assert batch.positions.max() == lens_model.n_ctx - 1
+    lens_model.run(batch)
+    longer = branched([[*trunk, 6, *end, 7], [*trunk, 8, *end]])
+    batch, _ = pad_rows(lens_model, [longer.ids], branches=[longer.branch])
+    with pytest.raises(DriftlensError, match=f"a row has {lens_model.n_ctx + 1} tokens"):
+        lens_model.run(batch)
+
+
+def test_branches_need_the_shape_of_the_tokens():
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(DriftlensError, match=r"branches need the shape of its tokens, \(2, 3\), got \(2, 2\)"):
+        Batch(tokens, tokens == 0, tokens[:, :2])

@@ -14,6 +14,7 @@ from driftlens.models import LensModel
 from driftlens.models.encoding import Encoding
 from driftlens.prompts import (
     TokenizedPrompt,
+    branched,
     find_subject,
     pad_rows,
     subject_last,
@@ -112,7 +113,10 @@ class Stub:
     def encode(self, text: str) -> Encoding:
         from driftlens.models.encoding import encode
 
-        return encode(self.tokenizer, text)
+        return encode(self.tokenizer, [text])[0]
+
+    def encode_many(self, texts: list[str]) -> list[Encoding]:
+        return [self.encode(text) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,31 @@ def test_a_character_split_over_the_last_tokens_of_a_target():
 
 
 # --- batches ---
+
+
+@given(
+    trunk=st.lists(st.integers(0, 3), max_size=4),
+    tails=st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=4),
+)
+def test_sequences_that_begin_alike_are_one_row(trunk: list[int], tails: list[list[int]]):
+    sequences = [trunk + tail for tail in tails]
+    row = branched(sequences)
+    for sequence, columns in zip(sequences, row.columns, strict=True):
+        assert [row.ids[column] for column in columns] == sequence
+        assert list(columns) == sorted(columns)
+        # All that a token sees are the tokens before it in its own sequence.
+        for at, column in enumerate(columns):
+            seen = [c for c in range(column) if row.branch[c] in (0, row.branch[column])]
+            assert seen == list(columns[:at])
+    used = {column for columns in row.columns for column in columns}
+    assert used == set(range(len(row.ids))) == set(range(len(row.branch)))
+    common = next(
+        (i for i, tokens in enumerate(zip(*sequences, strict=False)) if len(set(tokens)) > 1), min(map(len, sequences))
+    )
+    assert list(row.branch) == sorted(row.branch)
+    assert row.branch.count(0) == common
+    longest = {tuple(own) for own in sequences if not any(own == other[: len(own)] != other for other in sequences)}
+    assert len(row.ids) == common + sum(len(own) - common for own in longest)
 
 
 @pytest.mark.backend

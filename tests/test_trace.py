@@ -265,7 +265,7 @@ def test_memory_that_runs_out_halves_the_batch_once(gpt2: Any, monkeypatch: pyte
     run = LensModel.run
 
     def tight(self: Any, batch: Any, **options: Any) -> Tensor:
-        if batch.shape[0] > 24:  # two targets' ends for each of up to 24 cells
+        if batch.shape[0] > 12:
             failed.append(batch.shape[0])
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, batch, **options)

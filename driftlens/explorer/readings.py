@@ -126,7 +126,8 @@ def _with_candidates(case: Case, candidates: Sequence[int]) -> Case:
     """The case with single tokens as further targets of its first passage."""
     first, *others = case.passages
     more = tuple((token,) for token in candidates)
-    return replace(case, passages=(replace(first, targets=first.targets + more), *others))
+    read = replace(first, targets=first.targets + more, columns=first.columns + ((first.last,),) * len(more))
+    return replace(case, passages=(read, *others))
 
 
 def _values(case: Case, by_passage: Sequence[torch.Tensor]) -> Floats:

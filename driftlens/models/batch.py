@@ -1,8 +1,12 @@
 """Rows of tokens with an explicit mask: padding is described, never guessed.
 
-Positions follow from the mask alone, so a row may be padded on the left, on the right or on both sides and
-still gives the numbers that it gives on its own. Nothing here looks at a tokenizer's `padding_side` or at
-which token stands in the padded columns.
+Positions follow from what a token may attend to, so a row may be padded on the left, on the right or on both sides
+and still gives the numbers that it gives on its own. Nothing here looks at a tokenizer's `padding_side` or at which
+token stands in the padded columns.
+
+A row may also hold several *branches*: continuations of one text, such as two targets behind a prompt, one after the
+other in columns. Each attends to the trunk and to itself, and stands where it would stand alone behind the trunk. So
+the text they share is run once, in one pass, and every number is that of a row of its own.
 """
 
 from dataclasses import dataclass
@@ -18,10 +22,14 @@ __all__ = ["Batch", "visible_columns"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and, for each of them, whether it is a real token (True) or padding (False)."""
+    """Token ids and, for each of them, whether it is a real token (True) or padding (False).
+
+    `branch` numbers each row's continuations from 1; 0 is the trunk, which comes before all of them. None: all trunk.
+    """
 
     tokens: Int[Tensor, "rows seq"]
     mask: Bool[Tensor, "rows seq"]
+    branch: Int[Tensor, "rows seq"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 2 or self.tokens.shape != self.mask.shape:
@@ -31,11 +39,18 @@ class Batch:
             )
         if self.mask.dtype != torch.bool:
             raise DriftlensError(f"a batch's mask must be boolean (True = real token), got {self.mask.dtype}")
+        if self.branch is not None and self.branch.shape != self.tokens.shape:
+            raise DriftlensError(
+                f"a batch's branches need the shape of its tokens, {tuple(self.tokens.shape)}, "
+                f"got {tuple(self.branch.shape)}"
+            )
 
     @property
     def positions(self) -> Int[Tensor, "rows seq"]:
-        """The place of every real token in its own row, from 0; padding columns hold something harmless."""
-        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+        """The place of every real token in its own text, from 0; padding columns hold something harmless."""
+        if self.branch is None:
+            return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+        return visible_columns(self).sum(-1) - 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,20 +60,29 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device))
+        branch = None if self.branch is None else self.branch.to(device)
+        return Batch(self.tokens.to(device), self.mask.to(device), branch)
+
+    def take(self, rows: slice | Int[Tensor, "..."], columns: slice | Int[Tensor, "..."] = slice(None)) -> "Batch":
+        """The tokens at `[rows, columns]`, where that is a batch again."""
+        branch = None if self.branch is None else self.branch[rows, columns]
+        return Batch(self.tokens[rows, columns], self.mask[rows, columns], branch)
 
 
-def visible_columns(
-    mask: Bool[Tensor, "rows seq"], prefix: Bool[Tensor, "rows past"] | None = None
-) -> Bool[Tensor, "rows seq past+seq"]:
-    """For every query column the key columns that it may attend to: real ones, not later than itself.
+def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = None) -> Bool[Tensor, "rows seq past+seq"]:
+    """For every query column the key columns that it may attend to: real ones of the trunk or of its own branch, not
+    later than itself. All of them stand behind `prefix`, whose real columns they see.
 
     A column always sees itself, even where it is padding: a row of attention with nothing to see is 0/0, and
     its NaN would reach real tokens through the backward pass although no real token attends to padding.
     """
+    mask, branch = batch.mask, batch.branch
     columns = mask.shape[1]
     causal = torch.ones(columns, columns, dtype=torch.bool, device=mask.device).tril()
-    visible = (causal & mask[:, None, :]) | torch.eye(columns, dtype=torch.bool, device=mask.device)
+    visible = causal & mask[:, None, :]
+    if branch is not None:
+        visible &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    visible = visible | torch.eye(columns, dtype=torch.bool, device=mask.device)
     if prefix is None:
         return visible
     return torch.cat([prefix[:, None, :].expand(-1, columns, -1), visible], dim=-1)

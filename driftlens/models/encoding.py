@@ -4,6 +4,7 @@ Positions of words are found through these offsets, so a token never has to be s
 token is added exactly when the tokenizer itself adds one; TransformerLens's own BOS handling takes no part.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,18 @@ class Encoding:
         return len(self.ids)
 
 
-def encode(tokenizer: Any, text: str) -> Encoding:
-    """Tokens of the whole text, never truncated; a closing EOS that some tokenizers append is left out."""
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoding]:
+    """Tokens of whole texts, never truncated; a closing EOS that some tokenizers append is left out."""
+    if not texts:
+        return []
     # verbose=False: a long text is for the caller to judge, not a warning on the screen.
-    encoded = tokenizer(text, return_offsets_mapping=True, padding=False, truncation=False, verbose=False)
-    ids: list[int] = list(encoded["input_ids"])
-    offsets: list[tuple[int, int]] = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+    encoded = tokenizer(list(texts), return_offsets_mapping=True, padding=False, truncation=False, verbose=False)
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [_without_eos(list(ids), list(offsets), tokenizer.eos_token_id) for ids, offsets in pairs]
+
+
+def _without_eos(ids: list[int], offsets: list[tuple[int, int]], eos: int | None) -> Encoding:
+    while len(ids) > 1 and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
         ids.pop()
         offsets.pop()
     return Encoding(ids=ids, offsets=offsets)
@@ -37,7 +43,7 @@ def encode(tokenizer: Any, text: str) -> Encoding:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether this tokenizer puts a BOS, a token that stands for no text, in front of every text."""
-    return encode(tokenizer, "a").offsets[0] == (0, 0)
+    return encode(tokenizer, ["a"])[0].offsets[0] == (0, 0)
 
 
 def own_tokenizer(tokenizer: Any) -> Any:

@@ -79,7 +79,7 @@ class HookedBackend(Backend):
         columns: Columns,
         cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
-        mask = columns.mask.long()  # the rotary positions follow from it, by the same rule as Batch.positions
+        mask = _steps(columns)
         blocks = [self.model.blocks[layer] for layer in layers]
         with _mask_replaced(blocks, columns.visible):
             for layer, block in zip(layers, blocks, strict=True):
@@ -119,6 +119,17 @@ class HookedBackend(Backend):
     @override
     def description(self) -> dict[str, Any]:
         return {key: getattr(self.model.cfg, key, None) for key in _MEANINGFUL}
+
+
+def _steps(columns: Columns) -> Int[Tensor, "rows past+seq"]:
+    """What to hand over as the attention mask, of which the block takes nothing but rotary positions.
+
+    It counts them: the sum up to a column, less 1, is its position. A branch begins where its trunk ends, so its first
+    column steps back.
+    """
+    own = columns.positions
+    before = columns.mask[:, : -own.shape[1]].long()
+    return torch.cat([before, own.diff(prepend=before.sum(-1, keepdim=True) - 1)], dim=-1)
 
 
 class _CacheEntry:

@@ -53,6 +53,9 @@ class LowRankUpdate:
                 "expected [d_mlp, r] and [r, d_model]"
             )
 
+    def __repr__(self) -> str:
+        return f"LowRankUpdate([{self.left.shape[0]}, {self.rank}] @ [{self.rank}, {self.right.shape[1]}])"
+
     @property
     def rank(self) -> int:
         """The largest rank that the change can have."""
@@ -69,6 +72,10 @@ class Edit:
 
     updates: Mapping[int, LowRankUpdate]
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __repr__(self) -> str:
+        ranks = ", ".join(f"{layer}: rank {update.rank}" for layer, update in self.updates.items())
+        return f"Edit({', '.join([*filter(None, [self.provenance.get('editor')]), f'layers {{{ranks}}}'])})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import edit
@@ -220,6 +227,9 @@ class EditResult:
     keys: Mapping[int, Float[Tensor, "d_mlp"]]
     values: Mapping[int, Float[Tensor, "d_model"]]
 
+    def __repr__(self) -> str:
+        return f"EditResult({_asked(self.fact)}, {self.edit!r}, {_reached(self.history)})"
+
     def _repr_html_(self) -> str:
         from driftlens.display.cards import edit_result
 
@@ -244,10 +254,23 @@ class JointEditResult:
     keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
     values: Mapping[int, Float[Tensor, "facts d_model"]]
 
+    def __repr__(self) -> str:
+        first = f"{_asked(self.facts[0])}{', …' if len(self.facts) > 1 else ''}" if self.facts else ""
+        return f"JointEditResult({len(self.facts)} facts: {first}; {self.edit!r})"
+
     def _repr_html_(self) -> str:
         from driftlens.display.cards import joint_edit_result
 
         return joint_edit_result(self)
+
+
+def _asked(fact: Fact) -> str:
+    return f"{fact.text!r}: {fact.target_true!r} → {fact.target_new!r}"
+
+
+def _reached(history: pd.DataFrame) -> str:
+    steps = f"{len(history)} {'step' if len(history) == 1 else 'steps'}"
+    return steps + (f", P(new) {float(history['probability'].iloc[-1]):.3f}" if len(history) else "")
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:

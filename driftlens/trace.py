@@ -62,6 +62,12 @@ class Trace:
     window: int
     edited_layers: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        n_cases = len(set(self.baselines["case"]))
+        modules, targets = (", ".join(map(str, self.table[name].unique())) for name in ("module", "target_name"))
+        prompts = f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}"
+        return f"Trace({prompts}, P of {targets}, {modules}, window of {self.window}, {self.model!r})"
+
     def _repr_html_(self) -> str:
         from driftlens.display.cards import trace
 

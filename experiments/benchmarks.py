@@ -289,7 +289,7 @@ def settings_configuration(
         "device": study.model.device.type,
         "editors": editors,
         "data": study.data_name,
-        "data_hash": settings_hash([repr(record) for record in records]),
+        "data_hash": settings_hash([record.described() for record in records]),
         "records": len(records),
         "seed": study.options.seed,
         "driftlens": __version__,

@@ -161,7 +161,7 @@ class Study:
             "editor": {name: text for name, text in provenance.items() if name not in fact},
             "second_moment": editor_identity(self.model, self.editor),
             "data": self.data_name,
-            "data_hash": settings_hash([repr(record) for record in self.records]),
+            "data_hash": settings_hash([record.described() for record in self.records]),
             "records": self.most_records,
             "prompts": options.prompts,
             "seed": options.seed,

@@ -365,3 +365,19 @@ def test_the_bundled_records_parse():
     assert len(records) > 100
     assert {record.split for record in records} == {"validation", "test"}
     assert {p.group for record in records for p in record.tasks["relation"]} <= {"same_type", "other_type"}
+
+
+def test_a_record_prints_in_a_line_and_describes_itself_in_full():
+    fact = Fact(subject="Ann", prompt="{} lives in", target_true="Paris", target_new="Rome")
+    prompt = TaskPrompt(text="Bob lives in", target_true="Lyon", target_new="Rome")
+    record = Record(index=3, fact=fact, tasks={**dict.fromkeys(TASKS, ()), "neighborhood": (prompt, prompt)})
+    assert repr(record) == "Record(3, 'Ann lives in': 'Paris' → 'Rome', 2 prompts)"
+    others = [
+        replace(record, index=4),
+        replace(record, fact=replace(fact, target_true="Nice")),
+        replace(record, tasks={**record.tasks, "neighborhood": (prompt, replace(prompt, target_true="Nice"))}),
+        replace(record, split="test"),
+        replace(record, relation_id="P551"),
+        replace(record, generation=("Ann is",)),
+    ]
+    assert len({one.described() for one in (record, *others)}) == 7

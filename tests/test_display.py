@@ -62,6 +62,7 @@ class Structure(HTMLParser):
 def shown(result: Any) -> Structure:
     page = result._repr_html_()
     assert len(page) < 100_000
+    assert len(repr(result)) < 300, "a terminal shows a line"
     assert not re.search(r"https?:|<script|javascript:", page)
     return Structure(page)
 

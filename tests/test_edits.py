@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import BRIDGE
@@ -337,3 +338,19 @@ def test_provenance_is_plain_json(tmp_path: Path):
     with safe_open(tmp_path / "edit.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["provenance"]) == {"editor": "by hand"}
     assert Edit.load(tmp_path / "edit.safetensors") == Edit(updates={}, provenance={"editor": "by hand"})
+
+
+def test_results_print_in_a_line(lens_model: LensModel):
+    from driftlens.data import Fact
+    from driftlens.edits import EditResult, JointEditResult
+
+    edit = random_edit(lens_model, (1, 2), rank=2)
+    assert repr(edit) == "Edit(layers {1: rank 2, 2: rank 2})"
+    assert repr(edit.updates[1]) == f"LowRankUpdate([{lens_model.d_mlp}, 2] @ [2, {lens_model.d_model}])"
+    fact = Fact(subject="Ann", prompt="{} lives in", target_true="Paris", target_new="Rome")
+    history = pd.DataFrame({"step": [0, 1], "probability": [0.1, 0.98765]})
+    vectors: Any = {1: torch.ones(lens_model.d_mlp)}
+    result = EditResult(fact=fact, edit=edit, history=history, keys=vectors, values=vectors)
+    assert repr(result) == f"EditResult('Ann lives in': 'Paris' → 'Rome', {edit!r}, 2 steps, P(new) 0.988)"
+    joint = JointEditResult(facts=(fact, fact), edit=edit, history=history, keys=vectors, values=vectors)
+    assert repr(joint) == f"JointEditResult(2 facts: 'Ann lives in': 'Paris' → 'Rome', …; {edit!r})"

@@ -6,7 +6,7 @@ tasks).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from driftlens.data.fact import Fact
 from driftlens.errors import DriftlensError
@@ -77,6 +77,15 @@ class Record:
         if set(self.tasks) != set(TASKS):
             odd = sorted(set(self.tasks) ^ set(TASKS))
             raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected {TASKS}")
+
+    def __repr__(self) -> str:
+        fact, n_prompts = self.fact, sum(map(len, self.tasks.values()))
+        asked = f"{fact.text!r}: {fact.target_true!r} → {fact.target_new!r}"
+        return f"Record({self.index}, {asked}, {n_prompts} prompts)"
+
+    def described(self) -> str:
+        """Everything in the record as text, for fingerprints: what differs in any field differs here."""
+        return f"Record({', '.join(f'{item.name}={getattr(self, item.name)!r}' for item in fields(self))})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import record

@@ -48,6 +48,9 @@ class SecondMoment:
         self.matrix = matrix
         self.source = source
 
+    def __repr__(self) -> str:
+        return f"SecondMoment({list(self.matrix.shape)}, {self.source!r})"
+
     @cached_property
     def cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
         """The lower factor in float64.  Computed on the matrix's device, or on the CPU where that has no

@@ -52,7 +52,7 @@ def configuration(
         "dtype": str(model.dtype).removeprefix("torch."),
         "editor": None if editor is None else _settings(model, editor),
         "records": len(records),
-        "records_hash": settings_hash([repr(record) for record in records]),
+        "records_hash": settings_hash([record.described() for record in records]),
         "tasks": "all" if measures.tasks is None else sorted(measures.tasks),
         "generate": measures.generate,
         "perplexity_texts": None if texts is None else settings_hash(texts),

@@ -316,6 +316,12 @@ def test_every_widget_changes_the_drawings(explorer: Any, bench: Bench):
     assert "&lt;/script&gt;&lt;b&gt;Tom" in explorer.drawn["fact"].value
 
 
+def test_the_editor_without_sadr_is_shown_as_chosen(explorer: Any):
+    """Its value is None, which a row of buttons would otherwise show as nothing chosen."""
+    fresh = type(explorer)(explorer.bench, explorer.gammas, explorer.windows, editor=explorer.editor)
+    assert (fresh.choices["gamma"].index, fresh.choices["gamma"].value) == (0, None)
+
+
 def test_the_widgets_page_is_the_commands(explorer: Any, page: Path, tmp_path: Path):
     explorer.editor = "ROME <fast>"
     assert explorer.save(tmp_path / "page.html").read_bytes() == page.read_bytes()

@@ -44,10 +44,10 @@ class Explorer(widgets.VBox):
             "record": _drop("record", records),
             "task": _drop("task", []),
             "prompt": _drop("prompt", []),
-            "gamma": _toggle("editor", [(_named(editor, gamma), gamma) for gamma in gammas]),
-            "module": _toggle("put in", list(_MODULES.items()), "attn"),
-            "window": _toggle("layers", list(windows), usual),
-            "target": _toggle("P of", list(_TARGETS.items())),
+            "gamma": _toggle([(_named(editor, gamma), gamma) for gamma in gammas]),
+            "module": _toggle(list(_MODULES.items()), "attn"),
+            "window": _toggle(list(windows), usual),
+            "target": _toggle(list(_TARGETS.items())),
             "token": _drop("cell: token", []),
             "layer": _slide("layer", layers),
             "head_layer": _slide("head: layer", layers),
@@ -65,8 +65,8 @@ class Explorer(widgets.VBox):
             [
                 d["fact"],
                 _line(c["record"], c["task"], c["prompt"]),
-                _line(c["gamma"], c["window"]),
-                _line(c["module"], c["target"]),
+                _line(_said("editor", c["gamma"]), _said("layers at a time", c["window"])),
+                _line(_said("put in", c["module"]), _said("probability of", c["target"])),
                 _line(widgets.VBox([_line(c["token"], c["layer"]), d["grid"]]), d["next"]),
                 _line(widgets.VBox([_line(c["head_layer"], c["head"]), d["heads"]]), d["attention"]),
             ]
@@ -223,16 +223,31 @@ def _line(*parts: Any) -> widgets.HBox:
     return widgets.HBox(list(parts), layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
 
 
+# The width of the description is given everywhere: JupyterLab's own 80 pixels cut long ones and set short ones apart.
+_STYLE = {"description_width": "initial"}
+
+
 def _drop(name: str, options: Sequence[Any]) -> Any:
-    return widgets.Dropdown(description=name, options=options, layout=widgets.Layout(width="auto", max_width="42em"))
+    layout = widgets.Layout(width="auto", max_width="42em", margin="2px 1.5em 2px 2px")
+    return widgets.Dropdown(description=name, options=options, layout=layout, style=_STYLE)
 
 
-def _toggle(name: str, options: Sequence[Any], value: Any = None) -> Any:
-    first: Any = options[0]
-    chosen = value if value is not None else first[1] if isinstance(first, tuple) else first
-    style = {"button_width": "auto", "description_width": "auto"}
-    return widgets.ToggleButtons(description=name, options=options, value=chosen, style=style)
+def _toggle(options: Sequence[Any], value: Any = None) -> Any:
+    layout = widgets.Layout(width="auto", margin="2px 1.5em 2px 2px")
+    buttons = widgets.ToggleButtons(options=options, style={"button_width": "auto"}, layout=layout)
+    values = [one[1] if isinstance(one, tuple) else one for one in options]
+    # By index: None, the editor without SADR, would be taken for no choice at all.
+    buttons.index = values.index(value) if value is not None else 0
+    return buttons
+
+
+def _said(name: str, buttons: Any) -> widgets.HBox:
+    """Buttons and their name before them; their own description would stand above, without a gap to its neighbours."""
+    return widgets.HBox([widgets.Label(name), buttons])
 
 
 def _slide(name: str, most: int) -> Any:
-    return widgets.IntSlider(description=name, min=0, max=max(most, 0), continuous_update=False)
+    return widgets.IntSlider(
+        description=name, min=0, max=max(most, 0), continuous_update=False, style=_STYLE,
+        layout=widgets.Layout(width="18em"),
+    )  # fmt: skip

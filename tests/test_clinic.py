@@ -17,12 +17,16 @@ from conftest import load_tiny
 from driftlens import ROME, SADR, DriftlensError, Fact, clinic, load_records
 from driftlens.clinics import ClinicReport, UserProbe
 from driftlens.clinics.answers import greedy_answers, says
+from driftlens.clinics.english import ENGLISH, PROPERTIES
 from driftlens.clinics.generated import _beginnings, _neighbor
-from driftlens.clinics.knowledge import invented_names
+from driftlens.clinics.knowledge import _needed, invented_names
 from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, takes
 from driftlens.clinics.probes import Probe, build_probes, probe_record
-from driftlens.clinics.templates import ENGLISH, Relation, find_relation, known_relations
+from driftlens.clinics.recorded import joined_relations, kind_of
+from driftlens.clinics.relation import Relation, find_relation, normal
+from driftlens.clinics.templates import known_relations, other_relations
 from driftlens.clinics.verdict import judge
+from driftlens.data import TASKS, Record, TaskPrompt
 
 
 def quick(model: Any) -> Any:
@@ -126,10 +130,76 @@ def test_the_data_set_brings_its_own_relations(demo_model: Any):
         name = "somebody else's"
 
     other = known_relations(Other(), records)  # type: ignore[arg-type]
-    assert other[-len(ENGLISH) :] == ENGLISH
+    assert {one.id for one in ENGLISH} <= {one.id for one in other}
     own = find_relation(other, records[0].fact.prompt)
     assert own is not None
     assert records[0].fact.subject in own.subjects
+
+
+def person(index: int, subject: str, prompt: str, relation_id: str | None = None, **tasks: str) -> Record:
+    """A record whose tasks hold a prompt each."""
+    fact = Fact(subject=subject, prompt=prompt, target_true="Paris", target_new="Rome")
+    prompts = {
+        name: (TaskPrompt(text=text, target_true="Paris", target_new="Rome"),) if text else ()
+        for name, text in {**dict.fromkeys(TASKS, ""), **tasks}.items()
+    }
+    return Record(index=index, fact=fact, tasks=prompts, relation_id=relation_id)
+
+
+def test_every_relation_of_the_benchmark_has_a_kind_of_subject():
+    assert set(PROPERTIES.values()) <= {one.id for one in ENGLISH}
+    worded = [normal(template) for one in ENGLISH for template in one.templates]
+    assert len(set(worded)) == len(worded), "a wording belongs to one relation"
+
+
+def test_a_data_sets_relation_is_joined_with_the_general_one():
+    records = [
+        person(0, "Ann Lee", "{} spoke the language", "P103", paraphrase="The native language of Ann Lee is"),
+        person(1, "Bob Ray", "{} spoke the language", "P103", paraphrase="(Foo, 1950) Bob Ray, a native"),
+        person(2, "Lyon", "{} is located in", "P276"),
+    ]
+    relations = joined_relations(records)
+    tongue = find_relation(relations, "The mother tongue of {} is")
+    assert tongue is not None
+    assert (tongue.id, tongue.subject_kind) == ("mother tongue", "person")
+    assert tongue.templates[:2] == ("{} spoke the language", "The native language of {} is")
+    assert tongue.subjects[:2] == ("Ann Lee", "Bob Ray")
+    assert not any("Foo" in template for template in tongue.templates)
+    others, kind = other_relations(relations, tongue, "Ann Lee")
+    assert kind == "person"
+    assert others
+    assert {one.subject_kind for one in others} == {"person"}
+    # No wording of the edited relation is asked as another fact.
+    assert not {normal(t) for t in tongue.templates} & {normal(t) for one in others for t in one.templates}
+    assert others[0].object_kind == "language"  # like the edit
+
+
+def test_a_relation_that_nobody_knows_has_the_kind_of_its_subjects():
+    names = ["Ann Lee", "Bob Ray", "Cy Young", "Di Moss"]
+    records = [
+        person(n, name, "{} was born in", "P19", relation=f"The lucky number of {name} is")
+        for n, name in enumerate(names[:3])
+    ]
+    lucky = find_relation(joined_relations(records), "The lucky number of {} is")
+    assert lucky is not None
+    assert lucky.subject_kind == "person"
+    # Two are too few to say so; then only those are asked of whom the data ask it.
+    few = joined_relations([*records[:2], person(9, "Di Moss", "{} was born in", "P19")])
+    lucky, born = (find_relation(few, text) for text in ("The lucky number of {} is", "{} was born in"))
+    assert lucky is not None
+    assert lucky.subject_kind is None
+    assert lucky in other_relations(few, born, "Ann Lee")[0]
+    assert lucky not in other_relations(few, born, "Di Moss")[0]
+
+
+def test_a_subject_of_the_data_brings_its_kind_to_a_wording_that_is_new():
+    relations = joined_relations([person(0, "Lyon", "{} is located in", "P276")])
+    assert find_relation(relations, "{} stinks of") is None
+    others, kind = other_relations(relations, None, "Lyon")
+    assert kind == "place"
+    assert {one.subject_kind for one in others} == {"place"}
+    assert kind_of(relations, "Zorblax") is None
+    assert other_relations(relations, None, "Zorblax") == (list(relations), None)
 
 
 def test_invented_names_have_the_subjects_shape():
@@ -273,7 +343,11 @@ def test_verdicts():
     assert verdict(kept={"relation": (8, 8)}) == "cannot judge"
     assert verdict(objection="nobody knows") == "cannot judge"
     reasons = judge(objection=None, taken=True, probability=0.9, kept={"relation": (1, 8)}, paraphrases=(0, 0)).reasons
-    assert reasons[0] == "it changes 7 of 8 answers"
+    assert reasons[0] == "it changes 7 of 8 answers that should have stayed; at most 20 % may"
+    reasons = judge(
+        objection=None, taken=True, probability=0.9, kept={"relation": (6, 8)}, paraphrases=(0, 0), plain=2
+    ).reasons
+    assert "6 of these 8 keep it in all, without SADR 2" in reasons
 
 
 def test_the_path_of_gamma(demo_model: Any):
@@ -415,6 +489,33 @@ def test_the_models_own_answer_stands_in_for_a_true_one(demo_model: Any, record:
     assert found.knowledge.objection is None
     assert found.knowledge.steadiness > 0.9
     assert found.knowledge.as_sure_of == 0
+    assert found.knowledge.needed == 0.95
+
+
+def test_a_guess_about_a_known_subject_is_not_edited(demo_model: Any):
+    """The world has no such fact of this person, but the model answers (probability 0.83)."""
+    found = clinic(demo_model, subject="Kira Kurtis", prompt="{} studied in", new="Brokille", editor=quick(demo_model))
+    assert found.verdict.name == "cannot judge"
+    assert "elicits a guess" in found.verdict.reasons[0]
+    assert found.knowledge.answer_probability > 0.7
+    assert found.edit is None
+
+
+def test_steadiness_is_judged_by_that_of_other_subjects():
+    assert _needed([]) == _needed([0.99] * 5) == 0.7
+    assert _needed([0.99] * 6) == 0.95
+    assert _needed([0.9] * 5 + [0.1]) == pytest.approx(0.7)
+    assert _needed([0.1] * 12) == 0.5
+
+
+def test_the_users_kind_decides_what_is_asked():
+    relations = joined_relations([])
+    located = find_relation(relations, "{} is located in")
+    others, kind = other_relations(relations, located, "Siemens", "organisation")
+    assert kind == "organisation"
+    assert {one.subject_kind for one in others} == {"organisation"}
+    with pytest.raises(DriftlensError, match="unknown kind of subject 'organization'; did you mean 'organisation'"):
+        other_relations(relations, located, "Siemens", "organization")
 
 
 @pytest.mark.parametrize("family", ["gptj", "llama"])

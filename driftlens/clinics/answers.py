@@ -22,7 +22,7 @@ from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 from driftlens.prompts import pad_rows, tokenize_prompt
 
-__all__ = ["Answer", "greedy_answers", "says"]
+__all__ = ["FUNCTION_WORDS", "Answer", "greedy_answers", "says"]
 
 TOKENS = 7
 """Tokens of an answer at most; the longest names of benchmark objects have six."""
@@ -31,11 +31,12 @@ GOES_ON = 0.5
 """A further word belongs to the answer when it is likelier than all other words together."""
 
 _END = re.compile(r"[.,;:!?()\[\]\"“”\n]")
-_FUNCTION_WORDS = frozenset(
+FUNCTION_WORDS = frozenset(
     "a an and are as at be been being but by can did do does for from had has have he her his i if in into is it its "
     "just more most my no not now of on one only or our over she so some such than that the their them there they "
     "this to too up us very was we were what when where which who will with would you your".split()
 )
+"""Words that say nothing by themselves."""
 _WIDTH = 8
 """Prompts are continued together with those of about their length: a limit holds for whole texts."""
 
@@ -59,7 +60,7 @@ class Answer:
     @property
     def says_something(self) -> bool:
         """Whether there is a word in it that is no function word."""
-        return any(word.lower() not in _FUNCTION_WORDS for word in re.findall(r"\w+", self.text))
+        return any(word.lower() not in FUNCTION_WORDS for word in re.findall(r"\w+", self.text))
 
 
 def says(continuation: str, target: str) -> bool:
@@ -139,7 +140,7 @@ def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy
     text = (texts[kept - 1] if kept else "")[:limit].strip()
     # A function word at the end belongs to what comes behind the answer.
     words = text.split()
-    while len(words) > 1 and words[-1].lower() in _FUNCTION_WORDS:
+    while len(words) > 1 and words[-1].lower() in FUNCTION_WORDS:
         words.pop()
     while kept > 1 and len(texts[kept - 2].strip()) >= len(" ".join(words)):
         kept -= 1

@@ -19,9 +19,10 @@ from driftlens.clinics.findings import (
 from driftlens.clinics.generated import from_generations
 from driftlens.clinics.knowledge import Knowledge, examine
 from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, measure, scores, take_moments, takes
-from driftlens.clinics.probes import KINDS, UserProbe, build_probes, other_relations, sentences
+from driftlens.clinics.probes import KINDS, UserProbe, build_probes
+from driftlens.clinics.relation import find_relation
 from driftlens.clinics.report import ClinicReport
-from driftlens.clinics.templates import find_relation, known_relations
+from driftlens.clinics.templates import known_relations, other_relations
 from driftlens.clinics.verdict import Verdict, judge
 from driftlens.data import Fact, Record, load_records
 from driftlens.editors.base import Editor
@@ -45,6 +46,7 @@ def clinic(
     editor: str | Editor | Callable[[float], Editor] = "rome",
     prepare: Callable[[Editor], Editor] | None = None,
     gammas: Sequence[float] | None = None,
+    kind: str | None = None,
     force: bool = False,
     avoid: Collection[str] = (),
     seed: int = 0,
@@ -67,6 +69,8 @@ def clinic(
         editor: "rome", "memit" or "pmet" with the model's presets, an editor, or a function from γ to one.
         prepare: gives the editor its second moments, once, before the first edit; default: over its own corpus.
         gammas: the path of γ; default: five around the model's preset.
+        kind: what the subject is ("person", "place", "organisation", "work", "product", "country"), and so what else it
+            can be asked; default: by the wording of the prompt and by the records.
         force: edit also where the model does not know the fact.  The verdict stays "cannot judge".
         avoid: texts that must be no probe, because something else is to be measured on them.
         seed: of all that is drawn.
@@ -74,7 +78,7 @@ def clinic(
         on_progress: called with (what is done, how much of it, of how much; 0 of 0 where nobody counts).
 
     Raises:
-        DriftlensError: no fact or two, a prompt without ``{}`` or too long, an unknown editor, a γ below 0.
+        DriftlensError: no fact or two, a prompt without ``{}`` or too long, an unknown editor or kind, a γ below 0.
     """
     start = time.perf_counter()
     visit = Visit(model=model, seed=seed, batch_size=batch_size, on_progress=on_progress or _unseen)
@@ -93,7 +97,7 @@ def clinic(
     given = records if records is not None else (load_records("demo") if model.name == "demo" else ())
     relations = known_relations(model, given)
     relation = find_relation(relations, request.prompt)
-    others = other_relations(relations, relation)
+    others, kind = other_relations(relations, relation, request.subject, kind)
     knowledge = examine(
         model,
         subject=request.subject,
@@ -102,8 +106,8 @@ def clinic(
         target_true=true,
         relation=relation,
         # Of a subject of unknown kind, half of what can be asked makes no sense.
-        relations=others if relation is not None and relation.subject_kind else (),
-        contexts=sentences(model, relation, request.subject, request.prompt, seed=seed),
+        relations=others if kind is not None else (),
+        subject_kind=kind,
         seed=seed,
         batch_size=batch_size,
     )
@@ -198,10 +202,12 @@ def _edits(
 
 def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any, held_out: Any) -> Verdict:
     kept: dict[str, tuple[int, int]] = {}
+    plain = 0
     for kind in KINDS:
         own = table[(table["kind"] == kind) & (table["held_out"] | (kind == "yours"))]
         if kind != "paraphrase":
             kept[kind] = (int(own["recommended_keeps"].sum()), len(own))
+            plain += int(own["plain_keeps"].sum()) if kind != "yours" else 0
     rows = held_out[(held_out["gamma"] == chosen.gamma) & (held_out["kind"] == "paraphrase")]
     n = int(rows["n"].sum())
     wins = round(float((rows["stands"] * rows["n"]).sum())) if n else 0
@@ -211,6 +217,7 @@ def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any,
         probability=chosen.probability,
         kept=kept,
         paraphrases=(wins, n),
+        plain=plain if chosen.gamma else None,
     )
 
 

@@ -4,13 +4,16 @@ An edit of a fact that a model does not know changes a guess, and nothing can be
 
 1. **The prompt.**  Does it elicit ``o_true``?  It does when that is the greedy answer, or has at least
    :data:`ELICITED` of the probability.  Where nobody says what holds, the model's own greedy answer is taken.
-2. **The answer**, where the model's own was taken.  A guess is unsteady: in other wordings and behind another
-   subject's sentence it gives way.  A known answer keeps at least :data:`STEADY` in all of them.
+2. **The answer**, where the model's own was taken.  A guess is unsteady: in other wordings it gives way.  Its
+   probability, the median over the wordings, may lack at most :data:`LESS_STEADY` times as much to 1 as that of other
+   subjects asked the same, of which most are known.  How steady a known answer is depends on the model and on the
+   wordings, so no fixed bound would do.
 3. **The subject**, likewise.  Names that nobody bears are made from its letters, and the same things are asked of
    them.  A model that is as sure about them as about the subject does not know it.
 
-The thresholds were held against the bundled model, of which all is known: :data:`STEADY` is passed by all of 150 facts
-that it was taught, and by one in six of those that it was not.
+Held against facts of two models of which all is known (60 that they were taught, 60 that they were not): the bundled
+model passes all of the former and one in eight of the latter, a model of the real benchmark's statements two thirds
+and one in twenty.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
-from driftlens.clinics.templates import Relation
+from driftlens.clinics.relation import Relation
 from driftlens.data import Fact, Record, TaskPrompt
 from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
@@ -35,8 +40,17 @@ __all__ = ["Knowledge", "examine"]
 ELICITED = 0.2
 """With a fifth of the probability, at most four other answers can be as likely."""
 
+LESS_STEADY = 3.0
+"""So many times as unsteady as other subjects' answers may a known one be."""
+
 STEADY = 0.7
-"""A known answer's probability in every wording, at least."""
+"""The least steadiness where there are no other subjects to compare with."""
+
+ALWAYS, NEVER = 0.95, 0.5
+"""Steadiness that is always enough, and that never is."""
+
+PEERS = 12
+"""So many other subjects; with fewer than half of them nothing is compared."""
 
 CONTROLS = 20
 """So many invented names; at most one of them (5 %) may be asked about with as much certainty as the subject."""
@@ -60,10 +74,12 @@ class Knowledge:
         true_probability: its probability.
         new_probability: that of the target that is to be edited in.
         wordings: in how many wordings the answer was looked for.
-        steadiness: the least probability it has in any of them.
+        steadiness: the median of its probabilities in them.
+        needed: the least steadiness that a known answer has; NaN where ``target_true`` was given.
         certainty: the mean probability of the likeliest token over everything asked about the subject; NaN where
             ``target_true`` was given, and nobody asked.
         control_certainty: the same of the invented names, most certain first; none where nobody asked.
+        subject_kind: what the subject is taken for ("person"), and so what else it is asked; None: nobody knows.
         objection: why nothing should be edited, in a sentence; None where there is no reason.
     """
 
@@ -76,8 +92,10 @@ class Knowledge:
     new_probability: float
     wordings: int
     steadiness: float
+    needed: float
     certainty: float
     control_certainty: tuple[float, ...]
+    subject_kind: str | None
     objection: str | None
 
     @property
@@ -95,7 +113,7 @@ def examine(
     target_true: str | None,
     relation: Relation | None,
     relations: Sequence[Relation],
-    contexts: Sequence[str] = (),
+    subject_kind: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Knowledge:
@@ -109,7 +127,7 @@ def examine(
         target_true: what holds, if anybody says so.
         relation: what the prompt is a template of, if known.
         relations: other things to ask of the same subject.
-        contexts: sentences about others, to be put in front.
+        subject_kind: what the subject is, if known.
         seed: of the invented names.
         batch_size: prompts at a time.
 
@@ -122,17 +140,19 @@ def examine(
     templates = [prompt, *(one for one in (relation.templates if relation else ()) if one != prompt)][:_WORDINGS]
     if len(templates) < 3:
         templates += [one.replace("{}", prompt, 1) for one in WRAPPED]
-    asked = [one.replace("{}", subject, 1) for one in templates]
-    asked += [f"{context} {asked[0]}" for context in contexts]
-    if true and true != target_new:
+    probability = new_probability = steadiness = answer.probability
+    needed, certainties = float("nan"), [float("nan")]
+    if true and true != target_new:  # else the model says what is to be edited in, or nothing
         fact = Fact(subject=subject, prompt=prompt, target_true=true, target_new=target_new)
-        probability, new_probability, steadiness = _probabilities(model, fact, asked, batch_size)
-    else:  # the model says what is to be edited in, or nothing
-        probability, new_probability, steadiness = answer.probability, answer.probability, answer.probability
-    certainties = [float("nan")]
+        peers = _peers(relation, subject, seed) if target_true is None else []
+        answers = greedy_answers(model, [prompt.replace("{}", name, 1) for name in peers], batch_size=batch_size)
+        others = [(name, one.text) for name, one in zip(peers, answers, strict=True) if one.says_something]
+        probabilities, new_probability = _probabilities(model, fact, templates, others, batch_size)
+        probability, steadiness = float(probabilities[0, 0]), float(np.median(probabilities[0]))
+        needed = _needed(np.median(probabilities[1:], axis=1)) if target_true is None else needed
     if target_true is None:  # who names the answer knows that the subject is known
-        others = [one.templates[0] for one in relations][:_RELATIONS]
-        certainties = _certainties(model, subject, [*templates, *others], seed, batch_size)
+        else_asked = [one.templates[0] for one in relations][:_RELATIONS]
+        certainties = _certainties(model, subject, [*templates, *else_asked], seed, batch_size)
     found = Knowledge(
         answer=answer.text,
         answer_probability=answer.probability,
@@ -141,10 +161,12 @@ def examine(
         given=target_true is not None,
         true_probability=probability,
         new_probability=new_probability,
-        wordings=len(asked),
+        wordings=len(templates),
         steadiness=steadiness,
+        needed=needed,
         certainty=certainties[0],
         control_certainty=tuple(sorted(certainties[1:], reverse=True)),
+        subject_kind=subject_kind,
         objection=None,
     )
     return replace(found, objection=_objection(found, answer, subject, text, target_new))
@@ -172,21 +194,40 @@ def _objection(found: Knowledge, answer: Answer, subject: str, text: str, new: s
             f"the model does not seem to know {subject!r}: it is as sure about {found.as_sure_of} of {CONTROLS} "
             f"invented names; {said}"
         )
-    if found.steadiness < STEADY:
+    if found.steadiness < found.needed:
         return (
-            f"the prompt {text!r} elicits a guess: {said}, but in another wording that answer's probability is "
-            f"{found.steadiness:.2f}; say with --true what holds"
+            f"the prompt {text!r} elicits a guess: {said}, but over {found.wordings} wordings that answer's median "
+            f"probability is {found.steadiness:.2f}, where a known one has {found.needed:.2f}; say with --true what "
+            "holds"
         )
     return None
 
 
-def _probabilities(model: LensModel, fact: Fact, asked: Sequence[str], batch_size: int) -> tuple[float, float, float]:
-    """P(o_true) and P(o_edit) behind the first text, and the least P(o_true) behind any."""
-    tasks = all_tasks(fact, {"neighborhood": [Asked(text, fact.target_true) for text in asked]})
+def _peers(relation: Relation | None, subject: str, seed: int) -> list[str]:
+    names = [name for name in (relation.subjects if relation else ()) if name != subject]
+    return random.Random(f"driftlens peers {seed} {subject}").sample(names, min(PEERS, len(names)))
+
+
+def _needed(steadiness: Sequence[float] | np.ndarray[Any, Any]) -> float:
+    """The least steadiness of a known answer, by that of other subjects' answers."""
+    if 2 * len(steadiness) < PEERS:
+        return STEADY
+    return float(np.clip(1 - LESS_STEADY * (1 - np.median(steadiness)), NEVER, ALWAYS))
+
+
+def _probabilities(
+    model: LensModel, fact: Fact, templates: Sequence[str], others: Sequence[tuple[str, str]], batch_size: int
+) -> tuple[np.ndarray[Any, Any], float]:
+    """Of ``o_true`` behind every wording, and so of the others' own answers, ``[subjects, wordings]``; P(o_edit)
+    behind the edit's prompt.
+    """
+    rows = [(fact.subject, fact.target_true), *others]
+    asked = [Asked(one.replace("{}", name, 1), answer) for name, answer in rows for one in templates]
+    tasks = all_tasks(fact, {"neighborhood": asked})
     record = Record(index=0, fact=fact, tasks={**tasks, "distract_neighborhood": tuple[TaskPrompt, ...]()})
-    table = evaluate(model, record, batch_size=batch_size)
-    true, new = (torch.tensor(table[column].to_numpy()).neg().exp() for column in ("nll_true", "nll_new"))
-    return float(true[0]), float(new[0]), float(true.min())
+    table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
+    true, new = (np.exp(-table[column].to_numpy()) for column in ("nll_true", "nll_new"))
+    return true.reshape(len(rows), len(templates)), float(new[0])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from driftlens.display.svg import heatmap
 if TYPE_CHECKING:
     from driftlens.clinics.report import ClinicReport
 
-__all__ = ["KIND_NAMES", "card", "page", "percent"]
+__all__ = ["KIND_NAMES", "card", "chosen_text", "page", "percent"]
 
 KIND_NAMES = {
     "paraphrase": "paraphrases",
@@ -89,6 +89,12 @@ def card(report: ClinicReport) -> str:
     return small_card("edit clinic", report.verdict.name, *shown)
 
 
+def chosen_text(report: ClinicReport) -> str:
+    """Which edit the verdict is about.  What must not be shipped is not recommended either."""
+    lead = "Recommended" if report.verdict.name.startswith("ship") else "Best of what was tried"
+    return f"{lead}: {_gamma_text(report.gamma)}"
+
+
 def percent(share: float) -> str:
     """A share in percent; a dash where there is nothing to have a share of."""
     return f"{100 * share:.0f}" if share == share else "–"
@@ -96,14 +102,14 @@ def percent(share: float) -> str:
 
 def _head(report: ClinicReport, title: str) -> str:
     old = report.request["target_true"]
-    before = f"before: {old} · " if old else ""
+    before = f"instead of {old} · " if old else ""
     line = f"{before}{Path(report.model).name} · {report.editor} · {report.seconds:.0f} s"
     return f'<div class="faint">Edit clinic</div><h1>{escape(title)}</h1><div class="faint">{escape(line)}</div>'
 
 
 def _verdict(report: ClinicReport) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.verdict.reasons)
-    chosen = f"<div>Recommended: {escape(_gamma_text(report.gamma))}</div>" if report.gamma is not None else ""
+    chosen = f"<div>{escape(chosen_text(report))}</div>" if report.gamma is not None else ""
     look = _LOOKS[report.verdict.name]
     return f'<div class="verdict {look}"><b>{escape(report.verdict.name)}</b>{chosen}<ul>{reasons}</ul></div>'
 
@@ -115,7 +121,8 @@ def _knowledge(report: ClinicReport) -> str:
         "the model's answer": f"{known.answer or '(none)'}, probability {known.answer_probability:.3f}",
         "what holds": f"{known.target_true or '(nobody knows)'}, {source}; probability {known.true_probability:.3f}",
         "next token": f"entropy {known.entropy:.2f} nats",
-        "steadiness": f"at least {known.steadiness:.3f} in {known.wordings} wordings and contexts",
+        "steadiness": f"{known.steadiness:.3f}, the median over {known.wordings} wordings{_needed(known)}",
+        "asked as": known.subject_kind or "a subject of unknown kind, so other facts may not fit; say with --kind",
     }
     if known.control_certainty:
         told["certainty about the subject"] = (
@@ -123,6 +130,10 @@ def _knowledge(report: ClinicReport) -> str:
             f"{max(known.control_certainty):.2f} at most, {known.as_sure_of} as sure"
         )
     return _section("Does the model know it?", pairs(told))
+
+
+def _needed(known: Any) -> str:
+    return f"; a known answer has at least {known.needed:.3f}" if known.needed == known.needed else ""
 
 
 _PATH_HEAD = (
@@ -150,10 +161,11 @@ def _path(report: ClinicReport) -> str:
         for one in _rows(report.path)
     ]
     text = (
-        "Percent of the choosing probes that stand: the right answer is likelier than the other target. Chosen is the "
-        "γ that protects most among those with which the edit takes."
+        "Half of the probes choose γ. Told is how many of them stand, in percent: the right answer is likelier than "
+        f"“{report.request['target_new']}” (of paraphrases: “{report.request['target_new']}” than what held before). "
+        "Chosen is the γ that protects most among those with which the edit takes."
     )
-    return _section("γ", _text(text), _table(("γ", *_PATH_HEAD), rows, numbers=len(_PATH_HEAD)))
+    return _section("Choosing γ", _text(text), _table(("γ", *_PATH_HEAD), rows, numbers=len(_PATH_HEAD)))
 
 
 def _held_out(report: ClinicReport) -> str:
@@ -167,10 +179,13 @@ def _held_out(report: ClinicReport) -> str:
         cells = [percent(float(shares.loc[gamma])) for gamma in (0.0, report.gamma)]
         kept = [percent(float(probes[f"{which}_keeps"].mean())) for which in ("plain", "recommended")]
         rows.append(_row([name, str(len(probes)), *cells, *kept], numbers=5))
-    head = ("held-out probes", "n", "stand, plain", "recommended", "right answer, plain", "recommended")
+    head = ("held-out probes", "n", "stand: plain", "chosen γ", "still said: plain", "chosen γ")
     return _section(
         "What was held out",
-        _text("Probes that took no part in the choice, in percent: without SADR against the recommendation."),
+        _text(
+            "The other half, on which the verdict rests, in percent: without SADR (plain) against the chosen γ. “Still "
+            "said” is stricter than “stand”: the right answer is what the model says, and not a third one."
+        ),
         _table(head, rows, numbers=5),
     )
 

@@ -26,11 +26,11 @@ from typing import Literal
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
 from driftlens.clinics.generated import Generated
-from driftlens.clinics.templates import Relation, normal
+from driftlens.clinics.relation import Relation, normal
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.models import LensModel
 
-__all__ = ["KINDS", "SURE", "Probe", "UserProbe", "build_probes", "other_relations", "probe_record", "sentences"]
+__all__ = ["KINDS", "SURE", "Probe", "UserProbe", "build_probes", "probe_record"]
 
 Kind = Literal["paraphrase", "relation", "neighbour", "distractor", "yours"]
 
@@ -42,6 +42,9 @@ SURE = 0.5
 MOST: Mapping[str, int] = {"paraphrase": 8, "relation": 16, "neighbour": 12, "distractor": 12}
 _ASKED = 3
 """So many candidates for each probe that is wanted: a model is sure of some only."""
+
+_WORDINGS = 6
+"""Wordings of a relation to draw from, its first: a data set's own stand before the general ones."""
 
 # The evaluation knows its own tasks only; these carry the probes.
 _TASK_OF = {
@@ -84,27 +87,6 @@ class Probe:
     group: str
     held_out: bool = False
     distractor: str = ""
-
-
-def other_relations(relations: Sequence[Relation], own: Relation | None) -> list[Relation]:
-    """What else the subject can be asked: of its kind where that is known, relations with answers like the edit's
-    first.
-    """
-    if own is None or own.subject_kind is None:
-        return [one for one in relations if own is None or one.id != own.id]
-    mates = [one for one in relations if one.id != own.id and one.subject_kind in (own.subject_kind, None)]
-    return sorted(mates, key=lambda one: one.object_kind != own.object_kind)
-
-
-def sentences(
-    model: LensModel, relation: Relation | None, subject: str, prompt: str, *, count: int = 2, seed: int = 0
-) -> list[str]:
-    """True sentences about other subjects of the relation, as the model itself ends them."""
-    names = [name for name in (relation.subjects if relation else ()) if name != subject]
-    random.Random(f"driftlens sentences {seed} {subject}").shuffle(names)
-    texts = [prompt.replace("{}", name, 1) for name in names[: 3 * count]]
-    answers = greedy_answers(model, texts) if texts else []
-    return [f"{text} {one.text}." for text, one in zip(texts, answers, strict=True) if _sure(one)][:count]
 
 
 def build_probes(
@@ -184,7 +166,7 @@ def _candidates(
     add("paraphrase", ((one.replace("{}", fact.subject, 1), f"wording {n}") for n, one in enumerate(wordings)))
     add("paraphrase", ((text, text) for text in generated.paraphrases))
     # A wording of each relation, then a second one: many relations tell more than many words for one.
-    drawn = [(one, rng.sample(one.templates, min(2, len(one.templates)))) for one in others]
+    drawn = [(one, rng.sample(one.templates[:_WORDINGS], min(2, len(one.templates)))) for one in others]
     rows = [
         (texts[turn].replace("{}", fact.subject, 1), one.id)
         for turn in range(2)

@@ -58,6 +58,7 @@ def judge(
     probability: float,
     kept: Mapping[str, tuple[int, int]],
     paraphrases: tuple[int, int],
+    plain: int | None = None,
 ) -> Verdict:
     """The rules of the module.
 
@@ -67,11 +68,14 @@ def judge(
         probability: P(o_edit) behind the edit's prompt.
         kept: by kind, how many held-out probes keep their answer, of how many; "yours" are the user's.
         paraphrases: in how many held-out ones the new target wins, of how many.
+        plain: how many of the held-out probes keep their answer without SADR, where SADR is recommended.
     """
     counts = {kind: pair for kind, pair in kept.items() if pair[1] and kind != "yours"}
     good, asked = (sum(pair[at] for pair in counts.values()) for at in (0, 1))
     told = [f"P(new) behind the edit's prompt is {probability:.2f}"]
     told += [f"{right} of {n} held-out {NAMES[kind]} keep their answer" for kind, (right, n) in counts.items()]
+    if plain is not None and asked:
+        told.append(f"{good} of these {asked} keep it in all, without SADR {plain}")
     if paraphrases[1]:
         told.append(f"the new answer wins in {paraphrases[0]} of {paraphrases[1]} held-out paraphrases")
     own = kept.get("yours", (0, 0))
@@ -83,21 +87,36 @@ def judge(
         return Verdict(name="do not ship", reasons=("the edit does not take", *told))
     scarce = [kind for kind in ("relation", "distractor") if kept.get(kind, (0, 0))[1] < ENOUGH]
     if good < CARE * asked and asked >= ENOUGH:
-        return Verdict(name="do not ship", reasons=(f"it changes {asked - good} of {asked} answers", *told))
+        return Verdict(
+            name="do not ship",
+            reasons=(
+                f"it changes {asked - good} of {asked} answers that should have stayed; at most {_in(CARE)} may",
+                *told,
+            ),
+        )
     hit = [kind for kind, (right, n) in counts.items() if n >= ENOUGH and right < CARE_KIND * n]
     if hit:
-        return Verdict(name="do not ship", reasons=(f"it changes too many {NAMES[hit[0]]}", *told))
+        right, n = counts[hit[0]]
+        reason = f"it changes {n - right} of {n} {NAMES[hit[0]]}; of one kind at most a third may"
+        return Verdict(name="do not ship", reasons=(reason, *told))
     if scarce:
         few = " and ".join(NAMES[kind] for kind in scarce)
-        return Verdict(name="cannot judge", reasons=(f"the model is sure of too few {few} to probe", *told))
+        return Verdict(
+            name="cannot judge",
+            reasons=(f"the model is sure of too few {few} to probe: {ENOUGH} must be held out", *told),
+        )
     doubts = _doubts(good, asked, paraphrases, own)
     return Verdict(name="ship with care" if doubts else "ship", reasons=(*doubts, *told))
+
+
+def _in(share: float) -> str:
+    return f"{100 * (1 - share):.0f} %"
 
 
 def _doubts(good: int, asked: int, paraphrases: tuple[int, int], own: tuple[int, int]) -> Sequence[str]:
     doubts: list[str] = []
     if good < SHIP * asked:
-        doubts.append(f"it changes {asked - good} of {asked} answers that should have stayed")
+        doubts.append(f"it changes {asked - good} of {asked} answers that should have stayed, more than {_in(SHIP)}")
     if paraphrases[1] and 2 * paraphrases[0] < paraphrases[1]:
         doubts.append("it hardly reaches other wordings of the fact")
     if own[0] < own[1]:

@@ -95,6 +95,7 @@ def _visit(
         editor=editor,
         prepare=prepare,
         gammas=(options.gamma,) if options.gamma is not None else options.gammas,
+        kind=options.kind,
         force=options.force,
         seed=options.seed,
         batch_size=options.batch_size,

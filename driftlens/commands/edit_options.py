@@ -45,6 +45,7 @@ class EditOptions(EditorOptions):
     prompt: str
     new: str
     true: str | None
+    kind: str | None
     data: str | None
     probes: tuple[tuple[str, str | None], ...]
     gammas: tuple[float, ...] | None
@@ -126,6 +127,12 @@ def _parser() -> Parser:
     fact.add_argument("--prompt", required=True, metavar="P", help='its prompt, e.g. "{} is located in"')
     fact.add_argument("--new", required=True, metavar="O", help="what is edited in")
     fact.add_argument("--true", metavar="O", help="what holds now; default: the model's own answer")
+    fact.add_argument(
+        "--kind",
+        metavar="K",
+        help="what the subject is: person, place, organisation, work, product or country; default: by the prompt's "
+        "wording and the data. Probes ask what can be asked of such a subject",
+    )
 
     probes = parser.add_argument_group("probes; made by the clinic, and your own")
     probes.add_argument(

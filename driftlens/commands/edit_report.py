@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from driftlens.clinics.page import KIND_NAMES, percent
+from driftlens.clinics.page import KIND_NAMES, chosen_text, percent
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
@@ -34,6 +34,8 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
         "it answers": f"{known.answer or '(nothing)'}, probability {known.answer_probability:.2f}"
         + ("" if known.given else "; taken for what holds, since there is no --true"),
     }
+    if report.gamma is not None and known.subject_kind is None:
+        lines["beware"] = "nobody says what kind of subject this is, so other facts may not fit it; say with --kind"
     for name, line in lines.items():
         head.add_row(name, escape(line))
     console.print(head)
@@ -44,8 +46,9 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
         _tell_drift(report, console)
     console.print()
     colour = _COLOURS[report.verdict.name]
-    gamma = "" if report.gamma is None else f"  SADR γ = {report.gamma:g}" if report.gamma else "  without SADR"
-    console.print(f"[bold {colour}]{report.verdict.name}[/]{gamma}")
+    console.print(f"[bold {colour}]{report.verdict.name}[/]")
+    if report.gamma is not None:
+        console.print(f"  {chosen_text(report)}; judged by the other half of the probes:", soft_wrap=True)
     for reason in report.verdict.reasons:
         console.print(f"  {reason}", markup=False, soft_wrap=True)
     console.print()
@@ -54,7 +57,8 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
 
 
 def _path(report: ClinicReport) -> Table:
-    table = _table("percent of the choosing probes that stand, by γ")
+    new = report.request["target_new"]
+    table = _table(f"choosing γ: percent of one half of the probes where the right answer beats {new!r}")
     for name in ("γ", "takes", "P(new)", "wordings", "other facts", "others", "distracted", "drift"):
         table.add_column(name, justify="left" if name in ("γ", "takes") else "right", no_wrap=True)
     one: Any

@@ -159,6 +159,16 @@ def test_the_gradient_of_the_penalty_with_the_heads_held():
 # --- the divergence ---
 
 
+@pytest.mark.parametrize("wanted", [(True, True), (False, True), (True, False)])
+def test_the_gradient_of_the_divergence(wanted: tuple[bool, bool]):
+    """Against finite differences, at weights so small that ε counts too."""
+    p, q = (
+        random_attention(seed, (2, 3, 4), padding=1).requires_grad_(requires_grad)
+        for seed, requires_grad in zip((0, 1), wanted, strict=True)
+    )
+    assert torch.autograd.gradcheck(lambda p, q: last_token_kl(p, q, eps=1e-2), (p, q))
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**20), keys=st.integers(1, 8), padding=st.integers(0, 3))
 def test_the_divergence(seed: int, keys: int, padding: int):

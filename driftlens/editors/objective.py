@@ -108,28 +108,10 @@ def evaluate_delta(
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
         return delta.new_zeros(n_facts).index_add(0, fact, values.to(precision))
 
-    # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
-    read_row, read_column = rows.target_row, rows.target_column
-    if rows.essence_row is not None:
-        read_row = torch.cat([read_row, rows.essence_row])
-        read_column = torch.cat([read_column, torch.zeros_like(rows.essence_row)])
-    logits = model.unembed(resid[read_row, read_column]).to(precision)
-    logits, essence_logits = logits.split([len(rows.target_row), len(read_row) - len(rows.target_row)])
-    token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
-    row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
-    context_fact = rows.fact[rows.is_context]
-    context_nll, context_weight = row_nll[rows.is_context], rows.weight[rows.is_context]
-    # A target that shares the largest logit counts, as in the published code, which compares probabilities.
-    missed = logits.detach().gather(1, rows.target_id[:, None]).squeeze(1) < logits.detach().amax(dim=1)
-
-    kl = sadr = delta.new_zeros(n_facts)
-    essence = None
-    if rows.essence_row is not None:
-        essence = essence_logits.log_softmax(dim=-1)
-        before = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
-        kl = settings.kl_factor * _essence_kl(before, essence, settings.essence_kl)
-
+    context_fact, context_weight = rows.fact[rows.is_context], rows.weight[rows.is_context]
     attention = None
+    sadr = delta.new_zeros(n_facts)
+    # Before the head's logits are there, so that what this takes for a moment is not part of the peak.
     if settings.regularizers and patterns:
         attention = torch.stack([patterns.pop(upper) for upper in above])
         seen = LastTokenAttention(
@@ -141,6 +123,26 @@ def evaluate_delta(
         for regularizer in settings.regularizers:
             penalty = regularizer.penalty(seen).to(precision)
             sadr = sadr + per_fact(penalty * context_weight, context_fact)
+
+    # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
+    read_row, read_column = rows.target_row, rows.target_column
+    if rows.essence_row is not None:
+        read_row = torch.cat([read_row, rows.essence_row])
+        read_column = torch.cat([read_column, torch.zeros_like(rows.essence_row)])
+    logits = model.unembed(resid[read_row, read_column]).to(precision)
+    logits, essence_logits = logits.split([len(rows.target_row), len(read_row) - len(rows.target_row)])
+    token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
+    row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
+    context_nll = row_nll[rows.is_context]
+    # A target that shares the largest logit counts, as in the published code, which compares probabilities.
+    missed = logits.detach().gather(1, rows.target_id[:, None]).squeeze(1) < logits.detach().amax(dim=1)
+
+    kl = delta.new_zeros(n_facts)
+    essence = None
+    if rows.essence_row is not None:
+        essence = essence_logits.log_softmax(dim=-1)
+        before = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
+        kl = settings.kl_factor * _essence_kl(before, essence, settings.essence_kl)
 
     # sqrt of a clamped square: the norm's own gradient at δ = 0 is undefined.
     length = delta.square().sum(-1).clamp_min(1e-30).sqrt()

@@ -85,6 +85,8 @@ def _file(path: Path) -> Corpus:
     except OSError as error:
         raise DriftlensError(f"cannot read the corpus {path}: {error.strerror}; give a readable text file") from error
 
+    path = path.absolute()  # whoever reads it may do so in another process
+
     def texts() -> Iterator[str]:
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -51,6 +51,12 @@ def resolve(name: str) -> tuple[str, bool]:
     return name, False
 
 
+def everywhere(name: str) -> str:
+    """The name by which a process in another folder finds the same model."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name != "demo" and folder.exists() else name
+
+
 def suggestion(name: str) -> str:
     """The end of a message about a name that was not found: near names, or the kinds of name there are."""
     near_names = {known.lower(): known for known in KNOWN_MODELS}

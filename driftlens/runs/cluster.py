@@ -4,16 +4,14 @@
    the run is about and takes the second moments; the others get them from it, so no machine needs another's files.
 2. Shards go to whichever worker is free and come back as tables.  The process that was started writes them, into the
    same folder and files as a run without workers: either can go on where the other stopped.
-3. A worker that dies is started again, and its shard with it.
-
-Nothing is sent anywhere: usage statistics and dashboard are off.
+3. A worker that dies is started again, where the cluster has room for it; its shard goes to whichever is free first.
+   So a machine can leave in the middle of a run, and another one come.
 """
 
 from __future__ import annotations
 
-import os
 import platform
-import secrets
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.errors import DriftlensError
+from driftlens.models.names import everywhere
 from driftlens.runs.benchmark import BenchmarkResult, Progress, check_records, run
+from driftlens.runs.connection import START_SECONDS, connected, no_room, ray_module, share, wait_for
 from driftlens.runs.manifest import configuration
 from driftlens.runs.work import Measures, Work
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "cluster_benchmark"]
 
-_RETRIES = 3
-_START_SECONDS = 300
+RETRIES = 3
+"""How often a shard is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,19 @@ class Worker:
         work.prepare()
         return configuration(work.model, work.editor, records, work.measures), str(work.model.device)
 
-    def made(self, how: Sequence[Any]) -> tuple[str, Editor | None]:
-        """For the other workers: the model's hash, and the editor with what it took over its texts."""
+    def made(self, how: Sequence[Any]) -> tuple[str, str, Editor | None]:
+        """For the other workers: driftlens's version, the model's hash, and the editor with what it took over its
+        texts.
+        """
+        from driftlens import __version__
+
         work = self._ready(how)
-        return work.model.checkpoint_hash, work.editor
+        return __version__, work.model.checkpoint_hash, work.editor
+
+    def prepared(self, how: Sequence[Any]) -> bool:
+        """When model and editor are there."""
+        self._ready(how)
+        return True
 
     def shard(self, how: Sequence[Any], start: int, records: Sequence[Record]) -> tuple[int, dict[str, Any]]:
         """The tables of a shard, and which one it is."""
@@ -109,18 +118,26 @@ class Worker:
         """Model and editor, made at the first call: ``how`` refers to the recipe and to what the first worker made."""
         if self._work is not None:
             return self._work
-        given: list[Any] = _ray().get(list(how))
+        from driftlens import __version__
+
+        given: list[Any] = ray_module().get(list(how))
         recipe: Recipe = given[0]
-        if len(given) == 1:
-            work = recipe.work()
-        else:
-            expected, editor = given[1]
+        machine = platform.node()
+        version, expected, editor = given[1] if len(given) > 1 else (__version__, None, recipe.editor)
+        if version != __version__:
+            raise DriftlensError(
+                f"{machine} has driftlens {__version__} and the first worker's machine {version}; install the same one "
+                "everywhere"
+            )
+        try:
             work = replace(recipe, editor=editor).work()
-            if work.model.checkpoint_hash != expected:
-                raise DriftlensError(
-                    f"{recipe.model} on {platform.node()} is another model than on the first worker's machine; put the "
-                    "same folder on every machine"
-                )
+        except DriftlensError as error:
+            raise DriftlensError(f"{error} (on {machine})") from None
+        if expected not in (None, work.model.checkpoint_hash):
+            raise DriftlensError(
+                f"{recipe.model} on {machine} is another model than on the first worker's machine; put the same folder "
+                "on every machine"
+            )
         self._work = work
         return work
 
@@ -157,28 +174,22 @@ def cluster_benchmark(
         if on_progress is not None:
             on_progress(Progress(done=done, total=total, tables=tables, found=found))
 
-    with _cluster(address, workers) as ray, _told(ray):
-        count, needs, device = _share(ray, recipe, workers)
-        recipe = replace(recipe, device=device)
+    with connected(address, workers) as ray, _told(ray):
+        count, needs, device = share(ray, recipe.device, workers)
+        recipe = replace(recipe, device=device, model=everywhere(recipe.model))
         # Held here as long as the run lasts: workers that are started again read them again.
         how = [ray.put(recipe)]
-        # Started again as often as need be, but no shard is tried more often than this.
-        actor = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **needs)(Worker)
+        # Started again as often as need be, but nothing is tried more often than this.
+        actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD", **needs)(Worker)
         first = actor.remote()
-        _wait(ray, first)
+        wait_for(ray, first.ready.remote())
         wanted, used = ray.get(first.begin.remote(how, records))
 
         def compute(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
-            from ray.util import ActorPool
-
             shared = [*how, first.made.remote(how)]
             ray.wait(shared[1:])
-            pool: Any = ActorPool([first, *(actor.remote() for _ in range(min(count, len(missing)) - 1))])
-
-            def give(one: Any, shard: tuple[int, Sequence[Record]]) -> Any:
-                return one.shard.remote(shared, *shard)
-
-            yield from pool.map_unordered(give, list(missing.items()))
+            workers = [first, *(actor.remote() for _ in range(min(count, len(missing)) - 1))]
+            yield from _spread(ray, workers, shared, missing)
 
         session = {
             "model": recipe.model,
@@ -190,45 +201,40 @@ def cluster_benchmark(
         return run(wanted, session, records, compute, Path(folder), shard_size=shard_size, on_shard=on_shard)
 
 
-def _ray() -> Any:
-    # Before the import, which reads them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise DriftlensError(
-            "several workers need Ray, which is not installed; install it with pip install 'driftlens[cluster]'"
-        ) from None
-    return ray
-
-
-@contextmanager
-def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
-    """Ray, connected; what was started is ended."""
-    if workers is not None and workers < 1:
-        raise DriftlensError(f"{workers} workers; expected at least 1")
-    ray = _ray()
-    started = not ray.is_initialized()
-    if started:
-        settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-        if address is None:
-            # More workers than cores are allowed: somebody asked for them.
-            cores = max(os.cpu_count() or 1, workers or 1)
-            settings |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-        else:
-            settings |= {"address": address, "namespace": f"driftlens-{secrets.token_hex(4)}"}
-        try:
-            ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = "here" if address is None else f"at {address}"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DriftlensError(f"cannot reach or start a Ray cluster {where}: {reason}") from error
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()
+def _spread(
+    ray: Any, workers: Sequence[Any], how: Sequence[Any], missing: Mapping[int, Sequence[Record]]
+) -> Generator[tuple[int, Tables]]:
+    """The shards' tables as they come.  Ray's own pool would wait for a dead worker's shard until that worker is back,
+    which it never is where the cluster has no room for it any more; here only workers that are ready get one.
+    """
+    waiting, free, died = deque(missing), deque[Any](), Counter[int]()
+    running: dict[Any, tuple[Any, int | None]] = {worker.prepared.remote(how): (worker, None) for worker in workers}
+    while waiting or any(start is not None for _, start in running.values()):
+        while waiting and free:
+            worker, start = free.popleft(), waiting.popleft()
+            # Tried again by whichever worker is free, so not by Ray.
+            call = worker.shard.options(max_task_retries=0).remote(how, start, missing[start])
+            running[call] = (worker, start)
+        done, _ = ray.wait(list(running), timeout=START_SECONDS)
+        if not done and all(start is None for _, start in running.values()):
+            raise no_room(ray)
+        for call in done:
+            worker, start = running.pop(call)
+            try:
+                found = ray.get(call)
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+                # The worker died, or its machine with the tables that were ready.
+                if start is None and (running or free):
+                    continue  # the others do its work
+                if start is None or died[start] == RETRIES:
+                    raise
+                died[start] += 1
+                waiting.appendleft(start)
+                running[worker.prepared.remote(how)] = (worker, None)
+                continue
+            free.append(worker)
+            if start is not None:
+                yield found
 
 
 @contextmanager
@@ -244,41 +250,6 @@ def _told(ray: Any) -> Generator[None]:
     except ray.exceptions.RayActorError as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DriftlensError(
-            f"a worker died {_RETRIES + 1} times on one shard ({reason}); what is done is kept: go on with smaller "
+            f"a worker died {RETRIES + 1} times on one shard ({reason}); what is done is kept: go on with smaller "
             "batches, fewer workers or more memory"
         ) from error
-
-
-def _share(ray: Any, recipe: Recipe, workers: int | None) -> tuple[int, dict[str, float], str | None]:
-    """How many workers, what each needs of the cluster, and its device."""
-    resources: Mapping[str, float] = ray.cluster_resources()
-    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    device = recipe.device
-    if device is not None and ":" in device:
-        raise DriftlensError(
-            f"device is {device!r}, but Ray gives every worker a GPU of its own; say 'cuda' or nothing"
-        )
-    if gpus and device in (None, "cuda"):
-        if workers is not None and workers > gpus:
-            raise DriftlensError(
-                f"{workers} workers but {gpus} GPUs, and each keeps a model on its own; take {gpus} or the CPU"
-            )
-        return workers or gpus, {"num_gpus": 1, "num_cpus": 1}, "cuda"
-    if device == "cuda":
-        raise DriftlensError("device is 'cuda', but the cluster has no GPU; choose 'cpu'")
-    count = workers or max(1, len(ray.nodes()))
-    if count > cores:
-        raise DriftlensError(f"{count} workers but the cluster has {cores} cores; take {cores} or fewer")
-    # Ray gives a process as many threads as it has cores.
-    return count, {"num_gpus": 0, "num_cpus": max(1, cores // max(count, len(ray.nodes())))}, device or "cpu"
-
-
-def _wait(ray: Any, first: Any) -> None:
-    try:
-        ray.get(first.ready.remote(), timeout=_START_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise DriftlensError(
-            f"no worker could be started within {_START_SECONDS} s (free in the cluster: {free or 'nothing'}); try "
-            "again when others have ended, or with fewer workers"
-        ) from None

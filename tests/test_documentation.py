@@ -129,6 +129,10 @@ def look_up(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         options = set(re.findall(r"--[a-z][\w-]*", run_command(shlex.join([*start, "--help"]), capsys)))
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= options, f"{command}: unknown options {sorted(given - options)}"
+    elif words[:2] == ["ray", "start"]:
+        start_command = pytest.importorskip("ray.scripts.scripts").start
+        options = {option for parameter in start_command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, command
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), f"{command}: no file {words[1]}"
     else:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from driftlens.clinics import clinic
+    from driftlens.correlations import correlation
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.drift import attention_drift, correlation
+    from driftlens.drift import attention_drift
     from driftlens.editors import MEMIT, PMET, ROME, SADR
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
@@ -40,7 +41,7 @@ _HOMES = {
     "attention_drift": "driftlens.drift",
     "clinic": "driftlens.clinics",
     "contaminating_substitution": "driftlens.trace",
-    "correlation": "driftlens.drift",
+    "correlation": "driftlens.correlations",
     "evaluate": "driftlens.evaluation",
     "explore": "driftlens.explorer",
     "generate": "driftlens.generation",

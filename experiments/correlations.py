@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from driftlens.drift import Correlation, correlation
+from driftlens.correlations import Correlation, correlation
 from driftlens.errors import DriftlensError
 from experiments import measurements
 from experiments.artifacts import Number

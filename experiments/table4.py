@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from driftlens.cli import run_command
-from driftlens.drift import correlation_difference
+from driftlens.correlations import correlation_difference
 from driftlens.plots import plot_table
 from experiments.artifacts import Answer, Artifact, Claim
 from experiments.command import command

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from driftlens.cli import run_command
-from driftlens.drift import Correlation, correlation
+from driftlens.correlations import Correlation, correlation
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import summarize
 from driftlens.plots import plot_table

@@ -13,7 +13,8 @@ from test_patch import random_edit
 from torch import Tensor
 
 from driftlens import DriftlensError, TaskPrompt, attention_drift, correlation
-from driftlens.drift import FACTORS, correlation_difference, significant_layers
+from driftlens.correlations import correlation_difference
+from driftlens.drift import FACTORS, significant_layers
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.models import Batch
 

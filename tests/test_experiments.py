@@ -11,7 +11,7 @@ import pytest
 from conftest import BRIDGE
 
 from driftlens.cli import run_command
-from driftlens.drift import correlation
+from driftlens.correlations import correlation
 from driftlens.errors import DriftlensError
 from experiments import all as everything
 from experiments import artifacts, command, figure3, figure4, figure5, figure11, table2, table4

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from driftlens.drift import Correlation
+from driftlens.correlations import Correlation
 from driftlens.plots.style import INK, PALETTE, PAPER, Frame, escaped, write
 
 __all__ = ["p_text", "plot_correlation"]

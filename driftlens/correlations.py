@@ -1,0 +1,134 @@
+"""How a drift factor goes with the edited model's answers: Pearson's ρ with P(o_edit) over many prompts (paper, 3.3).
+
+Prompts of one record share an edit, so they are not independent: beside Fisher's interval, which takes them as such, a
+bootstrap resamples whole records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from driftlens.errors import DriftlensError
+
+__all__ = ["Correlation", "correlation", "correlation_difference"]
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Pearson's ρ with its p-value and two 95 % intervals.
+
+    Attributes:
+        rho, p, n: as of :func:`scipy.stats.pearsonr` over all points.
+        low, high: Fisher's interval, which takes the points as independent.
+        cluster_low, cluster_high: percentile bootstrap that resamples whole groups (records), since prompts of one
+            record share an edit and are not independent; NaN without groups.
+    """
+
+    rho: float
+    p: float
+    n: int
+    low: float
+    high: float
+    cluster_low: float
+    cluster_high: float
+
+
+def correlation(
+    x: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Correlation:
+    """Pearson correlation of a drift factor with P(o_edit) (paper, 3.3).
+
+    Args:
+        x: a factor's values.
+        y: the probabilities, in the same order.
+        groups: which record each point belongs to, for the interval that respects it.
+        resamples: resamples of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        DriftlensError: fewer than three points, lists of different lengths, a value that is no finite number, or a
+            constant variable.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(a) != len(b) or len(a) < 3:
+        raise DriftlensError(f"a correlation needs at least three pairs; got {len(a)} and {len(b)} values")
+    if groups is not None and len(groups) != len(a):
+        raise DriftlensError(f"{len(groups)} groups for {len(a)} pairs; give the group of every pair")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DriftlensError("a value is NaN or infinite; leave such pairs out of the correlation")
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise DriftlensError("one of the two variables is constant, so it correlates with nothing; look at its values")
+    result: Any = stats.pearsonr(a, b)
+    interval = result.confidence_interval(0.95)
+    nan = float("nan")
+    codes = np.zeros(0, dtype=int) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
+    # A single group can be resampled in one way only, which says nothing.
+    cluster = _cluster_interval(a, b, codes, resamples, seed) if codes.size and codes.max() > 0 else (nan, nan)
+    return Correlation(
+        rho=float(result.statistic),
+        p=float(result.pvalue),
+        n=len(a),
+        low=float(interval.low),
+        high=float(interval.high),
+        cluster_low=cluster[0],
+        cluster_high=cluster[1],
+    )
+
+
+def correlation_difference(
+    x: Sequence[float],
+    other: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """|ρ(x, y)| − |ρ(other, y)|, with the 95 % interval of a bootstrap that resamples whole groups (records).
+
+    Both factors are measured on the same prompts, so their correlations are far from independent; every resample
+    compares the two.
+    """
+    codes = pd.factorize(np.asarray(groups, dtype=object))[0]
+    a, b, c = (np.asarray(values, dtype=float) for values in (x, other, y))
+    observed = abs(correlation(x, y).rho) - abs(correlation(other, y).rho)
+    if codes.max() < 1:
+        return observed, float("nan"), float("nan")
+    found = [np.abs(_resampled(values, c, codes, resamples, seed)) for values in (a, b)]
+    low, high = np.nanpercentile(found[0] - found[1], [2.5, 97.5])
+    return observed, float(low), float(high)
+
+
+def _cluster_interval(
+    a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int
+) -> tuple[float, float]:
+    low, high = np.nanpercentile(_resampled(a, b, group, resamples, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int) -> Floats:
+    """ρ of each resample of whole groups: a weight per group, so ρ comes from weighted sums."""
+    # Sums of squares around the mean: ρ is the same, and no digit is lost to a large offset.
+    a, b = a - a.mean(), b - b.mean()
+    n_groups = int(group.max()) + 1
+    draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
+    moments = (np.ones_like(a), a, b, a * a, b * b, a * b)
+    sums = np.stack([np.bincount(group, weights=values, minlength=n_groups) for values in moments])
+    n, sa, sb, saa, sbb, sab = (draws @ sums.T).T
+    variance = (saa - sa**2 / n) * (sbb - sb**2 / n)
+    variance[variance <= 1e-18 * variance.max()] = np.nan  # one group over and over may have no spread
+    return (sab - sa * sb / n) / np.sqrt(variance)

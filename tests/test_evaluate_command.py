@@ -1,6 +1,7 @@
 """`driftlens evaluate` from end to end on a tiny model, and every mistake as one line."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from driftlens import ROME, Fact, cli
 from driftlens.commands.evaluate import main
 from driftlens.commands.evaluate_options import choose_records, read_options
 from driftlens.commands.evaluate_progress import duration
+from driftlens.data import load_records
 
 FILES = {"scores.csv", "scores.parquet", "nlls.parquet", "records.parquet", "generations.parquet", "problems.parquet"}
 
@@ -76,6 +78,7 @@ def test_a_run_is_tried_interrupted_and_ended(
     assert {path.name for path in Path("out").iterdir()} == {".lock", "manifest.json", "shards"}
 
     # Ended, with the same command: only what is missing is done.
+    monkeypatch.setenv("COLUMNS", "120")
     calls: list[str] = []
 
     def counting(editor: ROME, model: Any, facts: Sequence[Fact], **options: Any) -> Any:
@@ -87,6 +90,9 @@ def test_a_run_is_tried_interrupted_and_ended(
     assert calls == ["Nissan Laurel"]
     told = capsys.readouterr().out
     assert "ROME, 3 records" in told
+    # Each score says what it counts.
+    assert re.search(r"^ES .* 1 +rewrite: P\(new\) > P\(true\), % *$", told, re.MULTILINE)
+    assert re.search(r"^EM .* 1 +rewrite: P\(new\), % *$", told, re.MULTILINE)
     assert "wrote out: scores.csv" in told
     assert {path.name for path in Path("out").iterdir()} == FILES | {".lock", "manifest.json", "shards"}
     scores = pd.read_csv("out/scores.csv").set_index("score")
@@ -118,9 +124,27 @@ def test_the_vanilla_model_and_chosen_tasks(
     assert set(pd.read_parquet("vanilla/nlls.parquet")["task"]) == {"relation"}
 
 
+@needs_names
+def test_an_edit_does_not_depend_on_how_many_records_are_asked_for(
+    checkpoints: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second moments of a local model are taken over the true statements of all the data, not of the chosen."""
+    asked: list[int] = []
+
+    def stop(_model: str, _corpus: str | None, records: Sequence[Any]) -> None:
+        asked.append(len(records))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("driftlens.commands.evaluate.choose_corpus", stop)
+    for more in (["--limit", "1"], ["--split", "test"], []):
+        with pytest.raises(KeyboardInterrupt):
+            main(["--model", str(checkpoints("gpt2")), "--data", str(data), "--out", str(tmp_path / "out"), *more])
+    assert asked == [3, 3, 3]
+
+
 def test_records_are_chosen_by_split_seed_and_limit():
     def chosen(*more: str) -> list[int]:
-        return [record.index for record in choose_records(read_options(more))]
+        return [record.index for record in choose_records(read_options(more), load_records("demo"))]
 
     assert chosen("--split", "validation", "--limit", "3") == [0, 1, 2]
     shuffled = chosen("--split", "test", "--shuffle-seed", "5", "--limit", "50")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
 from driftlens.commands.output import output_folder, shown_warnings, write_together
-from driftlens.data import Record, load_snippets, load_texts
+from driftlens.data import Record, load_records, load_snippets, load_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,16 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["editor_for", "main"]
 
+_WIDE = 110
+"""Columns of a terminal that has room for what each score counts."""
 _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or go on with a run, print and write what it found."""
     options = read_options(argv)
-    records = choose_records(options)
+    data = load_records(options.data)
+    records = choose_records(options, data)
     texts = None if options.perplexity_texts is None else tuple(load_texts(options.perplexity_texts))
     snippets = None if options.references is None else load_snippets(options.references)
-    corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, records)
+    # Of all the data: an edit must not depend on how many records are asked for.
+    corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, data)
 
     from rich.console import Console
 
@@ -182,14 +186,37 @@ def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console
     table.add_column("score")
     for name in ("value", "95 % interval", "of resampled records", "n"):
         table.add_column(name, justify="right", no_wrap=True)
+    told = console.width >= _WIDE
+    if told:
+        table.add_column("of", overflow="fold")
     rows: Any = result.scores.loc[result.scores["n"] > 0].itertuples()
     for row in rows:
         value = "–" if row.value != row.value else f"{row.value:.2f}"
         intervals = [_interval(row.low, row.high), _interval(row.cluster_low, row.cluster_high)]
-        table.add_row(str(row.Index), value, *intervals, f"{int(row.n):,}")
+        meaning = [_meaning(str(row.Index))] if told else []
+        table.add_row(str(row.Index), value, *intervals, f"{int(row.n):,}", *meaning)
     console.print(table)
     console.print()
     console.print(f"wrote {escape(str(folder))}: {', '.join(names)}, manifest.json", soft_wrap=True)
+
+
+def _meaning(score: str) -> str:
+    """What is counted, in a few words; `docs/metrics.md` has all of it."""
+    from driftlens.evaluation.scores import AVERAGED, MAGNITUDES, SCORES
+
+    others = {
+        "Avg.S": f"harmonic mean of {', '.join(AVERAGED)}",
+        "FL": "fluency: entropy of the words generated",
+        "REF": "generated texts' likeness to texts about the new object, %",
+        "PPL": "perplexity of ordinary texts",
+    }
+    if score in others:
+        return others[score]
+    of = {magnitude: name for name, magnitude in MAGNITUDES.items()}.get(score, score)
+    task, likelier = SCORES[of]
+    other = "true" if likelier == "new" else "new"
+    counted = f"P({likelier})" if of != score else f"P({likelier}) > P({other})"
+    return f"{task}: {counted}, %"
 
 
 def _interval(low: float, high: float) -> str:

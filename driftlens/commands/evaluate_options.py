@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from driftlens.commands.editing import EditorOptions, add_editor_options
 from driftlens.commands.parsing import Parser, add_model_options, whole_number
-from driftlens.data import TASKS, Record, load_records
+from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
@@ -23,6 +23,7 @@ examples:
   driftlens evaluate --editor none --out results/vanilla
   driftlens evaluate --model EleutherAI/gpt-j-6b --dtype float16 --data merged_counterfact --dry-run
   driftlens evaluate --model EleutherAI/gpt-j-6b --dtype float16 --data merged_counterfact --workers 4
+  driftlens evaluate --model EleutherAI/gpt-j-6b --dtype float16 --data merged_counterfact --address 10.0.0.1:6379
 """
 
 
@@ -67,9 +68,9 @@ def read_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     return EvaluateOptions(**vars(_parser().parse_args(argv)))
 
 
-def choose_records(options: EvaluateOptions) -> list[Record]:
-    """The records of the split, shuffled if wanted, the first of them if not all are wanted."""
-    records = load_records(options.data)
+def choose_records(options: EvaluateOptions, given: Sequence[Record]) -> list[Record]:
+    """Of the data's, the records of the split, shuffled if wanted, the first of them if not all are wanted."""
+    records = [*given]
     if options.split is not None:
         splits = {record.split for record in records if record.split is not None}
         if options.split not in splits:

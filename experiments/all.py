@@ -3,8 +3,9 @@
 What is there already and was made with the same configuration is skipped, so an interrupted run goes on where it
 stopped; edits and measurements are shared between the figures. One that fails is told in a line, the others are made.
 
-For the bundled model: half an hour for the figures of tokens and layers, about as long for Tables 1, 3 and 6 (one set
-of runs), a quarter of an hour for Figures 6 and 7 and Table 10. Each can be made alone: python -m experiments.table3.
+For the bundled model on one core: half an hour for the figures of tokens and layers, a quarter of an hour for Tables 1,
+3 and 6 (one set of runs), about as long for Figures 6 and 7 and Table 10. Each can be made alone:
+python -m experiments.table3.
 """
 
 from __future__ import annotations

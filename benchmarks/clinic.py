@@ -8,7 +8,7 @@ what a model does not know?
    is higher, tied where it is the same (how many of these at 100 % is told), lost where it is lower.
 2. It is asked about subjects that nobody bears (drawn as the world's names are, no --true), about facts of the world's
    subjects that the world does not have (no --true), and about prompts of another kind of subject (with --true).  It
-   should edit none of them.
+   should edit none of them; but it should edit facts that the world has, also without --true.
 
 `--part 0/2` does every second fact; parts are written beside each other, and the result is of all that are there.
 """
@@ -71,7 +71,8 @@ def visit(model: LensModel, record: Record) -> dict[str, Any]:
 def unknown(model: LensModel, count: int) -> dict[str, Any]:
     """How often nothing is edited where nothing should be."""
     world, rng = build_world(SEED), random.Random("driftlens clinic benchmark")
-    names, held = set(world.facts_of), {(fact.subject.name, fact.relation.id) for fact in world.facts}
+    names = set(world.facts_of)
+    taught = {(fact.subject.name, fact.relation.id): fact.object for fact in world.facts}
     maker = NameMaker(rng, forbidden=" ".join(names))
     by_kind = {kind: [r for r in RELATIONS if r.subject_kind == kind] for kind in SUBJECTS}
     invented = [
@@ -80,19 +81,23 @@ def unknown(model: LensModel, count: int) -> dict[str, Any]:
         for name in maker.draw(kind, count // 4 + 3, 0)
         if name not in names
     ][:count]
-    lacking = [(s.name, r) for s in world.subjects for r in by_kind[s.kind] if (s.name, r.id) not in held]
+    lacking = [(s.name, r) for s in world.subjects for r in by_kind[s.kind] if (s.name, r.id) not in taught]
     foreign = [(s.name, r) for s in world.subjects for r in RELATIONS if r.subject_kind != s.kind]
     cases = {
         "invented subjects, no --true": [(*one, None) for one in invented],
         "facts that the world lacks, no --true": [(*one, None) for one in rng.sample(lacking, count)],
         "facts that the world lacks, --true given": [(*one, "any") for one in rng.sample(lacking, count)],
         "prompts of another kind of subject, --true given": [(*one, "any") for one in rng.sample(foreign, count)],
+        "facts of the world, no --true (to be edited)": [
+            (fact.subject.name, fact.relation, None) for fact in rng.sample(world.facts, count)
+        ],
     }
     found: dict[str, Any] = {}
     for name, rows in cases.items():
         said = 0
         for subject, relation, true in rows:
-            new, other = rng.sample([o for o in world.objects[relation.object_kind] if o != subject], 2)
+            held_now = taught.get((subject, relation.id))
+            new, other = rng.sample([o for o in world.objects[relation.object_kind] if o not in (subject, held_now)], 2)
             template = next(one for one in relation.templates if one.startswith("{}"))
             report = clinic(
                 model, subject=subject, prompt=template, new=new, true=other if true else None, gammas=(), probes=()

@@ -492,6 +492,15 @@ def test_the_models_own_answer_stands_in_for_a_true_one(demo_model: Any, record:
     assert found.knowledge.needed == 0.95
 
 
+def test_what_holds_has_the_probability_of_all_its_tokens(demo_model: Any, record: Any, report: ClinicReport):
+    from driftlens.models.names import DEMO_WEIGHTS
+
+    ((ids, logs),) = plain_greedy(DEMO_WEIGHTS, [record.fact.text])
+    used = next(n for n in range(1, 8) if demo_model.tokenizer.decode(ids[:n]).strip() == record.fact.target_true)
+    assert used > 1
+    assert report.knowledge.true_probability == pytest.approx(math.exp(sum(logs[:used])), rel=1e-4)
+
+
 def test_a_guess_about_a_known_subject_is_not_edited(demo_model: Any):
     """The world has no such fact of this person, but the model answers (probability 0.83)."""
     found = clinic(demo_model, subject="Kira Kurtis", prompt="{} studied in", new="Brokille", editor=quick(demo_model))

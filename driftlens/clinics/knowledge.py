@@ -11,9 +11,9 @@ An edit of a fact that a model does not know changes a guess, and nothing can be
 3. **The subject**, likewise.  Names that nobody bears are made from its letters, and the same things are asked of
    them.  A model that is as sure about them as about the subject does not know it.
 
-Held against facts of two models of which all is known (60 that they were taught, 60 that they were not): the bundled
-model passes all of the former and one in eight of the latter, a model of the real benchmark's statements two thirds
-and one in twenty.
+Held against facts of two models of which all is known, some that they were taught and some that they were not: the
+bundled model passes all of the former and one in ten of the latter, a model of the real benchmark's statements two
+thirds and one in twenty.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows
+from driftlens.prompts import pad_rows, tokenize_prompt
 
 __all__ = ["Knowledge", "examine"]
 
@@ -71,7 +71,7 @@ class Knowledge:
         entropy: of the next token, in nats.
         target_true: what holds: as given, or the model's answer.
         given: whether it was given.
-        true_probability: its probability.
+        true_probability: its probability, of all its tokens.
         new_probability: that of the target that is to be edited in.
         wordings: in how many wordings the answer was looked for.
         steadiness: the median of its probabilities in them.
@@ -219,15 +219,18 @@ def _probabilities(
     model: LensModel, fact: Fact, templates: Sequence[str], others: Sequence[tuple[str, str]], batch_size: int
 ) -> tuple[np.ndarray[Any, Any], float]:
     """Of ``o_true`` behind every wording, and so of the others' own answers, ``[subjects, wordings]``; P(o_edit)
-    behind the edit's prompt.
+    behind the edit's prompt.  Of whole targets: a mean over tokens would make a guess at a long name look known, since
+    behind its first token the others are certain.
     """
     rows = [(fact.subject, fact.target_true), *others]
     asked = [Asked(one.replace("{}", name, 1), answer) for name, answer in rows for one in templates]
     tasks = all_tasks(fact, {"neighborhood": asked})
     record = Record(index=0, fact=fact, tasks={**tasks, "distract_neighborhood": tuple[TaskPrompt, ...]()})
     table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
-    true, new = (np.exp(-table[column].to_numpy()) for column in ("nll_true", "nll_new"))
-    return true.reshape(len(rows), len(templates)), float(new[0])
+    tokens = np.array([len(tokenize_prompt(model, one.text, one.answer).target_ids) for one in asked])
+    true = np.exp(-tokens * table["nll_true"].to_numpy())
+    n_new = len(tokenize_prompt(model, fact.text, fact.target_new).target_ids)
+    return true.reshape(len(rows), len(templates)), float(np.exp(-n_new * table["nll_new"].to_numpy()[0]))
 
 
 @torch.no_grad()

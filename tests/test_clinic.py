@@ -199,7 +199,7 @@ def test_a_subject_of_the_data_brings_its_kind_to_a_wording_that_is_new():
     assert kind == "place"
     assert {one.subject_kind for one in others} == {"place"}
     assert kind_of(relations, "Zorblax") is None
-    assert other_relations(relations, None, "Zorblax") == (list(relations), None)
+    assert other_relations(relations, None, "Zorblax") == ([], None)
 
 
 def test_invented_names_have_the_subjects_shape():
@@ -342,6 +342,11 @@ def test_verdicts():
     assert verdict(kept={"relation": (2, 2), "neighbour": (6, 6), "distractor": (6, 6)}) == "cannot judge"
     assert verdict(kept={"relation": (8, 8)}) == "cannot judge"
     assert verdict(objection="nobody knows") == "cannot judge"
+    scarce = judge(
+        objection=None, taken=True, probability=0.9, kept={"distractor": (6, 6)}, paraphrases=(0, 0), kind_known=False
+    )
+    assert "too few other facts of the subject" in scarce.reasons[0]
+    assert "--kind" in scarce.reasons[0]
     reasons = judge(objection=None, taken=True, probability=0.9, kept={"relation": (1, 8)}, paraphrases=(0, 0)).reasons
     assert reasons[0] == "it changes 7 of 8 answers that should have stayed; at most 20 % may"
     reasons = judge(

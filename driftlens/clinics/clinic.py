@@ -218,6 +218,7 @@ def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any,
         kept=kept,
         paraphrases=(wins, n),
         plain=plain if chosen.gamma else None,
+        kind_known=knowledge.subject_kind is not None,
     )
 
 

@@ -122,7 +122,7 @@ def _knowledge(report: ClinicReport) -> str:
         "what holds": f"{known.target_true or '(nobody knows)'}, {source}; probability {known.true_probability:.3f}",
         "next token": f"entropy {known.entropy:.2f} nats",
         "steadiness": f"{known.steadiness:.3f}, the median over {known.wordings} wordings{_needed(known)}",
-        "asked as": known.subject_kind or "a subject of unknown kind, so other facts may not fit; say with --kind",
+        "asked as": known.subject_kind or "of unknown kind, so few other facts are asked; --kind says it",
     }
     if known.control_certainty:
         told["certainty about the subject"] = (

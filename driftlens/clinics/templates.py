@@ -36,7 +36,8 @@ def other_relations(
     subject, and of these such with answers like the edit's.
 
     The kind is ``kind`` if given, else that of the edited relation's subjects, or the one that the data ask this
-    subject as.  Where none says, everything is asked, and most of it makes no sense.
+    subject as.  Where none says, only what the data ask this subject is left: of all that can be asked of anything,
+    most would make no sense, and no verdict can rest on the answers.
 
     Raises:
         DriftlensError: a kind that no relation is asked of.
@@ -46,9 +47,7 @@ def other_relations(
         raise unknown_name("kind of subject", kind, kinds)
     others = [one for one in relations if own is None or one.id != own.id]
     kind = kind or (own.subject_kind if own is not None else None) or kind_of(relations, subject)
-    if kind is None:
-        return others, None
-    mates = [one for one in others if one.subject_kind == kind or subject in one.subjects]
+    mates = [one for one in others if (kind and one.subject_kind == kind) or subject in one.subjects]
     object_kind = own.object_kind if own is not None else None
     return sorted(mates, key=lambda one: (subject not in one.subjects, one.object_kind != object_kind)), kind
 

@@ -59,6 +59,7 @@ def judge(
     kept: Mapping[str, tuple[int, int]],
     paraphrases: tuple[int, int],
     plain: int | None = None,
+    kind_known: bool = True,
 ) -> Verdict:
     """The rules of the module.
 
@@ -68,6 +69,7 @@ def judge(
         probability: P(o_edit) behind the edit's prompt.
         kept: by kind, how many held-out probes keep their answer, of how many; "yours" are the user's.
         paraphrases: in how many held-out ones the new target wins, of how many.
+        kind_known: whether it is known what kind of thing the subject is, and so what it can be asked.
         plain: how many of the held-out probes keep their answer without SADR, where SADR is recommended.
     """
     counts = {kind: pair for kind, pair in kept.items() if pair[1] and kind != "yours"}
@@ -101,10 +103,9 @@ def judge(
         return Verdict(name="do not ship", reasons=(reason, *told))
     if scarce:
         few = " and ".join(NAMES[kind] for kind in scarce)
-        return Verdict(
-            name="cannot judge",
-            reasons=(f"the model is sure of too few {few} to probe: {ENOUGH} must be held out", *told),
-        )
+        reason = f"the model is sure of too few {few} to probe: {ENOUGH} must be held out"
+        hint = "" if kind_known else "; --kind says what kind of thing the subject is, and so what it can be asked"
+        return Verdict(name="cannot judge", reasons=(reason + hint, *told))
     doubts = _doubts(good, asked, paraphrases, own)
     return Verdict(name="ship with care" if doubts else "ship", reasons=(*doubts, *told))
 

@@ -35,7 +35,7 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
         + ("" if known.given else "; taken for what holds, since there is no --true"),
     }
     if report.gamma is not None and known.subject_kind is None:
-        lines["beware"] = "nobody says what kind of subject this is, so other facts may not fit it; say with --kind"
+        lines["beware"] = "nobody says what kind of thing the subject is, so few other facts are asked; say with --kind"
     for name, line in lines.items():
         head.add_row(name, escape(line))
     console.print(head)

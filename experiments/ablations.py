@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.benchmarks import FEWER, NONE, Run, Setting, records_for, run, settings_configuration
+from experiments.benchmarks import FEWER, NONE, Run, Setting, records_for, settings_configuration
 from experiments.comparisons import score_table
+from experiments.main_table import run
 from experiments.tuning import tuned
 
 if TYPE_CHECKING:

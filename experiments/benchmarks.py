@@ -44,9 +44,9 @@ __all__ = [
     "NONE",
     "Run",
     "Setting",
-    "main_settings",
+    "computed",
+    "editor_of",
     "records_for",
-    "run",
     "settings_configuration",
     "spread_over_tasks",
 ]
@@ -125,17 +125,6 @@ class Run:
         )
 
 
-def main_settings(study: Study) -> list[Setting]:
-    """The rows of the main table: no edit, and every editor without and with SADR, tuned where that is asked for."""
-    from experiments.tuning import tuned
-
-    rows = [NONE]
-    for editor in EDITORS:
-        found = tuned(study, editor)
-        rows += [Setting(editor=editor, lr=found.lr), Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr)]
-    return rows
-
-
 def records_for(study: Study, default: int = MAIN) -> list[Record]:
     """The test records of a table: as many as the command line says, or `default`."""
     return spread_over_tasks(study.records, study.options.records or default)
@@ -160,27 +149,6 @@ def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
         for task in waiting:
             counts[task] += task == "rewrite" or bool(record.tasks[task])
     return list(chosen.values())
-
-
-def run(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
-    """The run of a setting on these records: from memory, from disk, or computed."""
-    main = records_for(study)
-    held = {record.index for record in main}
-    if len(records) < len(main) and all(record.index in held for record in records):
-        wanted = _identity(study, setting)
-        for row in main_settings(study):
-            if row.texts >= setting.texts and _identity(study, row) == wanted:
-                return computed(study, row, main).of(records)
-    return computed(study, setting, records)
-
-
-def _identity(study: Study, setting: Setting) -> tuple[str, ...]:
-    """What tells settings apart once presets are filled in."""
-    editor = editor_of(study, setting)
-    if editor is None:
-        return ()
-    about = editor.provenance(study.model, study.records[0].fact)
-    return about["editor"], about["settings"], about["regularizers"]
 
 
 def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:

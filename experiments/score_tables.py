@@ -10,8 +10,9 @@ import pandas as pd
 
 from driftlens.plots import plot_table
 from experiments.artifacts import Number
-from experiments.benchmarks import EDITORS, Run, main_settings, records_for, run, settings_configuration
+from experiments.benchmarks import EDITORS, Run, records_for, settings_configuration
 from experiments.comparisons import cell, value_of
+from experiments.main_table import main_settings, run
 from experiments.paper_numbers import Row
 from experiments.tuning import tuned, tuning_text
 

@@ -22,9 +22,10 @@ from driftlens.errors import DriftlensError
 from driftlens.plots import plot_table
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import MAIN, NONE, Run, Setting, records_for, run, settings_configuration
+from experiments.benchmarks import MAIN, NONE, Run, Setting, records_for, settings_configuration
 from experiments.command import OtherDataNeededError, Recipe, command
 from experiments.comparisons import cell, difference, score_table, value_of
+from experiments.main_table import run
 from experiments.paper_numbers import AVERAGED, TABLE_8, Row, harmonic_mean
 from experiments.score_tables import prompts_of
 from experiments.study import Study

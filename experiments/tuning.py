@@ -21,10 +21,10 @@ import numpy as np
 
 from driftlens.data import Record
 from driftlens.errors import DriftlensError
+from experiments.benchmarks import EDITORS, Run, Setting, computed, editor_of, records_for, spread_over_tasks
 from experiments.paper_numbers import AVERAGED, harmonic_mean
 
 if TYPE_CHECKING:
-    from experiments.benchmarks import Run, Setting
     from experiments.study import Study
 
 __all__ = ["Candidate", "Tuned", "best_gamma", "best_lr", "tuned", "tuning_text", "validation_records"]
@@ -80,8 +80,6 @@ def tuned(study: Study, editor: str) -> Tuned:
 
 def validation_records(study: Study, test: list[Record]) -> list[Record]:
     """The records to choose on."""
-    from experiments.benchmarks import spread_over_tasks
-
     wanted = study.options.tune or 0
     subjects = {record.fact.subject for record in test}
     split = [record for record in study.all_records if record.split == "validation"]
@@ -109,8 +107,6 @@ def best_gamma(tried: list[Candidate], alone: Candidate) -> Candidate:
 
 def tuning_text(study: Study) -> str:
     """A sentence for captions; "" where nothing was chosen."""
-    from experiments.benchmarks import EDITORS
-
     if study.options.tune is None:
         return ""
     found = [(editor, tuned(study, editor)) for editor in EDITORS]
@@ -119,8 +115,6 @@ def tuning_text(study: Study) -> str:
 
 
 def _tune(study: Study, editor: str) -> Tuned:
-    from experiments.benchmarks import Setting, computed, editor_of, records_for
-
     options = study.options
     records = validation_records(study, records_for(study))
 

@@ -1,0 +1,45 @@
+"""The rows of the main table, and runs of fewer records taken from theirs where they have the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from driftlens.data import Record
+from experiments.benchmarks import EDITORS, NONE, Run, Setting, computed, editor_of, records_for
+from experiments.tuning import tuned
+
+if TYPE_CHECKING:
+    from experiments.study import Study
+
+__all__ = ["main_settings", "run"]
+
+
+def main_settings(study: Study) -> list[Setting]:
+    """The rows of the main table: no edit, and every editor without and with SADR, tuned where that is asked for."""
+    rows = [NONE]
+    for editor in EDITORS:
+        found = tuned(study, editor)
+        rows += [Setting(editor=editor, lr=found.lr), Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr)]
+    return rows
+
+
+def run(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
+    """The run of a setting on these records: from memory, from disk, or computed."""
+    main = records_for(study)
+    held = {record.index for record in main}
+    if len(records) < len(main) and all(record.index in held for record in records):
+        wanted = _identity(study, setting)
+        for row in main_settings(study):
+            if row.texts >= setting.texts and _identity(study, row) == wanted:
+                return computed(study, row, main).of(records)
+    return computed(study, setting, records)
+
+
+def _identity(study: Study, setting: Setting) -> tuple[str, ...]:
+    """What tells settings apart once presets are filled in."""
+    editor = editor_of(study, setting)
+    if editor is None:
+        return ()
+    about = editor.provenance(study.model, study.records[0].fact)
+    return about["editor"], about["settings"], about["regularizers"]

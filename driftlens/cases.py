@@ -19,7 +19,7 @@ from driftlens.data import TaskPrompt
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.prompts import TokenizedPrompt, branched, tokenize_prompt
+from driftlens.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,20 +158,14 @@ def target_probabilities(
     ``first_column`` says which token of its passage stands in a row's column 0 (negative: padding stands there).  The
     head runs only where it is read.
     """
-    places: dict[tuple[int, int], int] = {}
-    entries: list[tuple[int, int, int, float]] = []  # (row, target) as one number, place, token id, weight
     n_targets = max(len(passage.targets) for passage in passages)
+    slots: list[int] = []  # (row, target) as one number
+    read: list[tuple[int, list[int], tuple[int, ...]]] = []
     for row, (passage, shift) in enumerate(zip(passages, first_column, strict=True)):
         for number, (target, columns) in enumerate(zip(passage.targets, passage.columns, strict=True)):
-            for column, token in zip(columns, target, strict=True):
-                place = places.setdefault((row, column - shift), len(places))
-                entries.append((row * n_targets + number, place, token, 1 / len(target)))
-    rows, columns = torch.tensor(list(places), device=model.device).unbind(1)
-    precision = torch.promote_types(resid.dtype, torch.float32)
-    logits = model.unembed(resid[rows, columns]).to(precision)
-    slot, place, token, weight = (torch.tensor(part, device=model.device) for part in zip(*entries, strict=True))
-    log_probability = logits[place, token] - logits.logsumexp(dim=-1)[place]
-    total = torch.zeros(len(passages) * n_targets, device=model.device, dtype=precision)
-    total = total.index_add(0, slot, log_probability * weight.to(precision)).exp()
-    present = torch.zeros_like(total, dtype=torch.bool).index_fill(0, slot, True)  # noqa: FBT003
-    return total.where(present, torch.nan).view(len(passages), n_targets)
+            slots.append(row * n_targets + number)
+            read.append((row, [column - shift for column in columns], target))
+    probabilities = mean_log_probabilities(model, resid, read).exp()
+    found = probabilities.new_full((len(passages) * n_targets,), torch.nan)
+    found[torch.tensor(slots, device=found.device)] = probabilities
+    return found.view(len(passages), n_targets)

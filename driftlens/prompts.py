@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
@@ -209,3 +209,29 @@ def target_positions(
     ]
     rows, columns, ids = torch.tensor(entries, device=shifts.device).unbind(1)
     return rows, columns + shifts[rows], ids
+
+
+def mean_log_probabilities(
+    model: LensModel,
+    resid: Float[Tensor, "rows seq d_model"],
+    targets: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+) -> Float[Tensor, "targets"]:
+    """The mean log-probability of each target's tokens, in nats, float32 or better.
+
+    Args:
+        model: whose head is run, once for every place that predicts something.
+        resid: the residual stream behind the last block.
+        targets: of each its row, the columns whose logits predict its tokens, and these tokens.
+    """
+    places: dict[tuple[int, int], int] = {}
+    predicted: list[tuple[int, int, int]] = []  # the target, the place, the token
+    for number, (row, columns, tokens) in enumerate(targets):
+        for column, token in zip(columns, tokens, strict=True):
+            predicted.append((number, places.setdefault((row, column), len(places)), token))
+    rows, columns_read = torch.tensor(list(places), device=model.device).unbind(1)
+    of, place, token_id = torch.tensor(predicted, device=model.device).unbind(1)
+    precision = torch.promote_types(resid.dtype, torch.float32)
+    logits = model.unembed(resid[rows, columns_read]).to(precision)
+    log_probability = logits[place, token_id] - logits.logsumexp(dim=-1)[place]
+    total = torch.zeros(len(targets), device=model.device, dtype=precision).index_add(0, of, log_probability)
+    return total / torch.bincount(of, minlength=len(targets))

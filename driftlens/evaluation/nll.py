@@ -26,7 +26,7 @@ from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
 from driftlens.models import KeyValues, LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import BranchedRow, TokenizedPrompt, branched, pad_rows, tokenize_prompts
+from driftlens.prompts import BranchedRow, TokenizedPrompt, branched, mean_log_probabilities, pad_rows, tokenize_prompts
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
 TYPES = {"record": "int64", "prompt_index": "int64", "nll_true": "float64", "nll_new": "float64"}
@@ -232,20 +232,10 @@ def _nlls(
     model: LensModel, rows: Sequence[_Row], resid: Float[Tensor, "rows columns d_model"]
 ) -> list[tuple[_Cell, float]]:
     """Mean NLLs per target token of each row's cells, from the residual stream behind the last block."""
-    places: dict[tuple[int, int], int] = {}  # of the columns that predict something, each once
-    predicted: list[tuple[int, int, int]] = []  # the cell, counted over all rows; the place; the token
-    count = 0
-    for at, row in enumerate(rows):
-        for cell, columns in zip(row.cells, row.tokens.columns, strict=True):
-            own = columns[cell.prompt.last - row.start :]
-            for column, token in zip(own, cell.prompt.target_ids, strict=True):
-                predicted.append((count, places.setdefault((at, column), len(places)), token))
-            count += 1
-    at_row, column = torch.tensor(list(places), device=model.device).unbind(1)
-    of, place, target = torch.tensor(predicted, device=model.device).unbind(1)
-    precision = torch.promote_types(model.dtype, torch.float32)
-    logits = model.unembed(resid[at_row, column]).to(precision)
-    token_nll = logits.logsumexp(dim=-1)[place] - logits[place, target]
-    total = torch.zeros(count, device=model.device, dtype=precision).index_add(0, of, token_nll)
-    means: list[float] = (total / torch.bincount(of, minlength=count)).double().tolist()
+    targets = [
+        (at, columns[cell.prompt.last - row.start :], cell.prompt.target_ids)
+        for at, row in enumerate(rows)
+        for cell, columns in zip(row.cells, row.tokens.columns, strict=True)
+    ]
+    means: list[float] = (-mean_log_probabilities(model, resid, targets)).double().tolist()
     return list(zip([cell for row in rows for cell in row.cells], means, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["Batch", "visible_columns"]
+__all__ = ["Batch", "standing", "visible_columns"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Batch:
     @property
     def positions(self) -> Int[Tensor, "rows seq"]:
         """The place of every real token in its own text, from 0; padding columns hold something harmless."""
-        if self.branch is None:
-            return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
-        return visible_columns(self).sum(-1) - 1
+        return standing(visible_columns(self))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,3 +84,8 @@ def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = Non
     if prefix is None:
         return visible
     return torch.cat([prefix[:, None, :].expand(-1, columns, -1), visible], dim=-1)
+
+
+def standing(visible: Bool[Tensor, "rows seq past+seq"]) -> Int[Tensor, "rows seq"]:
+    """The position of every query column: a token stands behind all that it sees but itself."""
+    return visible.sum(-1) - 1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Hook
-from driftlens.models.batch import Batch, visible_columns
+from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer
 from driftlens.models.fingerprint import fingerprint
 from driftlens.models.key_values import KeyValues, PassCache
@@ -177,18 +177,17 @@ class LensModel:
         hooks: Sequence[Hook] = (),
         start: int = 0,
         resid: Float[Tensor, "rows seq d_model"] | None = None,
-        stop: int | None = None,
         columns: int,
         past: KeyValues | None = None,
     ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
-        """A pass, as `run`, that also keeps the keys and values of its first `columns` columns in its blocks.
+        """A pass to the last block that also keeps the keys and values of its first `columns` columns.
 
         With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
         these columns behind it.
         """
         if not 0 < columns <= batch.shape[1]:
             raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
-        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=columns)
+        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns)
         assert cache is not None
         mask = batch.mask[:, :columns]
         if past is not None:
@@ -240,22 +239,22 @@ class LensModel:
         return resid, cache
 
     def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
-        positions, mask = batch.positions, batch.mask
+        mask = batch.mask
         if past is not None:
             if past.mask.shape[0] != batch.shape[0]:
                 raise DriftlensError(
                     f"the prefix has {past.mask.shape[0]} rows and the batch {batch.shape[0]}; "
                     f"choose the prefix's rows with select()"
                 )
-            positions = positions + past.mask.sum(-1, keepdim=True)
             mask = torch.cat([past.mask, mask], dim=-1)
+        visible = visible_columns(batch, None if past is None else past.mask)
+        positions = standing(visible)
         if mask.shape[1] > self.n_ctx:
             longest = int(positions.masked_fill(~batch.mask, 0).max()) + 1
             if longest > self.n_ctx:
                 raise DriftlensError(
                     f"a row has {longest} tokens, but {self.name} reads at most {self.n_ctx}; shorten the prompt"
                 )
-        visible = visible_columns(batch, None if past is None else past.mask)
         # A row without a token of its own behind a full prefix would otherwise stand beyond the context.
         return Columns(positions=positions.clamp(max=self.n_ctx - 1), mask=mask, visible=visible)
 

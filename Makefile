@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types format docs dist install
+.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types lint-imports format docs dist install
 
 trace: $(VENV)/.installed
 	$(python) -m driftlens.trace --out out/trace $(ARGS)
@@ -32,9 +32,13 @@ test-backend: $(VENV)/.installed
 notebooks: $(VENV)/.installed
 	$(python) -m jupytext --quiet --update --to ipynb notebooks/*.py
 
-lint: lint-format lint-rules lint-types
+lint: lint-format lint-rules lint-types lint-imports
 
-lint-format: $(VENV)/.installed-dev
+lint-# Which room may import which; see [tool.importlinter].
+lint-imports: $(VENV)/.installed-dev
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev
 	$(python) -m ruff format --check .
 
 lint-rules: $(VENV)/.installed-dev

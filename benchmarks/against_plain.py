@@ -22,11 +22,11 @@ import torch
 from benchmarks import plain as plainly
 from benchmarks.measuring import in_turn, machine, median, operations, ratio, write
 from driftlens import ROME, SADR, contaminating_substitution, evaluate, load_model, load_records
+from driftlens.analyses.windows import default_window, window_layers
 from driftlens.data import Fact, Record
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.models import LensModel
 from driftlens.models.names import resolve
-from driftlens.windows import default_window, window_layers
 
 TASK = "distract_neighborhood"
 

@@ -23,11 +23,11 @@ import torch
 from benchmarks.experiments_gptj_shape import gptj_shape
 from benchmarks.measuring import machine, seconds, write
 from driftlens import ROME, SADR, contaminating_substitution, evaluate, load_model, load_records
+from driftlens.analyses.windows import default_window
 from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.evaluation import continuations
 from driftlens.models import LensModel
-from driftlens.windows import default_window
 
 TABLE = 1678
 GOALS = {"seconds_per_edit": 2.0, "table_hours": 1.0}

@@ -24,12 +24,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftlens import contaminating_substitution, load_model, load_records
+from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.windows import default_window, window_layers
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.hooks import record, substitute
 from driftlens.models import Batch, LensModel
 from driftlens.models.names import DEMO_WEIGHTS
-from driftlens.trace import MODULES
-from driftlens.windows import default_window, window_layers
 
 RESULTS = Path(__file__).parent / "results"
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}

@@ -4,25 +4,27 @@ The public names below are loaded when they are first used: `import driftlens` i
 nor transformer-lens, so the command line answers at once and a mistyped option costs no ten seconds.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from driftlens.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from driftlens.analyses.drift import attention_drift
+    from driftlens.analyses.patch import patch_attention, patch_scores
+    from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
-    from driftlens.correlations import correlation
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.drift import attention_drift
     from driftlens.editors import MEMIT, PMET, ROME, SADR
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
+    from driftlens.evaluation.generation import generate
     from driftlens.explorer import explore
-    from driftlens.generation import generate
     from driftlens.models import LensModel, load_model
-    from driftlens.patch import patch_attention, patch_scores
-    from driftlens.trace import contaminating_substitution
-
-__version__ = "0.1.0"
+    from driftlens.statistics.correlations import correlation
 
 # Public name -> the module that defines it. A new public name is one line here and one import above.
 _HOMES = {
@@ -38,17 +40,17 @@ _HOMES = {
     "Record": "driftlens.data",
     "SADR": "driftlens.editors",
     "TaskPrompt": "driftlens.data",
-    "attention_drift": "driftlens.drift",
+    "attention_drift": "driftlens.analyses.drift",
     "clinic": "driftlens.clinics",
-    "contaminating_substitution": "driftlens.trace",
-    "correlation": "driftlens.correlations",
+    "contaminating_substitution": "driftlens.analyses.substitution",
+    "correlation": "driftlens.statistics.correlations",
     "evaluate": "driftlens.evaluation",
     "explore": "driftlens.explorer",
-    "generate": "driftlens.generation",
+    "generate": "driftlens.evaluation.generation",
     "load_model": "driftlens.models",
     "load_records": "driftlens.data",
-    "patch_attention": "driftlens.patch",
-    "patch_scores": "driftlens.patch",
+    "patch_attention": "driftlens.analyses.patch",
+    "patch_scores": "driftlens.analyses.patch",
     "summarize": "driftlens.evaluation",
 }
 
@@ -87,6 +89,21 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(home), name)
     globals()[name] = value  # the next look-up is an ordinary one
     return value
+
+
+class _Face(ModuleType):
+    """The package itself, whose public names its submodules cannot hide.
+
+    Importing the command module `driftlens.evaluate` sets it as an attribute of the package; the function
+    `driftlens.evaluate` must stay what it is.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __dir__() -> list[str]:

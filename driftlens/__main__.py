@@ -2,7 +2,7 @@
 
 import sys
 
-from driftlens.cli import script
+from driftlens.commands.cli import script
 
 if __name__ == "__main__":
     sys.exit(script())

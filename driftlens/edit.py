@@ -1,12 +1,11 @@
-"""`python -m driftlens.edit`: the edit clinic at the command line; see `driftlens.commands.edit`."""
+"""`python -m driftlens.edit` is `driftlens edit`: see :mod:`driftlens.commands.edit`."""
 
 import sys
 
 from driftlens.commands.edit import main
+from driftlens.options.program import run_command
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    from driftlens.cli import run_command
-
     sys.exit(run_command(main))

@@ -1,12 +1,11 @@
-"""`python -m driftlens.evaluate` is `driftlens evaluate`: :mod:`driftlens.commands.evaluate`.
-
-To be run, not imported: `driftlens.evaluate` is the function.
-"""
+"""`python -m driftlens.evaluate` is `driftlens evaluate`: see :mod:`driftlens.commands.evaluate`."""
 
 import sys
 
-from driftlens.cli import run_command
 from driftlens.commands.evaluate import main
+from driftlens.options.program import run_command
+
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

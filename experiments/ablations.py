@@ -76,7 +76,7 @@ def drawn(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def about(study: Study, runs: Mapping[str, Run]) -> str:
     """Model, records and editor in a sentence."""
-    from driftlens.commands.editing import editor_text
+    from driftlens.options.editing import editor_text
 
     first = next(iter(runs.values()))
     editor = next(run.editor for run in runs.values() if run.editor is not None)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from driftlens.cli import run_command
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
+from driftlens.options.program import run_command
 from experiments import (
     cases,
     figure3,

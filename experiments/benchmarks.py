@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.data import Record, load_texts, true_texts
 from driftlens.errors import DriftlensError
-from driftlens.evaluation.intervals import COLUMNS, numbered, summary_row
 from driftlens.files import cache_folder
 from driftlens.models.names import resolve
+from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.runs import BenchmarkResult, Progress, benchmark
 from driftlens.runs.benchmark import scores_of
 from driftlens.runs.manifest import configuration
 from driftlens.runs.shards import settings_hash
 from driftlens.runs.work import Measures
+from driftlens.statistics.intervals import COLUMNS, numbered, summary_row
 
 if TYPE_CHECKING:
-    from driftlens.commands.editing import AnyEditor
+    from driftlens.options.editing import AnyEditor
     from experiments.study import Study
 
 __all__ = [
@@ -238,8 +238,8 @@ def settings_configuration(
     study: Study, settings: Sequence[Setting], records: Sequence[Record], **more: Any
 ) -> dict[str, Any]:
     """What the numbers of these settings depend on, for an artifact's manifest."""
-    from driftlens import __version__
     from driftlens.runs.edit_cache import editor_identity
+    from driftlens.version import __version__
 
     fact = ("subject", "prompt", "target_true", "target_new", "model")
     editors: dict[str, Mapping[str, str]] = {}

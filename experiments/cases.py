@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
 from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
+from driftlens.evaluation.generation import generate
 from driftlens.files import cache_folder
-from driftlens.generation import generate
+from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from driftlens.runs.edit_cache import cached_edits
 from driftlens.runs.shards import settings_hash, sharded

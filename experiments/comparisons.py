@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.evaluation.intervals import numbered, percentile_interval, resampled_means
 from driftlens.evaluation.scores import MAGNITUDES, SCORES
+from driftlens.statistics.intervals import numbered, percentile_interval, resampled_means
 from experiments.artifacts import Answer
 from experiments.benchmarks import Run
 from experiments.words import interval, number

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from driftlens.correlations import Correlation, correlation
 from driftlens.errors import DriftlensError
+from driftlens.statistics.correlations import Correlation, correlation
 from experiments import measurements
 from experiments.artifacts import Number
 from experiments.study import TASK_NAMES, Study

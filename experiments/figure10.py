@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from driftlens.plots import plot_score_grid
-from driftlens.roles import average_by_role
+from driftlens.statistics.roles import average_by_role
 from experiments import measurements
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.command import command

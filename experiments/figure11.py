@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
 from driftlens.data import Record
 from driftlens.errors import DriftlensError
+from driftlens.options.program import run_command
 from driftlens.plots import plot_histogram
 from experiments import measurements
 from experiments.artifacts import Answer, Artifact, Claim, Number

@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
-from driftlens.roles import SUBJECT_ROLES
-from driftlens.trace import Trace
+from driftlens.analyses.substitution import Trace
+from driftlens.options.program import run_command
+from driftlens.statistics.roles import SUBJECT_ROLES
 from experiments import measurements
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from driftlens.plots import plot_correlation
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command

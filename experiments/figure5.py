@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from driftlens.plots import plot_patch_curve
 from experiments import measurements
 from experiments.artifacts import Artifact, Claim, Number

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
 from experiments.ablations import GAMMAS

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number

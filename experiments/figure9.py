@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
+from driftlens.analyses.substitution import Trace
+from driftlens.analyses.windows import scaled_window
+from driftlens.options.program import run_command
 from driftlens.plots import plot_traces
-from driftlens.trace import Trace
-from driftlens.windows import scaled_window
 from experiments import measurements
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command

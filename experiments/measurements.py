@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftlens.analyses.drift import attention_drift, significant_layers
+from driftlens.analyses.patch import AttentionPatch, ScorePatch, patch_attention, patch_scores
+from driftlens.analyses.substitution import MODULES, Trace, contaminating_substitution
+from driftlens.analyses.windows import default_window, scaled_window
 from driftlens.data import TASKS, Record
-from driftlens.drift import attention_drift, significant_layers
 from driftlens.edits import Edit
 from driftlens.evaluation import evaluate
 from driftlens.files import cache_folder
-from driftlens.patch import AttentionPatch, ScorePatch, patch_attention, patch_scores
 from driftlens.runs.shards import settings_hash, sharded
-from driftlens.trace import MODULES, Trace, contaminating_substitution
-from driftlens.windows import default_window, scaled_window
 from experiments.study import Case, Study
 
 __all__ = [

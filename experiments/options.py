@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, add_model_options, number, whole_number
+from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.parsing import Parser, add_model_options, number, whole_number
 
 __all__ = ["Options", "read_options"]
 

@@ -116,7 +116,7 @@ def numbers(rows: Mapping[str, Run], paper: Mapping[str, Row], scores: Sequence[
 
 def settings_text(rows: Mapping[str, Run]) -> str:
     """Every editor's settings in a sentence."""
-    from driftlens.commands.editing import editor_text
+    from driftlens.options.editing import editor_text
 
     parts = [
         f"{editor_text(run.editor)}, lr {run.editor.lr:g}, {run.editor.steps} steps"

@@ -18,13 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.editing import choose_corpus, editor_text, make_editor, with_second_moments
-from driftlens.commands.trace_study import templates
 from driftlens.data import Record, TaskPrompt, load_records
+from driftlens.data.templates import templates
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models import load_model
+from driftlens.options.editing import choose_corpus, editor_text, make_editor, with_second_moments
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.options import Options
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from driftlens.commands.editing import AnyEditor
     from driftlens.models import LensModel
+    from driftlens.options.editing import AnyEditor
 
 __all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
 
@@ -148,7 +148,7 @@ class Study:
     @cached_property
     def configuration(self) -> dict[str, Any]:
         """All that the numbers depend on and that is known before any is computed."""
-        from driftlens import __version__
+        from driftlens.version import __version__
 
         options = self.options
         # Any fact will do: everything of the provenance but the fact itself is the editor's and the model's.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
 from experiments.benchmarks import Run
 from experiments.command import Recipe, command

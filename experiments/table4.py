@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from driftlens.cli import run_command
-from driftlens.correlations import correlation_difference
+from driftlens.options.program import run_command
 from driftlens.plots import plot_table
+from driftlens.statistics.correlations import correlation_difference
 from experiments.artifacts import Answer, Artifact, Claim
 from experiments.command import command
 from experiments.correlations import (

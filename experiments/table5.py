@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
-from driftlens.correlations import Correlation, correlation
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import summarize
+from driftlens.options.program import run_command
 from driftlens.plots import plot_table
+from driftlens.statistics.correlations import Correlation, correlation
 from experiments import measurements
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.command import command

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from driftlens.cli import run_command
+from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
 from experiments.benchmarks import Run
 from experiments.command import Recipe, command

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.cli import run_command
 from driftlens.data import load_records
 from driftlens.errors import DriftlensError
+from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from driftlens.correlations import Correlation
+from driftlens.statistics.correlations import Correlation
 from experiments.artifacts import Answer
 
 __all__ = [

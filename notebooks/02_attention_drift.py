@@ -41,7 +41,7 @@ from driftlens import (
 )
 from driftlens.hooks import record as keep
 from driftlens.plots import plot_correlation
-from driftlens.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompt
 
 
 def show(figure, *, first=False):

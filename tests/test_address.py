@@ -15,10 +15,11 @@ import pytest
 from conftest import BRIDGE
 from test_benchmark import RECORDS
 
-from driftlens import DriftlensError, cli
+from driftlens import DriftlensError
 from driftlens.commands.evaluate import main
 from driftlens.editors import open_corpus
 from driftlens.models.names import everywhere
+from driftlens.options.program import run_command
 from driftlens.runs import Measures, Recipe
 from driftlens.runs.cluster import Worker
 from driftlens.runs.connection import share
@@ -94,7 +95,7 @@ def test_a_wrong_address_is_one_line_at_once(
         ("http://127.0.0.1:8265", "ray start --head"),
     ):
         start = time.monotonic()
-        status = cli.run_command(main, ["--editor", "none", "--limit", "1", "--address", address, "--out", "out"])
+        status = run_command(main, ["--editor", "none", "--limit", "1", "--address", address, "--out", "out"])
         assert time.monotonic() - start < 15
         assert status == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -355,7 +355,7 @@ def test_whoever_wants_to_waits_for_the_run_of_another_process(
 
 
 def test_a_manifest_is_readable_and_a_broken_one_is_refused(model: Any, editor: ROME, tmp_path: Path):
-    from driftlens import __version__
+    from driftlens.version import __version__
 
     run(model, editor, tmp_path, generate=False, snippets=None)
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))

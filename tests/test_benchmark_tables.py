@@ -12,9 +12,9 @@ import pytest
 from conftest import BRIDGE
 from test_experiments import cache, corpus, record  # noqa: F401 (fixtures)
 
-from driftlens.cli import run_command
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.evaluation import summarize
+from driftlens.options.program import run_command
 from experiments import ablations, benchmarks, cases, figure6, figure7, table1, table3, table6, table8, table10, tuning
 from experiments import all as everything
 from experiments.benchmarks import Run, Setting, spread_over_tasks

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from driftlens import __version__, cli
+from driftlens.commands import cli
 from driftlens.errors import DriftlensError
+from driftlens.options.program import run_command
+from driftlens.version import __version__
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,31 +45,31 @@ def test_a_command_gets_the_arguments_after_its_name(monkeypatch: pytest.MonkeyP
         seen.append(argv)
         return 5
 
-    command = types.ModuleType("driftlens.trace")
+    command = types.ModuleType("driftlens.commands.trace")
     monkeypatch.setattr(command, "main", main, raising=False)
-    monkeypatch.setitem(sys.modules, "driftlens.trace", command)
-    assert cli.run_command(cli.main, ["trace", "--record", "3", "--help"]) == 5
+    monkeypatch.setitem(sys.modules, "driftlens.commands.trace", command)
+    assert run_command(cli.main, ["trace", "--record", "3", "--help"]) == 5
     assert seen == [["--record", "3", "--help"]]
 
 
 def test_mistakes_are_one_line_on_stderr(capsys: pytest.CaptureFixture[str]):
-    assert cli.run_command(command_raising(DriftlensError("bad\nvalue"))) == 2
+    assert run_command(command_raising(DriftlensError("bad\nvalue"))) == 2
     assert capsys.readouterr() == ("", "driftlens: bad value\n")
 
 
 def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]):
-    assert cli.run_command(command_raising(KeyboardInterrupt())) == 130
+    assert run_command(command_raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr() == ("", "driftlens: interrupted\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        cli.run_command(command_raising(ZeroDivisionError()))
+        run_command(command_raising(ZeroDivisionError()))
 
 
 def test_a_closed_pipe_is_quiet():
     script = (
-        "import sys; from driftlens.cli import run_command\n"
+        "import sys; from driftlens.options.program import run_command\n"
         "def main(argv=None):\n"
         "    while True:\n"
         "        sys.stdout.write('x' * 1_000_000)\n"

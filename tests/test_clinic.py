@@ -393,7 +393,7 @@ def test_the_report_tells_what_the_edits_do(demo_model: Any, record: Any, report
 
 def test_the_probabilities_are_those_of_the_edited_weights(demo_model: Any, record: Any, report: ClinicReport):
     """Hooks in a batch with others, against the edit written into the weights, one prompt at a time."""
-    from driftlens.prompts import pad_rows, tokenize_prompt
+    from driftlens.models.prompts import pad_rows, tokenize_prompt
 
     assert report.edit is not None
     rows: Any = report.probes[report.probes["kind"].isin(["relation", "distractor"])]

@@ -19,17 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftlens.data import load_records
 from driftlens.demo import RECORDS, SEED, WEIGHTS, corpus, corpus_digest
-from driftlens.demo.batches import Batches
 from driftlens.demo.documents import MIX, WRAPPED, Writer
 from driftlens.demo.documents import corpus as corpus_of
-from driftlens.demo.muon import orthogonalised
-from driftlens.demo.recall import measure_recall, sampled_facts
-from driftlens.demo.records import VALIDATION, benchmark_records, write_records
 from driftlens.demo.relations import RELATIONS
-from driftlens.demo.tokenizer import END_OF_TEXT, train_tokenizer
-from driftlens.demo.train import save_model, train
-from driftlens.demo.trainer import Recipe, Trainer
 from driftlens.demo.world import World, build_world
+from training.batches import Batches
+from training.muon import orthogonalised
+from training.recall import measure_recall, sampled_facts
+from training.records import VALIDATION, benchmark_records, write_records
+from training.tokenizer import END_OF_TEXT, train_tokenizer
+from training.train import save_model, train
+from training.trainer import Recipe, Trainer
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def run_command(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         words = words[2].split(".", 1) + words[3:]
     package, *arguments = words
     if package == "driftlens":
-        main = import_module("driftlens.cli").main
+        main = import_module("driftlens.commands.cli").main
     else:
         assert package == "experiments", f"{command}: mark the block as not run, or let it be a command of driftlens"
         main, arguments = import_module(f"experiments.{arguments[0]}").main, arguments[1:]

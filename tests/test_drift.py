@@ -13,10 +13,10 @@ from test_patch import random_edit
 from torch import Tensor
 
 from driftlens import DriftlensError, TaskPrompt, attention_drift, correlation
-from driftlens.correlations import correlation_difference
-from driftlens.drift import FACTORS, significant_layers
+from driftlens.analyses.drift import FACTORS, significant_layers
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.models import Batch
+from driftlens.statistics.correlations import correlation_difference
 
 PROMPTS = ("The Eiffel Tower is in Rome. Apple A5 is", "Toko Yasuda plays the")
 SUBJECTS = ("Eiffel Tower", "Toko Yasuda")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import BRIDGE
 
-from driftlens import Edit, cli, load_records
+from driftlens import Edit, load_records
 from driftlens.commands.edit import main
 from driftlens.commands.edit_options import read_options
+from driftlens.options.program import run_command
 
 FACT = ["--subject", "Eiffel Tower", "--prompt", "{} is located in", "--new", "Rome"]
 
@@ -49,7 +50,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    return cli.run_command(main, argv)
+    return run_command(main, argv)
 
 
 def test_the_edited_model_answers_in_plain_transformers(

@@ -16,6 +16,7 @@ from driftlens.commands.evaluate import main
 from driftlens.commands.evaluate_options import choose_records, read_options
 from driftlens.commands.evaluate_progress import duration
 from driftlens.data import load_records
+from driftlens.options.program import run_command
 
 FILES = {"scores.csv", "scores.parquet", "nlls.parquet", "records.parquet", "generations.parquet", "problems.parquet"}
 
@@ -102,7 +103,7 @@ def test_a_run_is_tried_interrupted_and_ended(
 
     # Another configuration is refused, and the folder stays as it is.
     files = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    assert cli.run_command(main, arguments("--lr", "0.125")) == 2
+    assert run_command(main, arguments("--lr", "0.125")) == 2
     said = capsys.readouterr()
     assert said.err.startswith("driftlens: out holds another run: editor.lr is ")
     assert said.err.count("\n") == 1
@@ -177,7 +178,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    assert cli.run_command(main, ["--out", "new", *more]) == 2
+    assert run_command(main, ["--out", "new", *more]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert said in told.err
@@ -191,7 +192,7 @@ def test_without_ray_workers_are_refused(
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert cli.run_command(main, ["--out", str(tmp_path / "new"), "--limit", "2", "--workers", "2"]) == 2
+    assert run_command(main, ["--out", str(tmp_path / "new"), "--limit", "2", "--workers", "2"]) == 2
     assert capsys.readouterr().err.endswith("install it with pip install 'driftlens[cluster]'\n")
     assert not (tmp_path / "new").exists()
 

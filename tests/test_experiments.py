@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from conftest import BRIDGE
 
-from driftlens.cli import run_command
-from driftlens.correlations import correlation
 from driftlens.errors import DriftlensError
+from driftlens.options.program import run_command
+from driftlens.statistics.correlations import correlation
 from experiments import all as everything
 from experiments import artifacts, command, figure3, figure4, figure5, figure11, table2, table4
 from experiments.options import read_options

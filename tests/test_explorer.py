@@ -13,13 +13,13 @@ from edited import changes
 from plain import PlainModel
 
 from driftlens import ROME, SADR, DriftlensError, Fact, Record, TaskPrompt
+from driftlens.analyses.windows import window_layers
 from driftlens.data import TASKS
 from driftlens.edits import Edit
 from driftlens.explorer import Bench, default_windows, exhibits, explorer_page
 from driftlens.explorer.bench import checked_gammas, checked_windows, editors_by_gamma
 from driftlens.explorer.readings import Reading
-from driftlens.prompts import tokenize_prompt
-from driftlens.windows import window_layers
+from driftlens.models.prompts import tokenize_prompt
 
 GAMMAS, WINDOWS = (None, 0.5), (1, 2)
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}

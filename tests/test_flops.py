@@ -12,12 +12,12 @@ import torch
 from benchmarks import plain as plainly
 from benchmarks.measuring import operations
 from driftlens import ROME, SADR, Edit, contaminating_substitution, evaluate, load_model, load_records
+from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.windows import default_window, window_layers
 from driftlens.data import Record
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.models import LensModel
 from driftlens.models.names import DEMO_WEIGHTS
-from driftlens.trace import MODULES
-from driftlens.windows import default_window, window_layers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

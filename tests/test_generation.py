@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from driftlens import generation
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
-from driftlens.generation import generate
+from driftlens.evaluation.generation import generate
 from driftlens.models import Batch, LensModel
 
 pytestmark = pytest.mark.backend

@@ -13,7 +13,7 @@ import driftlens
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "numpy", "plotly", "rich")
 
 
-@pytest.mark.parametrize("module", ["driftlens", "driftlens.cli", "driftlens.data", "driftlens.files"])
+@pytest.mark.parametrize("module", ["driftlens", "driftlens.commands.cli", "driftlens.data", "driftlens.files"])
 def test_importing_costs_nothing(module: str):
     script = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -43,3 +43,14 @@ def test_every_public_name_is_there(name: str):
 def test_an_unknown_name_is_an_ordinary_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         driftlens.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("command", ["edit", "evaluate", "profile", "trace"])
+def test_a_command_module_hides_no_public_name(command: str):
+    script = (
+        f"import driftlens, driftlens.{command}; from driftlens import evaluate; "
+        "import sys; print(callable(driftlens.evaluate) and evaluate.__module__, "
+        f"sys.modules['driftlens.{command}'].main.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["driftlens.evaluation.nll", f"driftlens.commands.{command}"]

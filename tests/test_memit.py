@@ -24,7 +24,7 @@ from driftlens.editors.spread import least_squares_factor
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
-from driftlens.prompts import pad_rows
+from driftlens.models.prompts import pad_rows
 
 pytestmark = pytest.mark.backend
 

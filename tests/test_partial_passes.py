@@ -10,7 +10,7 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
-from driftlens.prompts import branched, pad_rows
+from driftlens.models.prompts import branched, pad_rows
 
 pytestmark = pytest.mark.backend
 

@@ -13,10 +13,10 @@ from plain import PlainModel
 from torch import Tensor
 
 from driftlens import DriftlensError, TaskPrompt, patch_attention, patch_scores
+from driftlens.analyses.windows import scaled_window
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.hooks import patch_pattern
 from driftlens.models import Batch, LensModel
-from driftlens.windows import scaled_window
 
 pytestmark = pytest.mark.backend
 

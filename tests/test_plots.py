@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from driftlens.analyses.substitution import Trace
 from driftlens.plots import figure_html, figure_png, plot_trace, save_figure
-from driftlens.trace import Trace
 
 ROLES = ["first subject token", "last subject token", "after subject", "test prompt", "last token"]
 TEXTS = ["Eif", "fel <b>", " in", " Ben", " is"]

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftlens.cli import main, run_command
+from driftlens.commands.cli import main, run_command
 from driftlens.commands.profile import duration
 from driftlens.editors import ROME
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.profiling import EditorCost, Phase, estimate, measured, profile_model, resident_bytes
+from driftlens.runs.profiling import EditorCost, Phase, estimate, measured, profile_model, resident_bytes
 
 
 def test_a_run_is_records_times_what_a_record_takes():

@@ -12,7 +12,7 @@ from driftlens.data import Fact
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.encoding import Encoding
-from driftlens.prompts import (
+from driftlens.models.prompts import (
     TokenizedPrompt,
     branched,
     find_subject,

@@ -145,7 +145,7 @@ def test_the_edit_raises_the_new_target(lens_model: LensModel):
     whose key is like the subject's, and in a random model all are.
     """
     from driftlens.models import Batch
-    from driftlens.prompts import tokenize_prompt
+    from driftlens.models.prompts import tokenize_prompt
 
     editor = rome(lens_model, steps=15, lr=2.0, clamp_norm_factor=50.0, contexts=("{}",), kl_factor=0.0)
     result = editor.edit(lens_model, FACT)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import summarize
-from driftlens.evaluation.intervals import COLUMNS, percentile_interval, resampled_means
 from driftlens.evaluation.scores import ORDER, harmonic_mean
+from driftlens.statistics.intervals import COLUMNS, percentile_interval, resampled_means
 
 
 def nll(probability: float) -> float:

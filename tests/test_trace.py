@@ -16,11 +16,11 @@ from plain import PlainModel
 from torch import Tensor
 
 from driftlens import ROME, DriftlensError, TaskPrompt, contaminating_substitution, load_records
+from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.windows import default_window, window_layers
 from driftlens.edits import Edit, LowRankUpdate
 from driftlens.models import LensModel
 from driftlens.models.names import DEMO_WEIGHTS
-from driftlens.trace import MODULES
-from driftlens.windows import default_window, window_layers
 
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
 PROMPTS = ("Toko Yasuda plays the", "The Eiffel Tower is in Rome. Apple A5 is")

@@ -15,14 +15,16 @@ import torch
 from checkpoints import CONTEXT
 from conftest import BRIDGE
 
-from driftlens import Edit, cli
+from driftlens import Edit
 from driftlens.commands import trace as command
-from driftlens.commands.editing import layers_text
-from driftlens.commands.parsing import context_lengths, layer_list
+from driftlens.commands.trace import main
 from driftlens.commands.trace_options import read_options
-from driftlens.commands.trace_study import choose_study, templates
+from driftlens.commands.trace_study import choose_study
 from driftlens.data import load_records, true_texts
-from driftlens.trace import main
+from driftlens.data.templates import templates
+from driftlens.options.editing import layers_text
+from driftlens.options.parsing import context_lengths, layer_list
+from driftlens.options.program import run_command
 
 FILES = ["edit.safetensors", "trace.csv", "trace.html", "trace.parquet"]
 
@@ -112,7 +114,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    return cli.run_command(main, argv)
+    return run_command(main, argv)
 
 
 def only_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -525,7 +527,7 @@ def test_help_answers_without_torch():
     import sys
 
     script = (
-        "import sys; from driftlens.trace import main\n"
+        "import sys; from driftlens.commands.trace import main\n"
         "try:\n    main(['--help'])\n"
         "except SystemExit as end:\n    sys.exit(f'code {end.code}, torch {\"torch\" in sys.modules}')"
     )

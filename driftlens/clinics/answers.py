@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 
 from driftlens.edits import Edit, edit_hooks
-from driftlens.generation import Generation, generate
+from driftlens.evaluation.generation import Generation, generate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompt
 
 __all__ = ["FUNCTION_WORDS", "Answer", "greedy_answers", "says"]
 

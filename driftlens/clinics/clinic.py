@@ -28,7 +28,7 @@ from driftlens.data import Fact, Record, load_records
 from driftlens.editors.base import Editor
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.prompts import tokenize_prompt
+from driftlens.models.prompts import tokenize_prompt
 
 __all__ = ["clinic"]
 

@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from driftlens.analyses.drift import attention_drift
 from driftlens.clinics.answers import greedy_answers, says
 from driftlens.clinics.path import Candidate, takes
 from driftlens.clinics.probes import KINDS, Probe
 from driftlens.data import Fact
-from driftlens.drift import attention_drift
-from driftlens.generation import generate
+from driftlens.evaluation.generation import generate
 from driftlens.models import LensModel
-from driftlens.prompts import tokenize_prompt
+from driftlens.models.prompts import tokenize_prompt
 
 __all__ = ["Progress", "Visit", "answers_table", "drift_tables", "empty", "generations_table", "path_table"]
 

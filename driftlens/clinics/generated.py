@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.data import Fact
-from driftlens.generation import generate
+from driftlens.evaluation.generation import generate
 from driftlens.models import LensModel
 
 __all__ = ["Generated", "from_generations"]

@@ -33,7 +33,7 @@ from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompt
 
 __all__ = ["Knowledge", "examine"]
 

@@ -265,7 +265,7 @@ def _generations(report: ClinicReport) -> str:
 
 
 def _origin(report: ClinicReport) -> str:
-    from driftlens import __version__
+    from driftlens.version import __version__
 
     told = {
         "model": f"{report.model} ({report.model_hash})",

@@ -98,7 +98,7 @@ class ClinicReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the edits themselves, of plain Python values; see the module."""
-        from driftlens import __version__
+        from driftlens.version import __version__
 
         return {
             "schema": SCHEMA,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.edit_options import EditOptions, read_options
-from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
+from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,10 +10,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, add_model_options, number, whole_number
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
+from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.parsing import Parser, add_model_options, number, whole_number
 
 __all__ = ["EditOptions", "read_options"]
 

@@ -14,10 +14,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
 from driftlens.commands.output import output_folder, shown_warnings, write_together
 from driftlens.data import Record, load_records, load_snippets, load_texts
+from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from driftlens.commands.editing import editor_text, make_editor, with_second_moments
 from driftlens.commands.evaluate_options import EvaluateOptions
 from driftlens.commands.evaluate_progress import duration
 from driftlens.editors import ROME, Corpus, SecondMoment, default_corpus, open_corpus, stream_second_moments
 from driftlens.editors.corpora import DATASETS
 from driftlens.editors.second_moment import are_cached
+from driftlens.options.editing import editor_text, make_editor, with_second_moments
 from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
-    from driftlens.commands.editing import AnyEditor
     from driftlens.data import Record
     from driftlens.models import LensModel
+    from driftlens.options.editing import AnyEditor
     from driftlens.runs import Measures
 
 __all__ = ["estimate"]

@@ -5,10 +5,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, add_model_options, whole_number
 from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.parsing import Parser, add_model_options, whole_number
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
 

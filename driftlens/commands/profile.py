@@ -10,15 +10,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.parsing import Parser, add_model_options, name_of, whole_number
 from driftlens.errors import DriftlensError
+from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from driftlens.data import Record
     from driftlens.models import LensModel
-    from driftlens.profiling import EditorCost, Phase, RunEstimate
+    from driftlens.runs.profiling import EditorCost, Phase, RunEstimate
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False)
     with errors.status("load model") as status:
         phases, costs, model = _measure(options, records, editors, status.update)
-    from driftlens.profiling import estimate
+    from driftlens.runs.profiling import estimate
 
     runs = estimate(phases, costs, options.run)
     once = _full_second_moment(phases, options.full_samples)
@@ -65,7 +65,7 @@ def _measure(
     from driftlens.editors import SecondMoment, sample_contexts
     from driftlens.editors.second_moment import stream_second_moments
     from driftlens.models import load_model
-    from driftlens.profiling import measured, profile_model
+    from driftlens.runs.profiling import measured, profile_model
 
     loaded: list[LensModel] = []
     moments: dict[int, Any] = {}
@@ -124,7 +124,7 @@ def _measure(
 
 
 def _editor(model: LensModel, name: str) -> Any:
-    from driftlens.commands.editing import EditorOptions, make_editor
+    from driftlens.options.editing import EditorOptions, make_editor
 
     kind, _, regularizer = name.partition("+")
     return make_editor(model, EditorOptions(editor=kind, sadr=bool(regularizer)))

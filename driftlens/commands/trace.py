@@ -14,22 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.editing import choose_corpus, make_editor, with_second_moments
 from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.trace_study import Study, choose_study, templates
+from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
+from driftlens.data.templates import templates
+from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
     from rich.progress import Progress
 
-    from driftlens.commands.editing import AnyEditor
+    from driftlens.analyses.substitution import Trace
     from driftlens.editors import Corpus
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
-    from driftlens.trace import Trace
+    from driftlens.options.editing import AnyEditor
 
 __all__ = ["Run", "main"]
 
@@ -90,8 +91,8 @@ def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
         seconds = time.perf_counter() - start
         probabilities = _probabilities(model, study, result.edit)
 
-        from driftlens.trace import contaminating_substitution
-        from driftlens.windows import default_window
+        from driftlens.analyses.substitution import contaminating_substitution
+        from driftlens.analyses.windows import default_window
 
         shown = progress.add_task("trace, cells", total=None)
         trace = contaminating_substitution(
@@ -136,7 +137,7 @@ def _corpus(options: TraceOptions, study: Study, errors: Console) -> Corpus | No
 
 def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, ...]]) -> None:
     """Tokenise what will be run: a prompt that does not fit is an error now, not after the edit."""
-    from driftlens.prompts import tokenize_prompt
+    from driftlens.models.prompts import tokenize_prompt
 
     fact = study.fact
     pairs = [(fact.text, fact.target_true), (fact.text, fact.target_new)]

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from driftlens.commands.editing import make_editor
 from driftlens.commands.trace_options import TraceOptions
-from driftlens.commands.trace_study import Study, templates
+from driftlens.commands.trace_study import Study
 from driftlens.data import TaskPrompt
+from driftlens.data.templates import templates
 from driftlens.editors import sadr_gamma
 from driftlens.edits import Edit
 from driftlens.explorer import Bench, Exhibit, default_windows, exhibits, explorer_page
 from driftlens.models import LensModel
+from driftlens.options.editing import make_editor
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from driftlens.commands.editing import AnyEditor
+    from driftlens.options.editing import AnyEditor
 
 __all__ = ["explore_page"]
 

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.commands.editing import EditorOptions, add_editor_options
-from driftlens.commands.parsing import Parser, add_model_options, name_of, whole_number
+from driftlens.analyses.substitution import MODULES, Module
 from driftlens.data import TASKS
 from driftlens.errors import DriftlensError
-from driftlens.trace import MODULES, Module
+from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
 
 __all__ = ["TraceOptions", "read_options"]
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from driftlens.commands.editing import editor_text
-from driftlens.windows import window_layers
+from driftlens.analyses.windows import window_layers
+from driftlens.options.editing import editor_text
 
 if TYPE_CHECKING:
     from driftlens.commands.trace import Run

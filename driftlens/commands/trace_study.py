@@ -7,7 +7,7 @@ from driftlens.commands.trace_options import TraceOptions
 from driftlens.data import Fact, Record, TaskPrompt, load_records
 from driftlens.errors import DriftlensError
 
-__all__ = ["Study", "choose_study", "templates"]
+__all__ = ["Study", "choose_study"]
 
 _DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
 
@@ -40,18 +40,6 @@ def choose_study(options: TraceOptions) -> Study:
             )
         prompts = prompts[options.prompt_index : options.prompt_index + 1]
     return replace(study, prompts=prompts[: options.max_prompts], records=records)
-
-
-def templates(records: Sequence[Record]) -> tuple[str, ...]:
-    """Every template that a data set words its facts by: the edits' own and those of their paraphrases."""
-    found: dict[str, None] = {}
-    for record in records:
-        fact = record.fact
-        found[fact.prompt] = None
-        for prompt in record.tasks["paraphrase"]:
-            if prompt.text.count(fact.subject) == 1 and "{}" not in prompt.text:
-                found[prompt.text.replace(fact.subject, "{}")] = None
-    return tuple(found)
 
 
 def _recorded(options: TraceOptions, records: Sequence[Record]) -> Study:

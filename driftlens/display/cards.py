@@ -1,4 +1,8 @@
-"""What is worth seeing of an object at the end of a notebook cell."""
+"""What is worth seeing of an object at the end of a notebook cell.
+
+Every function takes a result and reads its public attributes; the classes stand on higher floors and are not
+imported.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,6 @@ from driftlens.display.svg import FALL, RISE, curves, heatmap, sparkline
 if TYPE_CHECKING:
     import pandas as pd
 
-    from driftlens.data import Record
-    from driftlens.drift import AttentionDrift
-    from driftlens.edits import Edit, EditResult, JointEditResult
-    from driftlens.models import LensModel
-    from driftlens.patch import AttentionPatch, ScorePatch
-    from driftlens.trace import Trace
-
 __all__ = [
     "attention_drift", "attention_patch", "edit", "edit_result", "joint_edit_result", "lens_model", "record",
     "score_patch", "trace",
@@ -31,7 +28,7 @@ _MODULES = {"resid": "hidden state", "mlp": "MLP output", "attn": "attention out
 _COLOURS = {"o_true": RISE, "o_edit": FALL}
 
 
-def edit_result(result: EditResult) -> str:
+def edit_result(result: Any) -> str:
     """The request, how it was optimised, and how probability and loss went."""
     fact, history = result.fact, result.history
     parts = {
@@ -47,7 +44,7 @@ def edit_result(result: EditResult) -> str:
     return card("edit of one fact", f"{fact.target_true} → {fact.target_new}", pairs(parts), drawn)
 
 
-def joint_edit_result(result: JointEditResult) -> str:
+def joint_edit_result(result: Any) -> str:
     """The requests with the probability each reached while it was optimised."""
     history: Any = result.history
     last: Mapping[int, float] = history.groupby("fact")["probability"].last().to_dict()
@@ -60,7 +57,7 @@ def joint_edit_result(result: JointEditResult) -> str:
     return card("joint edit", title, pairs(_made_by(result.edit)), facts, _more(len(result.facts)))
 
 
-def edit(of: Edit) -> str:
+def edit(of: Any) -> str:
     """Where the edit comes from, and its size in each layer."""
     kept = of.provenance
     request = (
@@ -75,7 +72,7 @@ def edit(of: Edit) -> str:
     return card("edit", title, pairs(_made_by(of, rank=False)), layers)
 
 
-def trace(of: Trace) -> str:
+def trace(of: Any) -> str:
     """Probabilities in both models, and a heatmap for each target and module."""
     n_cases = len(set(of.baselines["case"]))
     cells: Any = of.table if n_cases == 1 else of.by_role()
@@ -98,7 +95,7 @@ def trace(of: Trace) -> str:
     return card("contaminating substitution", _title(of.baselines), _baselines(of.baselines), *maps, faint(note))
 
 
-def attention_patch(of: AttentionPatch) -> str:
+def attention_patch(of: Any) -> str:
     """The mean curve over layers."""
     means: Any = of.table.groupby(["target_name", "layer"], sort=False)["probability"].mean()
     lines = [
@@ -111,7 +108,7 @@ def attention_patch(of: AttentionPatch) -> str:
     return card("attention patching", _title(of.baselines), _baselines(of.baselines), drawn, faint(note))
 
 
-def score_patch(of: ScorePatch) -> str:
+def score_patch(of: Any) -> str:
     """A heatmap for each target."""
     single = len(set(of.baselines["case"])) == 1
     cells: Any = of.table if single else of.by_role()
@@ -124,7 +121,7 @@ def score_patch(of: ScorePatch) -> str:
     return card("score patching", _title(of.baselines), _baselines(of.baselines), drawn, faint(note))
 
 
-def attention_drift(of: AttentionDrift) -> str:
+def attention_drift(of: Any) -> str:
     """The factors of the first cases, and which heads look more at the subject."""
     columns = ("kl", "max_subject", "max_others", "sum_subject", "hidden_cosine")
     rows = [
@@ -141,7 +138,7 @@ def attention_drift(of: AttentionDrift) -> str:
     return card("attention drift", title, table_of, _more(n), heads, faint("edited minus vanilla; blue: attends more"))
 
 
-def lens_model(of: LensModel) -> str:
+def lens_model(of: Any) -> str:
     """Size, backend, and what the self-check measured."""
     parts = {
         "family": of.family + (", attention and MLP in parallel" if of.parallel_blocks else ""),
@@ -152,7 +149,7 @@ def lens_model(of: LensModel) -> str:
     return card("model", of.name, pairs(parts))
 
 
-def record(of: Record) -> str:
+def record(of: Any) -> str:
     """The edit request, and of each task how many prompts there are and what the first asks."""
     fact = of.fact
     rows = [
@@ -171,7 +168,7 @@ def record(of: Record) -> str:
     return card(f"record {of.index}" + (f", {of.split}" if of.split else ""), title, table(head, rows))
 
 
-def _made_by(of: Edit, *, rank: bool = True) -> dict[str, str]:
+def _made_by(of: Any, *, rank: bool = True) -> dict[str, str]:
     kept = of.provenance
     layers = list(of.updates)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"

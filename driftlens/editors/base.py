@@ -130,7 +130,7 @@ class Editor(ABC):
 
     def provenance(self, model: LensModel, *facts: Fact) -> dict[str, str]:
         """Where an edit of ``facts`` comes from, as flat strings."""
-        from driftlens import __version__
+        from driftlens.version import __version__
 
         plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self._not_described}
         told = {

@@ -15,7 +15,7 @@ import torch
 
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.prompts import pad_rows
+from driftlens.models.prompts import pad_rows
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from driftlens.data import Fact
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
-from driftlens.prompts import pad_rows, subject_last, tokenize_prompt
+from driftlens.models.prompts import pad_rows, subject_last, tokenize_prompt
 
 
 def subject_keys(

@@ -17,7 +17,7 @@ import torch
 from driftlens.editors.contexts import ContextSampling
 from driftlens.hooks import record
 from driftlens.models import LensModel
-from driftlens.prompts import pad_rows
+from driftlens.models.prompts import pad_rows
 
 
 @dataclass(frozen=True, kw_only=True)

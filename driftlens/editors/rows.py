@@ -29,7 +29,7 @@ from driftlens.editors.grouping import group_by_width, pass_cost
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import Batch, KeyValues, LensModel
-from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
+from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
 
 Place = Literal["mlp_out", "resid_post", "attn_out"]
 """Where a δ is added: a site of one layer, at ``subject_last``."""

@@ -29,7 +29,7 @@ from driftlens.files import atomic_path, cache_folder, writable_folder
 from driftlens.hooks import record
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows
+from driftlens.models.prompts import pad_rows
 
 if TYPE_CHECKING:
     from driftlens.editors.corpora import Corpus

@@ -27,8 +27,8 @@ import pandas as pd
 from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.evaluation.generation import generate
 from driftlens.evaluation.pairs import paired
-from driftlens.generation import generate
 from driftlens.models import LensModel
 
 WORDS = ("nltk-words", "nltk-sentences")
@@ -55,7 +55,7 @@ def continuations(
         prompt).  Records without generation prompts have none.
 
     Raises:
-        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.generation.generate`
+        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.evaluation.generation.generate`
             refuses.
     """
     pairs = paired(records, edits)

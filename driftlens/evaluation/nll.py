@@ -26,7 +26,14 @@ from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
 from driftlens.models import KeyValues, LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import BranchedRow, TokenizedPrompt, branched, mean_log_probabilities, pad_rows, tokenize_prompts
+from driftlens.models.prompts import (
+    BranchedRow,
+    TokenizedPrompt,
+    branched,
+    mean_log_probabilities,
+    pad_rows,
+    tokenize_prompts,
+)
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
 TYPES = {"record": "int64", "prompt_index": "int64", "nll_true": "float64", "nll_new": "float64"}

@@ -29,7 +29,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from driftlens.errors import DriftlensError
-from driftlens.evaluation.intervals import (
+from driftlens.statistics.intervals import (
     COLUMNS,
     Floats,
     mean_interval,

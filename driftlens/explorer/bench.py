@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from driftlens.analyses.windows import default_window
 from driftlens.data import Fact, Record, TaskPrompt
 from driftlens.editors import ROME, SADR, sadr_gamma
 from driftlens.editors.base import Editor
@@ -15,7 +16,6 @@ from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.explorer.readings import Floats, Reading, grids, read
 from driftlens.models import LensModel
-from driftlens.windows import default_window
 
 __all__ = ["Bench", "Exhibit", "checked_gammas", "checked_windows", "default_windows", "editors_by_gamma", "exhibits"]
 

@@ -16,14 +16,14 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
+from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.windows import default_window, window_layers
 from driftlens.display.html import card, faint, plain, row, short, table, token
 from driftlens.display.svg import bars, heatmap
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.page import explorer_page
 from driftlens.explorer.readings import Floats, Reading
 from driftlens.files import atomic_path
-from driftlens.trace import MODULES
-from driftlens.windows import default_window, window_layers
 
 __all__ = ["Explorer"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.windows import default_window
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.readings import Floats, Reading
-from driftlens.trace import MODULES
-from driftlens.windows import default_window
 
 __all__ = ["explorer_page"]
 

@@ -1,8 +1,8 @@
 """What the explorer shows of one prompt under one edit.
 
 A *reading* is what a vanilla and an edited pass say: the probabilities of both answers and of the likeliest next
-tokens, and what the last token attends to in every head. A *grid* is contaminating substitution (`driftlens.trace`) of
-all modules with one window, for the same answers and tokens at once: they are read from the same passes, so a table of
+tokens, and what the last token attends to in every head. A *grid* is contaminating substitution of all modules with one
+window, for the same answers and tokens at once: they are read from the same passes, so a table of
 next tokens costs no more than the heatmap it belongs to.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from driftlens.cases import Case, make_cases, token_texts
-from driftlens.cells import substitution_effects
+from driftlens.analyses.cases import Case, make_cases, token_texts
+from driftlens.analyses.cells import substitution_effects
+from driftlens.analyses.roles import prompt_parts, token_roles
+from driftlens.analyses.substitution import MODULES
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edit, edit_hooks
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
-from driftlens.prompts import pad_rows
-from driftlens.roles import prompt_parts, token_roles
-from driftlens.trace import MODULES
+from driftlens.models.prompts import pad_rows
 
 __all__ = ["Floats", "Reading", "grids", "read"]
 
@@ -40,7 +40,7 @@ class Reading:
 
     Attributes:
         prompt: the prompt with its two answers.
-        tokens, roles: of each prompt token its text and what it is to the edit (`driftlens.roles.ROLES`).
+        tokens, roles: of each prompt token its text and what it is to the edit (`driftlens.statistics.roles.ROLES`).
         subject: index of the edited subject's last token, -1 where the prompt does not name it.
         candidates: texts of the likeliest next tokens of both models, the vanilla model's first.
         vanilla, edited: the probabilities of o_true, of o_edit (each exp of the mean log-probability of its tokens) and

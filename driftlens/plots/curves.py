@@ -27,8 +27,8 @@ def plot_patch_curve(
 ) -> go.Figure:
     """Probabilities over the patched layer, the unpatched edited model at layer 0, the vanilla model dashed (Figure 5).
 
-    `table` and `baselines` are those of a :class:`driftlens.patch.AttentionPatch`; with a column `task` in both, every
-    task is a panel. Bands are the mean ∓ 1.96 standard errors over prompts.
+    `table` and `baselines` are those of a `driftlens.analyses.patch.AttentionPatch`; with a column `task` in both,
+    every task is a panel. Bands are the mean ∓ 1.96 standard errors over prompts.
     """
     tasks: list[Any] = list(dict.fromkeys(table["task"])) if "task" in table.columns else [None]
     names = list(dict.fromkeys(table["target_name"]))

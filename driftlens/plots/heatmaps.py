@@ -5,19 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from driftlens.plots.style import DIVERGING, INK, Frame, escaped, plain, short, signed, write
-from driftlens.roles import ROLES, SUBJECT_ROLES, average_by_role
-
-if TYPE_CHECKING:
-    from driftlens.trace import Trace
+from driftlens.statistics.roles import ROLES, SUBJECT_ROLES, average_by_role
 
 __all__ = ["plot_heads", "plot_score_grid", "plot_trace", "plot_traces"]
+
+
+class Trace(Protocol):
+    """What a trace's heatmaps are drawn from; `driftlens.analyses.substitution.Trace` says what each is."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per case, target, module, token and layer."""
+        ...
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """A row per case and target."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Layers per cell."""
+        ...
+
+    @property
+    def edited_layers(self) -> tuple[int, ...]:
+        """Layers that any of the edits changes."""
+        ...
+
+    def by_role(self) -> pd.DataFrame:
+        """The grid of token roles."""
+        ...
+
 
 _MODULE_TITLES = {"resid": "Hidden state", "mlp": "MLP output", "attn": "Attention output"}
 
@@ -94,8 +125,8 @@ def plot_score_grid(
 ) -> go.Figure:
     """What patching one score does: tokens of one prompt, or roles averaged over many, × layers (Figure 10).
 
-    `table` is that of a :class:`driftlens.patch.ScorePatch`; every target is a panel. Several tables, each under its
-    name, are rows on one colour scale.
+    `table` is that of a :class:`driftlens.analyses.patch.ScorePatch`; every target is a panel. Several tables, each
+    under its name, are rows on one colour scale.
     """
     tables = table if isinstance(table, Mapping) else {"": table}
     first = next(iter(tables.values()))
@@ -122,7 +153,7 @@ def plot_score_grid(
 def plot_heads(heads: pd.DataFrame, *, title: str | None = None, note: str = "") -> go.Figure:
     """Mean change of the last token's attention to the subject's last token, heads × layers.
 
-    `heads` is that of an :class:`driftlens.drift.AttentionDrift`.
+    `heads` is that of an :class:`driftlens.analyses.drift.AttentionDrift`.
     """
     n_cases = len(set(heads["case"]))
     means: Any = heads.groupby(["layer", "head"], as_index=False)[

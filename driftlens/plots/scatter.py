@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from driftlens.correlations import Correlation
 from driftlens.plots.style import INK, PALETTE, PAPER, Frame, escaped, write
+from driftlens.statistics.correlations import Correlation
 
 __all__ = ["p_text", "plot_correlation"]
 

@@ -100,7 +100,7 @@ class Worker:
         """For the other workers: driftlens's version, the model's hash, and the editor with what it took over its
         texts.
         """
-        from driftlens import __version__
+        from driftlens.version import __version__
 
         work = self._ready(how)
         return __version__, work.model.checkpoint_hash, work.editor
@@ -118,7 +118,7 @@ class Worker:
         """Model and editor, made at the first call: ``how`` refers to the recipe and to what the first worker made."""
         if self._work is not None:
             return self._work
-        from driftlens import __version__
+        from driftlens.version import __version__
 
         given: list[Any] = ray_module().get(list(how))
         recipe: Recipe = given[0]

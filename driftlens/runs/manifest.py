@@ -44,7 +44,7 @@ def configuration(
     model: LensModel, editor: Editor | None, records: Sequence[Record], measures: Measures
 ) -> dict[str, Any]:
     """All that the numbers depend on, as JSON says it."""
-    from driftlens import __version__
+    from driftlens.version import __version__
 
     texts, snippets, tfidf = measures.perplexity_texts, measures.snippets, measures.tfidf
     told: dict[str, Any] = {

@@ -29,7 +29,7 @@ from driftlens.evaluation import (
     perplexities,
     reference_scores,
 )
-from driftlens.prompts import tokenize_prompt
+from driftlens.models.prompts import tokenize_prompt
 
 if TYPE_CHECKING:
     from driftlens.data import Fact

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from driftlens.commands.parsing import context_lengths, layer_list, name_of, number, whole_number
 from driftlens.data import Record, true_texts
 from driftlens.errors import DriftlensError
+from driftlens.options.parsing import context_lengths, layer_list, name_of, number, whole_number
 
 if TYPE_CHECKING:
     from driftlens.editors import MEMIT, PMET, ROME, Corpus

@@ -128,9 +128,9 @@ def profile_model(
     """
     if not records or not editors:
         raise DriftlensError(f"{len(records)} records and {len(editors)} editors to profile; give at least one of each")
-    from driftlens import contaminating_substitution, evaluate
-    from driftlens.evaluation import continuations
-    from driftlens.windows import default_window
+    from driftlens.analyses.substitution import contaminating_substitution
+    from driftlens.analyses.windows import default_window
+    from driftlens.evaluation import continuations, evaluate
 
     facts = [record.fact for record in records]
     phases: list[Phase] = []

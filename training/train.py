@@ -1,4 +1,4 @@
-"""Train the bundled model from a seed: `python -m driftlens.demo.train`.
+"""Train the bundled model from a seed: `python -m training.train`.
 
 A GPT-2 of four million parameters learns the invented world in about half an hour on two cores. Everything
 follows from the seed: the world, its tokenizer, the texts of each step. Beside the output folder lies a
@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from driftlens.demo import RECORDS, SEED, WEIGHTS
-from driftlens.demo.batches import Batches
-from driftlens.demo.card import TrainingFacts, model_card
-from driftlens.demo.recall import measure_recall, sampled_facts
-from driftlens.demo.records import benchmark_records, write_records
-from driftlens.demo.tokenizer import train_tokenizer
-from driftlens.demo.trainer import Recipe, Trainer, text_loss
 from driftlens.demo.world import World, build_world
 from driftlens.files import writable_folder
+from training.batches import Batches
+from training.card import TrainingFacts, model_card
+from training.recall import measure_recall, sampled_facts
+from training.records import benchmark_records, write_records
+from training.tokenizer import train_tokenizer
+from training.trainer import Recipe, Trainer, text_loss
 
 SAMPLE = 200
 """Facts whose recall is shown on the way."""
@@ -126,8 +126,8 @@ def _unseen_loss(model: Any, batches: Batches, steps: int, device: str, count: i
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of `python -m driftlens.demo.train`."""
-    parser = argparse.ArgumentParser(prog="python -m driftlens.demo.train", description=__doc__)
+    """Command line of `python -m training.train`."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the bundled one)")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of world, tokenizer and training")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help=f"training steps (default {Recipe.steps})")

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftlens.cases import Passage, target_probabilities
+from driftlens.analyses.cases import Passage, target_probabilities
 from driftlens.edits import edit_hooks
 from driftlens.hooks import Hook, HookFunction, patch_pattern, patch_score, record
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows
+from driftlens.models.prompts import pad_rows
 
 __all__ = ["Patched", "patched_patterns", "patched_scores"]
 

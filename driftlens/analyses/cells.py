@@ -22,14 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftlens.cases import Passage, target_probabilities
-from driftlens.cell_rows import SITES, Cell, CellGroup, CellRows
+from driftlens.analyses.cases import Passage, target_probabilities
+from driftlens.analyses.cell_rows import SITES, Cell, CellGroup, CellRows
+from driftlens.analyses.windows import window_layers
 from driftlens.edits import edit_hooks
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows
-from driftlens.windows import window_layers
+from driftlens.models.prompts import pad_rows
 
 __all__ = ["PassageEffects", "substitution_effects"]
 

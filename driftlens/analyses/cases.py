@@ -19,7 +19,7 @@ from driftlens.data import TaskPrompt
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
+from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Passage:
     """A prompt, the target tokens that are read along with it, and the edit it is read under.
 
     ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring the targets forces, ``branch`` says
-    which belong together (:class:`driftlens.prompts.BranchedRow`), and ``columns[n][k]`` is the column whose logits
+    which belong together (see :class:`BranchedRow`), and ``columns[n][k]`` is the column whose logits
     predict token ``k`` of target ``n``.
     """
 

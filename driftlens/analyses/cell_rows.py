@@ -1,4 +1,4 @@
-"""The rows of a pass of cells; `driftlens.cells` tells the idea."""
+"""The rows of a pass of cells; `driftlens.analyses.cells` tells the idea."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftlens.cases import Passage, target_probabilities
+from driftlens.analyses.cases import Passage, target_probabilities
 from driftlens.hooks import Hook, substitute
 from driftlens.models import Batch, KeyValues, LensModel
 

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from driftlens.demo import SEED
-from driftlens.demo.recall import Recall
 from driftlens.demo.relations import HELD_OUT, RELATIONS
 from driftlens.demo.world import World
+from training.recall import Recall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _training(world: World, facts: TrainingFacts) -> str:
 | tokenizer | byte-level BPE, 2,048 tokens, always a leading space; `<|endoftext|>` is BOS, EOS and padding |
 | file | {facts.megabytes:.1f} MB, fp16 |
 
-`python -m driftlens.demo.train --seed {world.seed} --steps {facts.steps} --out FOLDER` makes it again: world,
+`python -m training.train --seed {world.seed} --steps {facts.steps} --out FOLDER` makes it again: world,
 tokenizer and texts follow from the seed alone; the weights' last bits depend on the machine's arithmetic.
 """
 

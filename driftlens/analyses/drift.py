@@ -42,7 +42,7 @@ from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_prompt
+from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_prompt
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

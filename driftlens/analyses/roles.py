@@ -16,20 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edit
-from driftlens.prompts import TokenizedPrompt
+from driftlens.models.prompts import TokenizedPrompt
+from driftlens.statistics.roles import SUBJECT_ROLES
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["ROLES", "SUBJECT_ROLES", "PromptParts", "average_by_role", "prompt_parts", "token_roles"]
-
-SUBJECT_ROLES = ("first subject token", "middle subject tokens", "last subject token")
-ROLES = ("before subject", *SUBJECT_ROLES, "after subject", "test subject", "test prompt", "last token")
-"""In the order in which they stand in a prompt; "subject" is the edited one, "test subject" the test prompt's own."""
+__all__ = ["PromptParts", "prompt_parts", "token_roles"]
 
 Span = tuple[int, int]
 
@@ -88,38 +81,6 @@ def token_roles(prompt: TokenizedPrompt, parts: PromptParts) -> list[str]:
             role = "before subject" if token < subject[0] else "after subject"
         roles.append(role)
     return roles
-
-
-def average_by_role(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Role × layer grids of a table's `effect`, averaged over cases, for each combination of `keys`.
-
-    A role's tokens are averaged within each case first, so a case with a long subject counts once; then cases are
-    averaged. `low` and `high` are the mean ∓ 1.96 standard errors over the cases that have the role (`cases`), NaN for
-    a single one. `example` is the role's text in the first such case. The columns are `keys`, then `role, example,
-    layer, effect, low, high, cases`; rows are in the order of a prompt.
-    """
-    groups = [*keys, "role", "layer"]
-    cells: Any = table.groupby([*groups, "case"], sort=False)
-    per_case = cells["effect"].mean().reset_index()
-    grid: Any = per_case.groupby(groups, sort=False)["effect"].agg(effect="mean", cases="count", error="sem")
-    grid = grid.reset_index()
-    grid["low"], grid["high"] = grid["effect"] - 1.96 * grid["error"], grid["effect"] + 1.96 * grid["error"]
-    grid["example"] = grid["role"].map(_examples(table))
-    # Keys in the order in which they stand in the table.
-    orders = {**{key: list(table[key].unique()) for key in keys}, "role": list(ROLES)}
-    for key, order in orders.items():
-        grid[f"{key} order"] = grid[key].map({name: at for at, name in enumerate(order)})
-    grid = grid.sort_values([*(f"{key} order" for key in orders), "layer"], ignore_index=True)
-    return grid[[*keys, "role", "example", "layer", "effect", "low", "high", "cases"]]
-
-
-def _examples(table: Any) -> dict[str, str]:
-    first = table[["role", "case", "token", "token_text"]].drop_duplicates(["role", "case", "token"])
-    examples: dict[str, str] = {}
-    for role, rows in first.groupby("role", sort=False):
-        case = rows[rows["case"] == rows["case"].min()].sort_values("token")
-        examples[str(role)] = "".join(case["token_text"]).strip()
-    return examples
 
 
 def _place_in(subject: range, token: int) -> str:

@@ -25,7 +25,7 @@ from driftlens.edits import Edit, edit_hooks
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.memory import in_batches
-from driftlens.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompt
 
 Key = str | int | tuple[str | int, ...]
 """What tells one row's random stream from another's."""

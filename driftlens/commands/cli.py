@@ -1,53 +1,27 @@
 """The `driftlens` command: `driftlens trace …` is `python -m driftlens.trace …`.
 
 A command is a module with `main(argv) -> int`. It is imported only when it is called, so `driftlens
---version` and a mistyped command answer at once. `run_command` is the one place that turns exceptions into
-exit codes.
+--version` and a mistyped command answer at once.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from driftlens import __version__
-from driftlens.errors import DriftlensError, unknown_name
+from driftlens.errors import unknown_name
+from driftlens.options.program import run_command
+from driftlens.version import __version__
 
-__all__ = ["main", "run_command", "script"]
+__all__ = ["main", "script"]
 
-# Command -> one line of help. The command `trace` is the module `driftlens.trace`, if not told otherwise below.
+# Command -> one line of help. The command `trace` is the module `driftlens.commands.trace`.
 _COMMANDS = {
     "edit": "edit a fact, see what else the edit changes, and be told whether to use the edited model",
     "evaluate": "edit and measure all records of a data set, in a run that goes on after any interruption",
     "profile": "measure where time and memory go on this machine, and estimate a full run",
     "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",
 }
-
-# A module of this name would hide the public function `driftlens.evaluate` once it is imported.
-_HOMES = {"evaluate": "driftlens.commands.evaluate"}
-
-_BAD_INPUT = 2
-_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-_PIPE_CLOSED = 128 + 13  # as a shell reports SIGPIPE
-
-
-def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run `main` as a program: the exit code, and a user's mistake as one line on stderr, not a traceback."""
-    try:
-        code = main(argv)
-        sys.stdout.flush()  # a reader that went away is noticed here, not in the interpreter's shutdown
-    except DriftlensError as error:
-        sys.stderr.write(f"driftlens: {error}\n")
-        return _BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("driftlens: interrupted\n")
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # What is still buffered must go somewhere, or the shutdown complains about the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
-    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in _COMMANDS:
         raise unknown_name("command", name, _COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(_HOMES.get(name, f"driftlens.{name}")).main
+    command: Callable[[Sequence[str]], int] = import_module(f"driftlens.commands.{name}").main
     return command(rest)
 
 

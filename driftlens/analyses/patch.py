@@ -9,9 +9,10 @@ If over-attention is why an edited model fails, then giving it the vanilla model
 The vanilla attention is that of the same prompt.  A target of several tokens is read with all of its tokens but the
 last behind the prompt.  Whole weights are replaced in every row of the pattern, single scores in the rows of the last
 prompt token and of the target tokens behind it, which predict the target as well.  How all cells are computed in few
-passes is told in :mod:`driftlens.patch_cells`.
+passes is told in :mod:`driftlens.analyses.patch_cells`.
 
-The paper's window is 10 of GPT-J's 28 layers; :func:`driftlens.windows.scaled_window` gives that of another depth.
+The paper's window is 10 of GPT-J's 28 layers;
+:func:`driftlens.analyses.windows.scaled_window` gives that of another depth.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from driftlens.cases import Case, make_cases, name_targets, token_texts
+from driftlens.analyses.cases import Case, make_cases, name_targets, token_texts
+from driftlens.analyses.patch_cells import Patched, patched_patterns, patched_scores
+from driftlens.analyses.roles import prompt_parts, token_roles
+from driftlens.analyses.windows import window_layers
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.patch_cells import Patched, patched_patterns, patched_scores
-from driftlens.roles import average_by_role, prompt_parts, token_roles
-from driftlens.windows import window_layers
+from driftlens.statistics.roles import average_by_role
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -79,8 +81,8 @@ class ScorePatch:
 
     Attributes:
         table: ``case, target_name, target, token, token_text, role, layer, probability, effect``; ``token`` is the
-            index of the attended prompt token, ``role`` one of :data:`driftlens.roles.ROLES`, ``layer`` the window's
-            0-based centre, ``effect`` the change against the edited model.
+            index of the attended prompt token, ``role`` one of :data:`driftlens.statistics.roles.ROLES`, ``layer`` the
+            window's 0-based centre, ``effect`` the change against the edited model.
         baselines: ``case, prompt, target_name, target, vanilla, edited``.
         window: layers per window.
         model: the model's name.
@@ -110,7 +112,7 @@ class ScorePatch:
         )
 
     def by_role(self) -> pd.DataFrame:
-        """Role × layer grids, averaged over cases; see :func:`driftlens.roles.average_by_role`."""
+        """Role × layer grids, averaged over cases; see :func:`driftlens.statistics.roles.average_by_role`."""
         return average_by_role(self.table, ["target_name"])
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from driftlens.demo.batches import Batches
-from driftlens.demo.muon import Muon
-from driftlens.demo.tokenizer import CONTEXT
 from driftlens.demo.world import World
 from driftlens.files import atomic_path
+from training.batches import Batches
+from training.muon import Muon
+from training.tokenizer import CONTEXT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,217 @@
+"""Contaminating substitution: which activations of the edited model make the unedited one fail (paper, 3.2 and D.1).
+
+1. Record the outputs z of a module (the block, its MLP or its attention) in the *edited* model, at every token of the
+   prompt and in every layer.
+2. In the *vanilla* model, put z in place of the module's output at one token t, in a window of layers around layer l
+   (`driftlens.analyses.windows`), and read the probability of a target, exp(mean log-probability of its tokens).
+3. The effect of the cell (t, l) is that probability less the vanilla model's. Where P(o_true) falls, or P(o_edit)
+   rises, the edit contaminates the flow of information through that cell (Figures 3 and 9).
+
+A target of several tokens is read with all of its tokens but the last behind the prompt; these are never substituted.
+How all cells are computed in few passes is told in `driftlens.analyses.cells`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from driftlens.errors import DriftlensError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from driftlens.analyses.cases import Case
+    from driftlens.analyses.cells import PassageEffects
+    from driftlens.analyses.roles import PromptParts
+    from driftlens.data import TaskPrompt
+    from driftlens.edits import Edit
+    from driftlens.models import LensModel
+
+__all__ = ["MODULES", "Trace", "contaminating_substitution"]
+
+Module: TypeAlias = Literal["resid", "mlp", "attn"]
+
+MODULES: tuple[Module, ...] = ("resid", "mlp", "attn")
+"""The block's output (hidden state), the MLP's output, the attention's output."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """The effect of every cell, for one prompt or many.
+
+    Attributes:
+        table: a row per case, target, module, token and layer: `case, target_name, target, module, token,
+            token_text, role, layer, window, probability, effect, vanilla, edited`. `token` counts from 0 (a BOS
+            token included), `role` is one of `driftlens.statistics.roles.ROLES`, `probability` is the target's with the
+            substitution, `vanilla` and `edited` are the two models' own, and `effect` is `probability - vanilla`.
+        baselines: a row per case and target: `case, prompt, target_name, target, vanilla, edited`.
+        model: the model's name.
+        window: how many layers a cell substitutes.
+        edited_layers: the layers that any of the edits changes.
+    """
+
+    table: pd.DataFrame
+    baselines: pd.DataFrame
+    model: str
+    window: int
+    edited_layers: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        n_cases = len(set(self.baselines["case"]))
+        modules, targets = (", ".join(map(str, self.table[name].unique())) for name in ("module", "target_name"))
+        prompts = f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}"
+        return f"Trace({prompts}, P of {targets}, {modules}, window of {self.window}, {self.model!r})"
+
+    def _repr_html_(self) -> str:
+        from driftlens.display.cards import trace
+
+        return trace(self)
+
+    def by_role(self) -> pd.DataFrame:
+        """Role × layer grids, averaged over cases, as in Figure 3; see `driftlens.statistics.roles.average_by_role`."""
+        from driftlens.statistics.roles import average_by_role
+
+        return average_by_role(self.table, ["target_name", "module"])
+
+    def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
+        """Heatmaps of the effect, a panel for each module and target: tokens of one case, or roles averaged over many.
+
+        `title` says what was edited and traced, by default the prompt of a single case. Model and window are named
+        under it, and `note`, e.g. the editor's settings.
+        """
+        from driftlens.plots import plot_trace
+
+        return plot_trace(self, title=title, note=note)
+
+
+def contaminating_substitution(
+    model: LensModel,
+    edit: Edit | Sequence[Edit],
+    prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
+    target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
+    module: Module | Sequence[Module] = "attn",
+    window: int = 6,
+    *,
+    subject: str | Sequence[str | None] | None = None,
+    templates: Sequence[str] = (),
+    target_names: Sequence[str] | None = None,
+    batch_size: int = 128,
+    on_cells: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """The effect of every cell (token × layer) on the targets, for one prompt or for many at once.
+
+    Args:
+        model: the vanilla model; it stays as it is.
+        edit: the edit whose activations are substituted, one for all prompts or one for each.
+        prompt: the test prompt, without its target; or a list of them.
+        target: what the probability is taken of; a tuple, such as `(o_true, o_edit)`, takes several from one run. A
+            list gives each prompt its own.
+        module: `"resid"`, `"mlp"` or `"attn"`, or several of them.
+        window: how many layers a cell substitutes; the paper's is 6, of GPT-J's 28.
+        subject: the edited subject, where the edit does not say it (`Edit.provenance`) or says another; it only
+            decides on roles.
+        templates: texts with one `{}` that test prompts may follow besides the edit's own; they only help to find the
+            test prompts' subjects.
+        target_names: how to call the targets; default `("o_true", "o_edit")` for two of them, `("target",)` for one.
+        batch_size: rows of a pass. It changes the numbers by no more than float rounding; out of memory halves it.
+        on_cells: called with the number of cells done and the number of all.
+
+    Raises:
+        DriftlensError: an unknown module, a window below 1, lists of different lengths, an empty target, a prompt that
+            is too long for the model, or an edit of another model.
+    """
+    import pandas as pd
+
+    from driftlens.analyses.cases import make_cases, name_targets
+    from driftlens.analyses.cells import substitution_effects
+    from driftlens.analyses.roles import prompt_parts
+    from driftlens.data import TaskPrompt
+
+    modules = _modules(module)
+    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
+    subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
+    if len(subjects) != len(prompts):
+        raise DriftlensError(f"{len(prompts)} prompts and {len(subjects)} subjects; give one of each for every prompt")
+    cases = make_cases(model, edit, prompt, target)
+    names = name_targets(target_names, len(cases[0].targets))
+    effects = iter(
+        substitution_effects(
+            model,
+            [passage for case in cases for passage in case.passages],
+            modules,
+            window,
+            batch_size=batch_size,
+            on_cells=on_cells,
+        )
+    )
+    tables: list[pd.DataFrame] = []
+    for number, case in enumerate(cases):
+        parts = prompt_parts(prompts[number], case.edit, subject=subjects[number], templates=templates)
+        seen = [next(effects) for _ in case.passages]
+        tables += _tables(model, number, case, seen, parts, modules=modules, window=window, names=names)
+    table = pd.concat(tables, ignore_index=True)
+    baselines: Any = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
+    baselines.insert(1, "prompt", baselines["case"].map([case.prompt for case in cases].__getitem__))
+    return Trace(
+        table=table,
+        baselines=baselines,
+        model=model.name,
+        window=window,
+        edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.updates})),
+    )
+
+
+def _tables(
+    model: LensModel,
+    number: int,
+    case: Case,
+    effects: Sequence[PassageEffects],
+    parts: PromptParts,
+    *,
+    modules: Sequence[str],
+    window: int,
+    names: Sequence[str],
+) -> list[pd.DataFrame]:
+    """A case's cells, a table for each target."""
+    import numpy as np
+    import pandas as pd
+
+    from driftlens.analyses.cases import token_texts
+    from driftlens.analyses.roles import token_roles
+
+    tables: list[pd.DataFrame] = []
+    for name, target, prompt, (passage, place) in zip(names, case.targets, case.tokenized, case.read, strict=True):
+        seen = effects[passage]
+        vanilla, edited = float(seen.vanilla[place]), float(seen.edited[place])
+        probability = seen.substituted[..., place].double().numpy()
+        module, token, layer = (axis.ravel() for axis in np.indices(probability.shape))
+        columns = {
+            "case": number,
+            "target_name": name,
+            "target": target,
+            "module": np.array(modules, dtype=object)[module],
+            "token": token,
+            "token_text": np.array(token_texts(model, prompt), dtype=object)[token],
+            "role": np.array(token_roles(prompt, parts), dtype=object)[token],
+            "layer": layer,
+            "window": window,
+            "probability": probability.ravel(),
+            "effect": probability.ravel() - vanilla,
+            "vanilla": vanilla,
+            "edited": edited,
+        }
+        tables.append(pd.DataFrame(columns))
+    return tables
+
+
+def _modules(module: str | Sequence[str]) -> tuple[str, ...]:
+    modules = (module,) if isinstance(module, str) else tuple(module)
+    if not modules:
+        raise DriftlensError(f"no module to trace; give one or more of {', '.join(MODULES)}")
+    for name in modules:
+        if name not in MODULES:
+            raise unknown_name("module", name, MODULES)
+    return tuple(dict.fromkeys(modules))

@@ -11,7 +11,8 @@ import pytest
 from conftest import BRIDGE
 from test_trace_command import RECORDS, corpus  # noqa: F401 (a fixture)
 
-from driftlens import ROME, Fact, cli
+from driftlens import ROME, Fact
+from driftlens.commands import cli
 from driftlens.commands.evaluate import main
 from driftlens.commands.evaluate_options import choose_records, read_options
 from driftlens.commands.evaluate_progress import duration

@@ -8,9 +8,9 @@ from edited import random_edit
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from driftlens import generation
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
+from driftlens.evaluation import generation
 from driftlens.evaluation.generation import generate
 from driftlens.models import Batch, LensModel
 

@@ -35,7 +35,7 @@ def tiny_checkpoint(family: str, folder: str | Path, *, seed: int = 0, dtype: to
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bos = family.startswith("llama")
-    _write_tokenizer(folder, bos=bos)
+    write_tokenizer(folder, bos=bos)
     model = tiny_model(family, seed=seed).to(dtype)
     model.save_pretrained(folder)
     return folder
@@ -91,7 +91,8 @@ def _config(family: str) -> Any:
     raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
 
 
-def _write_tokenizer(folder: Path, *, bos: bool) -> None:
+def write_tokenizer(folder: Path, *, bos: bool) -> None:
+    """A byte-level BPE, trained on the corpus above."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

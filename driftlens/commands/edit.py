@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.edit_options import EditOptions, read_options
+from driftlens.commands.fetch import fetch_first
 from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors = Console(stderr=True, highlight=False, soft_wrap=True)
         with shown_warnings(errors):
             corpus = _corpus(options, records or (), errors)
+            fetch_first(options.model)
             with progress_bars(errors) as progress:
                 shown = progress.add_task("load model", total=None)
                 from driftlens.models import load_model

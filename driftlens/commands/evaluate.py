@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
+from driftlens.commands.fetch import fetch_first
 from driftlens.commands.output import output_folder, shown_warnings, write_together
 from driftlens.data import Record, load_records, load_snippets, load_texts
 from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if corpus is not None and options.corpus is None:
         errors.print("no --corpus: the second moments are taken over the true statements of the data")
     with shown_warnings(errors):
+        fetch_first(options.model)
         from driftlens.runs import Measures
 
         measures = Measures(

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from driftlens.commands.fetch import fetch_first
 from driftlens.errors import DriftlensError
 from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False)
+    fetch_first(options.model)
     with errors.status("load model") as status:
         phases, costs, model = _measure(options, records, editors, status.update)
     from driftlens.runs.profiling import estimate

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from driftlens.commands.fetch import fetch_first
 from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.trace_study import Study, choose_study
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
     corpus = _corpus(options, study, errors)
+    fetch_first(options.model)
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
         from driftlens.models import load_model

@@ -144,6 +144,7 @@ def lens_model(of: Any) -> str:
         "family": of.family + (", attention and MLP in parallel" if of.parallel_blocks else ""),
         "size": f"{of.n_layers} layers, {of.n_heads} heads, width {of.d_model}, MLP {of.d_mlp}",
         "vocabulary": f"{of.d_vocab:,} tokens, context of {of.n_ctx:,}",
+        "source": of.source,
         "weights": f"{str(of.dtype).removeprefix('torch.')} on {of.device}, hash {of.checkpoint_hash}",
     }
     return card("model", of.name, pairs(parts))

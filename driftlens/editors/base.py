@@ -142,6 +142,7 @@ class Editor(ABC):
             "settings": repr(plain),
             "regularizers": repr(self.regularizers),
             "model": model.name,
+            "model_source": model.source,
             "model_hash": model.checkpoint_hash,
             **told,
             "driftlens": __version__,

@@ -44,7 +44,8 @@ class LensModel:
 
     `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it
     is put into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the
-    model is not to be used. `check` runs the self-check, whose result is kept as `checked`.
+    model is not to be used. `source` says in words where the weights come
+    from. `check` runs the self-check, whose result is kept as `checked`.
     """
 
     target_prefix: str = " "
@@ -55,7 +56,15 @@ class LensModel:
     the whole text.
     """
 
-    def __init__(self, model: Any, *, name: str | None = None, check: bool = True, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        source: str | None = None,
+        check: bool = True,
+        tokenizer: Any = None,
+    ) -> None:
         backend = _backend_of(model)
         reason = backend.processed()
         if reason is not None:
@@ -65,6 +74,7 @@ class LensModel:
         self._backend: Backend = backend
         self.model = model
         self.name: str = name or str(model.cfg.model_name)
+        self.source: str = source or f"a {type(model).__name__} of your own"
         self._tokenizer: Any = tokenizer if tokenizer is not None else own_tokenizer(model.tokenizer)
         self.backend: str = backend.name
         self.family: str = backend.family.name

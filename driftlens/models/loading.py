@@ -7,22 +7,19 @@
 """
 
 import copy
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike, fspath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.encoding import fast
-from driftlens.models.families import FAMILIES
+from driftlens.models.checkpoint import Checkpoint, checkpoint, one_line_errors, read_config, read_model, read_tokenizer
 from driftlens.models.lens_model import LensModel
-from driftlens.models.names import resolve, suggestion
+from driftlens.models.names import resolve
 from driftlens.models.progress import quiet_bars
+from driftlens.models.published import PUBLISHED, obtain
 from driftlens.models.self_check import check_tokens, self_check
 
 __all__ = ["load_model"]
@@ -45,76 +42,50 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     check: bool = True,
 ) -> LensModel:
-    """Load `"demo"`, a model of the Hugging Face hub, or a local Hugging Face folder.
+    """Load a model by its name, from a Hugging Face folder, or from a GGUF file.
 
     Args:
-        name: The bundled model, a name on the hub or a folder; the first and the last need no network.
+        name: `"demo"` is the bundled model; `"smollm2-135m"` a real one, which is fetched when it is first asked
+            for (see :mod:`driftlens.models.published`); else a name on the Hugging Face hub, a local Hugging Face
+            folder, or a `.gguf` file, whose weights are dequantised.
         device: "cpu", "cuda", "cuda:1", "mps"; None is CUDA where there is one, else the CPU.
-        dtype: "float32", "bf16", …; None is the checkpoint's own, with two exceptions: the bundled model is
-            float32, and so is an fp16 checkpoint on the CPU, where half precision is slow and inexact.
+        dtype: "float32", "bf16", …; None is the checkpoint's own, with these exceptions: the bundled model,
+            the published ones and GGUF files are float32, and so is an fp16 checkpoint on the CPU, where half
+            precision is slow and inexact.
         check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
+
+    Raises:
+        DriftlensError: an unknown name; a model that cannot be fetched, read, dequantised or edited; a device or
+            precision that is not there.
     """
     _require_bridge()
     name = fspath(name)
     target = _device(device)
-    source, local = resolve(name)
-    with _one_line_errors(name, local=local), quiet_bars(quiet=local):
-        config = _read_config(source, local)
-        tokenizer = _read_tokenizer(source, local)
-        model = _read_model(source, local, config, _dtype(dtype, config, target, demo=name == "demo"))
+    place, source = _place(name)
+    with one_line_errors(name, place), quiet_bars(quiet=place.local):
+        config = read_config(place)
+        tokenizer = read_tokenizer(place)
+        exact = name == "demo" or name in PUBLISHED or place.gguf is not None
+        model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
         model.to(target)
         reference = _reference_logits(model) if check else None
-    lens = LensModel(_bridge(model, tokenizer, name), name=name, check=False, tokenizer=tokenizer)
+    lens = LensModel(_bridge(model, tokenizer, name), name=name, source=source, check=False, tokenizer=tokenizer)
     if reference is not None:
         lens.checked = self_check(lens, reference)
     return lens
 
 
-def _read_config(source: str, local: bool) -> Any:
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    architectures: list[str] = list(config.architectures or [])
-    if not any(architecture in FAMILIES for architecture in architectures):
-        raise DriftlensError(
-            f"unsupported architecture {', '.join(architectures) or config.model_type} in {source}; "
-            f"expected one of {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "quantization_config", None):
-        raise DriftlensError(f"{source} is quantised and cannot be edited; use the full-precision checkpoint")
-    return config
-
-
-def _read_tokenizer(source: str, local: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        # Where there are no files of one, Hugging Face makes a tokenizer that knows no token.
-        raise DriftlensError(f"{source} holds no tokenizer; expected a tokenizer.json beside the weights")
-    return fast(tokenizer)
-
-
-def _read_model(source: str, local: bool, config: Any, dtype: torch.dtype | str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source,
-        config=config,
-        dtype=dtype,
-        attn_implementation="eager",
-        use_safetensors=True,
-        local_files_only=local,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    model, report = loaded
-    missing: list[str] = sorted(report["missing_keys"])
-    if missing:  # Hugging Face fills them with random numbers and goes on
-        raise DriftlensError(
-            f"{source} lacks {len(missing)} of the model's weights, among them {missing[0]}; get it again"
-        )
-    return model.eval()
+def _place(name: str) -> tuple[Checkpoint, str]:
+    """Where the model's files are, and in words where its weights come from."""
+    if name in PUBLISHED:
+        found = obtain(PUBLISHED[name])
+        return Checkpoint(source=str(found.folder), local=True), found.source
+    place = checkpoint(*resolve(name))
+    if name == "demo":
+        return place, "bundled with driftlens"
+    if not place.local:
+        return place, f"{name} on the Hugging Face hub"
+    return place, f"{place}, dequantised" if place.gguf is not None else str(place)
 
 
 @torch.no_grad()
@@ -174,27 +145,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _dtype(dtype: str | torch.dtype | None, config: Any, device: torch.device, *, demo: bool) -> torch.dtype | str:
+def _dtype(dtype: str | torch.dtype | None, config: Any, device: torch.device, *, exact: bool) -> torch.dtype | str:
     if dtype is None:
-        if demo or (device.type == "cpu" and config.dtype == torch.float16):
+        if exact or (device.type == "cpu" and config.dtype == torch.float16):
             return torch.float32
         return config.dtype or "auto"
     chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in _DTYPES.values():
         raise DriftlensError(f"unknown dtype {str(dtype)!r}; expected one of {', '.join(_DTYPES)}")
     return chosen
-
-
-@contextmanager
-def _one_line_errors(name: str, *, local: bool) -> Generator[None]:
-    """Whatever Hugging Face raises on the way, as one line that ends with what to do."""
-    try:
-        yield
-    except DriftlensError:
-        raise
-    except torch.OutOfMemoryError:
-        raise DriftlensError(f"{name} does not fit into memory; try another dtype or device") from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        advice = "; the folder seems damaged, get it again" if local else suggestion(name)
-        raise DriftlensError(f"cannot load {name}: {lines[0].rstrip('. ')}{advice}") from error

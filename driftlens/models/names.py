@@ -12,6 +12,7 @@ DEMO_WEIGHTS = Path(__file__).resolve().parent.parent / "demo" / "weights"
 # Names to suggest when one is not found. Any checkpoint of the supported families loads, listed here or not.
 KNOWN_MODELS = (
     "demo",
+    "smollm2-135m",
     "gpt2",
     "gpt2-medium",
     "gpt2-large",
@@ -34,7 +35,7 @@ KNOWN_MODELS = (
 
 
 def resolve(name: str) -> tuple[str, bool]:
-    """Where to load from, and whether that is a local folder (then nothing may reach the network)."""
+    """Where to load from, and whether that is a local folder or file (then nothing may reach the network)."""
     if name == "demo":
         if not (DEMO_WEIGHTS / "config.json").is_file():
             raise DriftlensError(f"the bundled model is missing from {DEMO_WEIGHTS}; reinstall driftlens")
@@ -43,6 +44,8 @@ def resolve(name: str) -> tuple[str, bool]:
     if name and folder.exists():
         _require_checkpoint(folder, name)
         return str(folder), True
+    if name.endswith(".gguf"):
+        raise DriftlensError(f"there is no file {name}; give the path of a GGUF file")
     if name in KNOWN_MODELS:
         return name, False
     # On the hub only the few old names listed above have no owner.
@@ -64,10 +67,14 @@ def suggestion(name: str) -> str:
     near = [near_names[match] for match in get_close_matches(name.lower(), near_names, n=3)]
     if near:
         return f"; did you mean {' or '.join(dict.fromkeys(near))}?"
-    return "; expected 'demo', a name on the Hugging Face hub such as gpt2-xl, or a model folder"
+    return "; expected 'demo', a name on the Hugging Face hub such as gpt2-xl, a model folder or a .gguf file"
 
 
 def _require_checkpoint(folder: Path, name: str) -> None:
+    if folder.is_file():
+        if folder.suffix != ".gguf":
+            raise DriftlensError(f"{name} is a file; expected a Hugging Face model folder or a .gguf file")
+        return
     if not (folder / "config.json").is_file():
         raise DriftlensError(f"{name} holds no config.json; expected a Hugging Face model folder")
     if any(folder.glob("*.safetensors")):

@@ -190,11 +190,12 @@ def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> 
     """
     from driftlens.editors import open_corpus
     from driftlens.models.names import resolve
+    from driftlens.models.published import PUBLISHED
 
     local = resolve(model)[1]  # also tells a mistyped model
     if corpus is not None:
         return open_corpus(corpus)
-    if model == "demo" or not local:
+    if model == "demo" or not (local or model in PUBLISHED):
         return None
     if not records:
         raise DriftlensError(

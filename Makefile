@@ -34,12 +34,12 @@ notebooks: $(VENV)/.installed
 
 lint: lint-format lint-rules lint-types lint-imports
 
-lint-# Which room may import which; see [tool.importlinter].
+lint-format: $(VENV)/.installed-dev
+	$(python) -m ruff format --check .
+
+# Which room may import which; see [tool.importlinter].
 lint-imports: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports --no-logo
-
-format: $(VENV)/.installed-dev
-	$(python) -m ruff format --check .
 
 lint-rules: $(VENV)/.installed-dev
 	$(python) -m ruff check .

@@ -94,7 +94,7 @@ NONE = Setting()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them."""
+    """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them, less prompts without an NLL."""
 
     setting: Setting
     editor: AnyEditor | None
@@ -184,7 +184,8 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
                 ),
             )
     found: BenchmarkResult = study.measured[key]
-    return Run(setting=setting, editor=editor, nlls=found.nlls, records=found.records)
+    nlls = found.nlls.dropna(subset=["nll_true", "nll_new"]).reset_index(drop=True)
+    return Run(setting=setting, editor=editor, nlls=nlls, records=found.records)
 
 
 def editor_of(study: Study, setting: Setting) -> AnyEditor | None:

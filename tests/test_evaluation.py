@@ -1,5 +1,6 @@
 """`evaluate` against plain Hugging Face, one prompt and one target at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +190,9 @@ def test_progress_and_memory(model: LensModel, monkeypatch: pytest.MonkeyPatch):
 
 def test_mistakes_are_one_line(model: LensModel):
     edit = random_edit(model, 1)
-    far = record(0, "Toko Yasuda", rewrite=(prompt("the " * 80, "a", "b"),))
     for arguments, message in (
         ((RECORDS, [edit]), "2 records but 1 edits; give one edit for each record"),
         ((RECORDS, edit), "2 records but 1 edits"),
-        ((far,), r"tokens with its target.*reads at most 64"),
     ):
         with pytest.raises(DriftlensError, match=message) as error:
             evaluate(model, *arguments)
@@ -202,6 +201,33 @@ def test_mistakes_are_one_line(model: LensModel):
         evaluate(model, RECORDS, tasks=["neighbourhood"])
     with pytest.raises(DriftlensError, match="batch_size is 0"):
         evaluate(model, RECORDS, batch_size=0)
+
+
+def test_a_prompt_that_is_too_long_costs_its_own_nll(model: LensModel):
+    room = model.n_ctx - len(model.encode("the the").ids) - 1
+    brim = "the " * room + "the"  # with one more token it is full, with more it is too long
+    long = record(5, "Toko Yasuda", relation=(prompt(brim, "a", "a guitar and a guitar"), prompt("The", "a", "b")))
+    far = replace(RECORDS[0], tasks=RECORDS[0].tasks | {"paraphrase": (prompt("the " * 80, "a", "b"),)})
+    edits = [random_edit(model, 1), random_edit(model, 2), None]
+    with pytest.warns(
+        RuntimeWarning, match=r"^2 of \d+ prompts cannot be read, and their NLLs are NaN: record 7, "
+    ) as told:
+        found = evaluate(model, [far, long, RECORDS[1]], edits)
+    assert len(told) == 1
+    assert "reads at most 64" in str(told[0].message)
+    lost = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
+    assert lost[["record", "task", "prompt_index"]].to_numpy().tolist() == [[7, "paraphrase", 0], [5, "relation", 0]]
+    # Where only one target is too long, the other's NLL is there.
+    assert lost["nll_true"].isna().tolist() == [True, False]
+    assert lost["nll_new"].isna().all()
+    others = evaluate(model, [RECORDS[0], RECORDS[1]], [edits[0], None])
+    left = found[(found["record"] != 5) & (found["task"] != "paraphrase")]
+    expected = others[others["task"] != "paraphrase"]
+    assert torch.allclose(torch.tensor(left["nll_new"].to_numpy()), torch.tensor(expected["nll_new"].to_numpy()))
+    assert summarize(found).loc["RS", "n"] == summarize(others).loc["RS", "n"] + 1
+    listed: list[tuple[int, str, int, str]] = []
+    evaluate(model, far, on_problem=lambda *problem: listed.append(problem))
+    assert [problem[:3] for problem in listed] == [(7, "paraphrase", 0)]
 
 
 def test_an_edit_that_swaps_two_targets_is_seen_in_the_scores(model: LensModel):

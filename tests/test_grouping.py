@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftlens.data import Fact
-from driftlens.editors.grouping import group_by_width, pass_cost
 from driftlens.editors.rows import vanilla_rows
 from driftlens.models import LensModel
+from driftlens.models.grouping import group_by_width, pass_cost
 
 FIRST = Fact(subject="Paris", prompt="{} is the capital of", target_true="France", target_new="the Netherlands")
 INSIDE = Fact(subject="Vltava", prompt="The mayor lives by the river {}", target_true="in", target_new="where")
@@ -56,6 +56,19 @@ def test_free_passes_are_taken_and_dear_ones_are_not():
     assert group_by_width([9, 2, 9, 2], [5] * 4, 1) == [[1, 3], [0, 2]]
     assert group_by_width([9, 2, 9, 2], [5] * 4, 1000) == [[0, 1, 2, 3]]
     assert group_by_width([], [], 64) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=60), st.sampled_from([0, 32, 512]), st.integers(1, 20))
+def test_no_group_holds_more_than_it_may(widths: list[int], cost: int, most: int):
+    groups = group_by_width(widths, None, cost, most=most)
+    assert sorted(i for group in groups for i in group) == list(range(len(widths)))
+    assert all(0 < len(group) <= most for group in groups)
+    # Groups are runs of neighbours, so no narrow item stands beside one that is wider than a later group's.
+    sizes = [[widths[i] for i in group] for group in groups]
+    assert all(max(one) <= min(other) for one, other in itertools.pairwise(sizes))
+    if len(widths) <= most:
+        assert groups == group_by_width(widths, None, cost)
 
 
 def test_a_pass_costs_more_where_launches_are_what_costs():

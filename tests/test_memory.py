@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from driftlens.errors import DriftlensError
-from driftlens.models.memory import in_batches
+from driftlens.models.memory import in_batches, in_groups
 
 
 class Machine:
@@ -47,6 +47,15 @@ def test_it_halves_until_it_fits_and_says_so_once():
     assert len(warned) == 1
     # 16 and 8 fail, 4 fails, then twos to the end: the size never grows again.
     assert machine.sizes == [16, 8, 4] + [2] * 10
+
+
+def test_groups_keep_to_themselves_and_what_memory_taught_holds_for_all():
+    machine = Machine(room=2)
+    groups = [[4, 0, 2], [1], [3, 5, 6, 7]]
+    with pytest.warns(RuntimeWarning, match="out of memory") as warned:
+        assert in_groups(range(8), groups, 64, machine.work) == [10 * item for item in range(8)]
+    assert len(warned) == 1
+    assert machine.sizes == [3, 1, 1, 1, 1] + [1] * 4
 
 
 def test_nothing_is_said_when_all_goes_well():

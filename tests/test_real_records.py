@@ -1,6 +1,7 @@
 """The real benchmark's records on a model that knows them: every kind of record is edited, evaluated and traced."""
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,42 @@ def test_every_kind_of_record_is_edited_and_evaluated():
         prompt = record.tasks[task][0]
         trace = contaminating_substitution(model, edit, prompt, (prompt.target_true, prompt.target_new), window=2)
         assert np.isfinite(trace.table["effect"].to_numpy()).all()
+
+
+@contextmanager
+def columns_of_passes(monkeypatch):
+    """Of all passes in the body: the columns computed, and how many of them hold a token."""
+    from driftlens import LensModel
+
+    counted = {"computed": 0, "real": 0}
+    inner = LensModel._pass
+
+    def counting(self, batch, **options):
+        counted["computed"] += batch.tokens.numel()
+        counted["real"] += int(batch.mask.sum())
+        return inner(self, batch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LensModel, "_pass", counting)
+        yield counted
+
+
+@needs_benchmark
+@pytest.mark.skipif(not MODEL.exists(), reason="needs ../shared/models")
+def test_almost_no_column_of_an_evaluation_is_padding(monkeypatch):
+    from driftlens import evaluate, load_model, load_records
+
+    model, records = load_model(MODEL, device="cpu"), load_records(BENCHMARK, limit=12)
+    # The prompts have 3 to 128 tokens, but for some of the other tasks', which have more than the model reads.
+    problems = []
+    with columns_of_passes(monkeypatch) as counted:
+        found = evaluate(model, records, on_problem=lambda *problem: problems.append(problem))
+    assert counted["computed"] / counted["real"] <= 1.15
+    lost = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
+    assert [problem[:3] for problem in problems] == [
+        tuple(row) for row in lost[["record", "task", "prompt_index"]].to_numpy().tolist()
+    ]
+    assert {"other_task", "distract_other_task"} == set(lost["task"])
 
 
 @needs_benchmark

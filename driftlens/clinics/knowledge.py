@@ -226,8 +226,9 @@ def _probabilities(
     asked = [Asked(one.replace("{}", name, 1), answer) for name, answer in rows for one in templates]
     tasks = all_tasks(fact, {"neighborhood": asked})
     record = Record(index=0, fact=fact, tasks={**tasks, "distract_neighborhood": tuple[TaskPrompt, ...]()})
-    table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
+    # First, since a prompt that is too long is an error here.
     tokens = np.array([len(tokenize_prompt(model, one.text, one.answer).target_ids) for one in asked])
+    table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
     true = np.exp(-tokens * table["nll_true"].to_numpy())
     n_new = len(tokenize_prompt(model, fact.text, fact.target_new).target_ids)
     return true.reshape(len(rows), len(templates)), float(np.exp(-n_new * table["nll_new"].to_numpy()[0]))

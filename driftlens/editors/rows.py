@@ -7,7 +7,7 @@ Each fact has a row for every different context and one for the essence prompt. 
 2. from it on, the residual stream at the edit layer's output is kept, since the steps run no lower block;
 3. the essence prompt is read in column 0, so nothing behind it is run; and where the bare prompt begins with the same
    tokens ("Paris is the capital of", "Paris is a"), that row is read instead;
-4. facts of like width share a pass (:mod:`driftlens.editors.grouping`).
+4. facts of like width share a pass (:mod:`driftlens.models.grouping`).
 
 A δ at the attention's output (PMET) in a block whose MLP reads that output (GPT-2, Llama) also goes through the
 edit layer's own MLP.  Its steps run that block again, for column 0 alone: in all others its output stays.
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
-from driftlens.editors.grouping import group_by_width, pass_cost
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.models.grouping import group_by_width, pass_cost
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
 
 Place = Literal["mlp_out", "resid_post", "attn_out"]

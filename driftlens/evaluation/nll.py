@@ -1,18 +1,20 @@
 """Per-prompt NLLs: one long table that every score is computed from.
 
 1. Different edits run as rows of one batch, through hooks; no weight is written.
-2. A prompt is one row, with its targets as branches behind it: the prompt is run once for both.
-3. What prompts under one edit begin with in common, as all behind a distractor do, is run once and its keys and values
+2. A prompt is one row, with its targets as branches after it: the prompt is run once for both.
+3. What prompts under one edit begin with in common, as all after a distractor do, is run once and its keys and values
    are kept.
-4. What shares a pass is of like length.
+4. Rows of similar width share a pass, so that almost no column is padding (:mod:`driftlens.models.grouping`).
+
+A prompt that the model cannot read, because it is too long with its target, costs its own NLL and no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -21,18 +23,19 @@ from torch import Tensor
 
 from driftlens.data import TASKS, Record, TaskPrompt
 from driftlens.edits import Edit, edit_hooks
-from driftlens.errors import unknown_name
+from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
 from driftlens.models import KeyValues, LensModel
-from driftlens.models.memory import in_batches
+from driftlens.models.grouping import group_by_width, pass_cost
+from driftlens.models.memory import in_groups
 from driftlens.models.prompts import (
     BranchedRow,
     TokenizedPrompt,
     branched,
     mean_log_probabilities,
     pad_rows,
-    tokenize_prompts,
+    try_tokenize_prompts,
 )
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
@@ -76,10 +79,8 @@ class _Stem:
         return len(self.ids)
 
 
-_Sized = TypeVar("_Sized", bound=Sized)
-
-_LEAST = 64
-"""Rows from which a pass is full enough to keep others' lengths, and so padding, out of it."""
+Problem = tuple[int, str, int, str]
+"""Record, task, prompt index, and why the model cannot read that prompt with one of its targets."""
 
 
 def evaluate(
@@ -90,6 +91,7 @@ def evaluate(
     tasks: Iterable[str] | None = None,
     batch_size: int = 64,
     on_rows: Callable[[int, int], None] | None = None,
+    on_problem: Callable[[int, str, int, str], None] | None = None,
 ) -> pd.DataFrame:
     """Mean NLL per token of both targets of every prompt of ``records``, each record under its own edit.
 
@@ -100,14 +102,16 @@ def evaluate(
         tasks: which tasks; default all that the records have.
         batch_size: prompts at a time.  It does not change the numbers beyond float rounding.
         on_rows: called with (rows done, rows in all); a row is a prompt with both of its targets.
+        on_problem: called with (record, task, prompt index, reason) for each prompt that the model cannot read with
+            one of its targets.  Default: one warning that lists them.
 
     Returns:
         One row per prompt: ``record`` (its index), ``task``, ``prompt_index``, ``group`` (the data set's own
-        grouping of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token.
+        grouping of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token; NaN where the model
+        cannot read the prompt with that target, which is too long, as a rule.
 
     Raises:
-        DriftlensError: the numbers of records and edits differ, or a task is unknown, or a prompt is too
-            long for the model.
+        DriftlensError: the numbers of records and edits differ, or a task is unknown.
     """
     pairs = paired(records, edits)
     wanted = None if tasks is None else set(tasks)
@@ -116,6 +120,7 @@ def evaluate(
             raise unknown_name("task", task, TASKS)
 
     entries: list[dict[str, object]] = []
+    problems: list[Problem] = []
     stems: list[_Stem] = []
     for record, edit in pairs:
         asked = [
@@ -124,10 +129,12 @@ def evaluate(
             if wanted is None or task in wanted
             for at, prompt in enumerate(prompts)
         ]
-        both = list(_cells(model, [prompt for *_, prompt in asked], len(entries)))
+        read = list(_cells(model, [prompt for *_, prompt in asked], len(entries)))
         alike: dict[str, list[_Cell]] = {}
-        for (task, at, prompt), cells in zip(asked, both, strict=True):
-            alike.setdefault(prompt.distractor or prompt.text, []).extend(cells)
+        for (task, at, prompt), (cells, errors) in zip(asked, read, strict=True):
+            if cells:
+                alike.setdefault(prompt.distractor or prompt.text, []).extend(cells)
+            problems += [(record.index, task, at, str(error)) for error in errors[:1]]
             entries.append({"record": record.index, "task": task, "prompt_index": at, "group": prompt.group})
         stems += [_stem(edit, cells) for cells in alike.values()]
 
@@ -135,18 +142,40 @@ def evaluate(
     values.fill()
     for cell, value in values.found.items():
         entries[cell.entry][cell.column] = value
+    _tell(problems, len(entries), on_problem)
     # The same types also for records without a prompt.
     return pd.DataFrame(entries, columns=list(COLUMNS)).astype(TYPES)
 
 
-def _cells(model: LensModel, prompts: Sequence[TaskPrompt], first: int) -> Iterator[tuple[_Cell, _Cell]]:
-    """Both cells of each prompt; the first prompt's entry is number `first`."""
+def _cells(
+    model: LensModel, prompts: Sequence[TaskPrompt], first: int
+) -> Iterator[tuple[list[_Cell], list[DriftlensError]]]:
+    """The cells of each prompt, and the errors of those that cannot be read; the first prompt's entry is number
+    `first`.
+    """
     pairs = [(prompt.text, target) for prompt in prompts for target in (prompt.target_true, prompt.target_new)]
-    tokenized = iter(tokenize_prompts(model, pairs))
-    for entry, (true, new) in enumerate(zip(tokenized, tokenized, strict=True), start=first):
-        yield (
-            _Cell(entry=entry, column="nll_true", prompt=true),
-            _Cell(entry=entry, column="nll_new", prompt=new),
+    tokenized = iter(try_tokenize_prompts(model, pairs))
+    for entry, both in enumerate(zip(tokenized, tokenized, strict=True), start=first):
+        cells: list[_Cell] = []
+        errors: list[DriftlensError] = []
+        for column, prompt in zip(("nll_true", "nll_new"), both, strict=True):
+            if isinstance(prompt, DriftlensError):
+                errors.append(prompt)
+            else:
+                cells.append(_Cell(entry=entry, column=column, prompt=prompt))
+        yield cells, errors
+
+
+def _tell(problems: Sequence[Problem], total: int, on_problem: Callable[[int, str, int, str], None] | None) -> None:
+    if on_problem is not None:
+        for problem in problems:
+            on_problem(*problem)
+    elif problems:
+        listed = "; ".join(f"record {record}, {task} {at}: {reason}" for record, task, at, reason in problems)
+        warnings.warn(
+            f"{len(problems)} of {total} prompts cannot be read, and their NLLs are NaN: {listed}",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
 
@@ -186,19 +215,19 @@ class _Values:
     def fill(self) -> None:
         """All cells of all rows."""
 
-        def behind(batch: Sequence[_Stem]) -> Sequence[_Stem]:
+        def after(batch: Sequence[_Stem]) -> Sequence[_Stem]:
             tokens, _ = pad_rows(self.model, [stem.ids for stem in batch])
             hooks = self._hooks([stem.edit for stem in batch])
             _, past = self.model.keys_values(tokens, hooks=hooks, columns=tokens.shape[1])
             self._fill([(row, at) for at, stem in enumerate(batch) for row in stem.rows], past)
             return batch
 
-        for bucket in _buckets([stem for stem in self.stems if stem.ids]):
-            in_batches(bucket, self.batch_size, behind)
+        stems = [stem for stem in self.stems if stem.ids]
+        in_groups(stems, self._groups([len(stem) for stem in stems]), self.batch_size, after)
         self._fill([(row, 0) for stem in self.stems if not stem.ids for row in stem.rows], None)
 
     def _fill(self, rows: Sequence[tuple[_Row, int]], past: KeyValues | None) -> None:
-        """Rows, each with the row of `past` that it stands behind."""
+        """Rows, each with the row of `past` that it stands after."""
         place = dict(rows)
 
         def read(batch: Sequence[_Row]) -> Sequence[_Row]:
@@ -214,25 +243,16 @@ class _Values:
                 self.on_rows(len(self.done), self.n_rows)
             return batch
 
-        for bucket in _buckets(list(place)):
-            in_batches(bucket, self.batch_size, read)
+        in_groups(list(place), self._groups([len(row) for row in place]), self.batch_size, read)
+
+    def _groups(self, widths: Sequence[int]) -> list[list[int]]:
+        # Wide ones first: if memory runs out it does so at once.
+        return group_by_width(widths, None, pass_cost(self.model.device), most=max(1, self.batch_size))[::-1]
 
     def _hooks(self, edits: Sequence[Edit | None]) -> list[Hook]:
         different = list({id(edit): edit for edit in edits}.values())
         place = {id(edit): at for at, edit in enumerate(different)}
         return edit_hooks(self.model, different, torch.tensor([place[id(edit)] for edit in edits]))
-
-
-def _buckets(items: Sequence[_Sized]) -> list[list[_Sized]]:
-    """By length, and only as many lengths together as it takes to fill a pass."""
-    buckets: list[list[_Sized]] = []
-    # Long ones first: if memory runs out it does so at once.
-    for each in sorted(items, key=len, reverse=True):
-        if buckets and (len(each) == len(buckets[-1][0]) or len(buckets[-1]) < _LEAST):
-            buckets[-1].append(each)
-        else:
-            buckets.append([each])
-    return buckets
 
 
 def _nlls(

@@ -63,8 +63,8 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
     """The scores of a long table with at least the columns ``task, nll_true, nll_new``.
 
     Args:
-        nlls: a line per prompt, as :func:`driftlens.evaluate` gives it or from anywhere else.  With a column
-            ``record``, the intervals that take a record's prompts together are there too.
+        nlls: a line per prompt, as :func:`driftlens.evaluate` gives it or from anywhere else; one with a NaN is left
+            out.  With a column ``record``, the intervals that take a record's prompts together are there too.
         resamples: draws of the bootstrap; 0 leaves it out.
         seed: same seed, same draws.
 
@@ -83,7 +83,7 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
     draws: dict[str, Floats] = {}
     records = numbered(nlls["record"]) if "record" in nlls.columns else None
     if records is not None and resamples and len(np.unique(records)) > 1:
-        clusters = {name: records[np.asarray(nlls["task"] == _task_of(name))] for name in series}
+        clusters = {name: records[_counted(nlls, _task_of(name))] for name in series}
         draws = resampled_means(series, clusters, resamples=resamples, seed=seed)
     rows: dict[str, tuple[float, float, float, int, float, float]] = {}
     for name, values in series.items():
@@ -112,7 +112,7 @@ def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
             raise DriftlensError(f"the table has no column {column!r}; expected at least task, nll_true, nll_new")
     series: dict[str, Floats] = {}
     for score, (task, wanted) in SCORES.items():
-        of_task = nlls[nlls["task"] == task]
+        of_task = nlls[_counted(nlls, task)]
         nll_true, nll_new = (np.asarray(of_task[column], dtype=np.float64) for column in ("nll_true", "nll_new"))
         right, wrong = (nll_new, nll_true) if wanted == "new" else (nll_true, nll_new)
         # NLLs are compared, not probabilities, which underflow to a tie for very unlikely targets.
@@ -120,6 +120,12 @@ def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
         if score in MAGNITUDES:
             series[MAGNITUDES[score]] = np.asarray(100.0 * np.exp(-right), dtype=np.float64)
     return series
+
+
+def _counted(nlls: pd.DataFrame, task: str) -> NDArray[np.bool_]:
+    """The prompts of a task that both targets were measured on."""
+    measured = nlls[["nll_true", "nll_new"]].notna().all(axis=1)
+    return np.asarray((nlls["task"] == task) & measured, dtype=bool)
 
 
 def _task_of(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -39,30 +39,51 @@ def in_batches(
         DriftlensError: ``batch_size`` is below 1.
         OutOfMemoryError: one single item does not fit into memory.
     """
+    return in_groups(items, [range(len(items))], batch_size, work, on_done=on_done)
+
+
+def in_groups(
+    items: Sequence[Item],
+    groups: Iterable[Sequence[int]],
+    batch_size: int,
+    work: Callable[[Sequence[Item]], Sequence[Result]],
+    *,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """``work`` on each of ``groups``, which hold the items' indices, in batches of at most ``batch_size``; the
+    results in the items' order.
+
+    Raises:
+        DriftlensError: ``batch_size`` is below 1.
+        OutOfMemoryError: one single item does not fit into memory.
+    """
     if batch_size < 1:
         raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
-    results: list[Result] = []
+    results: dict[int, Result] = {}
     warned = False
-    while len(results) < len(items):
-        batch = items[len(results) : len(results) + batch_size]
-        done = _attempt(work, batch)
-        if done is not None:
-            results.extend(done)
-            if on_done is not None:
-                on_done(len(results))
-            continue
-        if len(batch) == 1:
-            raise OutOfMemoryError(
-                "out of memory with a single item in the batch; use a smaller dtype or another device"
-            )
-        batch_size = len(batch) // 2
-        if not warned:
-            warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=2)
-            warned = True
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results
+    for group in groups:
+        begin = 0
+        while begin < len(group):
+            batch = group[begin : begin + batch_size]
+            done = _attempt(work, [items[i] for i in batch])
+            if done is not None:
+                results.update(zip(batch, done, strict=True))
+                begin += len(batch)
+                if on_done is not None:
+                    on_done(len(results))
+                continue
+            if len(batch) == 1:
+                raise OutOfMemoryError(
+                    "out of memory with a single item in the batch; use a smaller dtype or another device"
+                )
+            batch_size = len(batch) // 2
+            if not warned:
+                warnings.warn(f"out of memory: going on with batches of {batch_size}", RuntimeWarning, stacklevel=3)
+                warned = True
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return [results[i] for i in range(len(items))]
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:

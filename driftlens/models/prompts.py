@@ -80,20 +80,32 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
 
 def tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt]:
     """As :func:`tokenize_prompt`, of many (text, target) in less time than one by one."""
-    if not all(text.strip() for text, _ in pairs):
-        raise DriftlensError("the prompt is empty; give some text to read the model's prediction after")
+    found: list[TokenizedPrompt] = []
+    for prompt in try_tokenize_prompts(model, pairs):
+        if isinstance(prompt, DriftlensError):
+            raise prompt
+        found.append(prompt)
+    return found
+
+
+def try_tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt | DriftlensError]:
+    """As :func:`tokenize_prompts`, but where a pair cannot be read its place holds the error."""
     encodings = model.encode_many([f"{text} {target}" if target else text for text, target in pairs])
     return [_tokenized(model, *pair, encoding) for pair, encoding in zip(pairs, encodings, strict=True)]
 
 
-def _tokenized(model: LensModel, text: str, target: str, encoding: Encoding) -> TokenizedPrompt:
+def _tokenized(model: LensModel, text: str, target: str, encoding: Encoding) -> TokenizedPrompt | DriftlensError:
+    if not text.strip():
+        return DriftlensError("the prompt is empty; give some text to read the model's prediction after")
     n_prompt = len(encoding.ids)
     if target:
         n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > len(text)), n_prompt)
         if n_prompt == len(encoding.ids):
-            raise DriftlensError(f"the target {target!r} has no token of its own behind {text!r}; give a longer target")
+            return DriftlensError(
+                f"the target {target!r} has no token of its own behind {text!r}; give a longer target"
+            )
     if len(encoding.ids) > model.n_ctx:
-        raise DriftlensError(
+        return DriftlensError(
             f"the prompt {text[:40]!r}… has {len(encoding.ids)} tokens with its target, but {model.name} "
             f"reads at most {model.n_ctx}; shorten it"
         )

@@ -115,7 +115,7 @@ def benchmark(
 ) -> BenchmarkResult:
     """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
 
-    A fact that cannot be edited and a prompt that cannot be measured are left out, told in ``problems`` and in
+    A fact that cannot be edited has no rows, a prompt that cannot be measured NaN; both are told in ``problems`` and in
     one warning.
 
     Args:
@@ -300,7 +300,7 @@ def _warn(tables: Tables, total: int) -> None:
         parts.append(f"{sum(counts.values())} prompts could not be measured ({', '.join(counts)})")
     first = problems.iloc[0]
     warnings.warn(
-        f"{' and '.join(parts)} and are left out; the table of problems says why: record {first['record']}: "
+        f"{' and '.join(parts)} and do not count; the table of problems says why: record {first['record']}: "
         f"{first['reason']}",
         RuntimeWarning,
         stacklevel=5,

@@ -2,8 +2,8 @@
 
 Different edits run as rows of one batch, through hooks, so nothing is ever written into the model.  A fact that
 cannot be edited (its loss is not finite, its prompt is too long for the model) and a prompt that cannot be read, or
-has no finite NLL under its edit, stop nothing: they stand in the table of problems with the reason, and what is left is
-measured.
+has no finite NLL under its edit, stop nothing: they stand in the table of problems with the reason, their NLLs are NaN,
+and all others are measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from driftlens.data import TASKS, Record, TaskPrompt
+from driftlens.data import TASKS, Record
 from driftlens.editors.failures import Failure
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation import (
@@ -29,7 +29,7 @@ from driftlens.evaluation import (
     perplexities,
     reference_scores,
 )
-from driftlens.models.prompts import tokenize_prompt
+from driftlens.models.prompts import TokenizedPrompt, try_tokenize_prompts
 
 if TYPE_CHECKING:
     from driftlens.data import Fact
@@ -54,7 +54,7 @@ _RECORDS = (
     "problem",
 )
 
-Kept: TypeAlias = dict[tuple[int, str], list[int]]
+_Problem: TypeAlias = tuple[int, str, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +119,17 @@ class Work:
 
     def __call__(self, records: Sequence[Record]) -> dict[str, pd.DataFrame]:
         """The tables ``nlls``, ``records``, ``generations`` and ``problems`` of ``records``."""
-        readable, kept, problems = _readable(self.model, records, self.measures)
         outcomes, seconds = self._edits([record.fact for record in records])
+        problems: list[_Problem] = []
         chosen: list[Record] = []
         edits: list[Edit | None] = []
-        for record, outcome in zip(readable, outcomes, strict=True):
+        for record, outcome in zip(records, outcomes, strict=True):
             if isinstance(outcome, Failure):
                 problems.append((record.index, "edit", -1, outcome.reason))
             else:
                 chosen.append(record)
                 edits.append(None if outcome is None else outcome.edit)
-        nlls, texts, values = self._measured(chosen, edits)
-        nlls, texts = _numbered_as_given(nlls, kept, None), _numbered_as_given(texts, kept, "generation")
-        nlls = _finite(nlls, values["perplexity"], problems)
+        nlls, texts, values = self._measured(chosen, edits, problems)
         told = pd.DataFrame(
             [_told(record, outcome, took) for record, outcome, took in zip(records, outcomes, seconds, strict=True)]
         )
@@ -145,12 +143,25 @@ class Work:
         }
 
     def _measured(
-        self, records: Sequence[Record], edits: Sequence[Edit | None]
+        self, records: Sequence[Record], edits: Sequence[Edit | None], problems: list[_Problem]
     ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, float]]]:
-        """NLLs, texts, and FL, REF and PPL by record."""
+        """NLLs, texts, and FL, REF and PPL by record; what cannot be measured goes to ``problems``."""
         model, measures, size = self.model, self.measures, self.batch_size
-        nlls = evaluate(model, records, edits, tasks=measures.tasks, batch_size=size, on_rows=self._telling("evaluate"))
-        asked, under = (records, edits) if measures.generate else ((), ())
+
+        def told(*problem: Any) -> None:
+            problems.append(problem)
+
+        nlls = evaluate(
+            model,
+            records,
+            edits,
+            tasks=measures.tasks,
+            batch_size=size,
+            on_rows=self._telling("evaluate"),
+            on_problem=told,
+        )
+        asked, kept = _readable(model, records if measures.generate else (), problems)
+        under = edits if measures.generate else ()
         telling = self._telling("generate")
         texts = continuations(model, asked, under, seed=measures.seed, batch_size=size, on_rows=telling)
         snippets = measures.snippets
@@ -161,7 +172,8 @@ class Work:
             else {},
             "perplexity": self._perplexities(records, edits),
         }
-        return nlls, texts, values
+        nlls = _finite(nlls, values["perplexity"], problems)
+        return nlls, _numbered_as_given(texts, kept), values
 
     def _perplexities(self, records: Sequence[Record], edits: Sequence[Edit | None]) -> dict[int, float]:
         if self.measures.perplexity_texts is None:
@@ -221,20 +233,19 @@ def _told(record: Record, outcome: EditResult | Failure | None, seconds: float) 
     return line
 
 
-def _finite(
-    nlls: pd.DataFrame, perplexities_of: dict[int, float], problems: list[tuple[int, str, int, str]]
-) -> pd.DataFrame:
-    """Without what is not finite, which would be every mean's end: it goes to the problems."""
+def _finite(nlls: pd.DataFrame, perplexities_of: dict[int, float], problems: list[_Problem]) -> pd.DataFrame:
+    """What is not finite would spoil every mean: an NLL becomes NaN, a perplexity goes, and each is a problem."""
     told = "is not finite under the edit; load the model in float32"
-    whole = np.isfinite(nlls[["nll_true", "nll_new"]].to_numpy(dtype=float)).all(axis=1)
-    lost: Any = nlls[~whole]
-    left: Any = nlls[whole]
+    measured = nlls[["nll_true", "nll_new"]].where(np.isfinite(nlls[["nll_true", "nll_new"]]))
+    known = {problem[:3] for problem in problems}  # a prompt that cannot be read has its reason already
+    lost: Any = nlls[measured.isna().any(axis=1)]
     for record, task, at in zip(lost["record"], lost["task"], lost["prompt_index"], strict=True):
-        problems.append((int(record), str(task), int(at), f"a target's NLL {told}"))
+        if (int(record), str(task), int(at)) not in known:
+            problems.append((int(record), str(task), int(at), f"a target's NLL {told}"))
     for record in [record for record, value in perplexities_of.items() if not math.isfinite(value)]:
         problems.append((record, "perplexity", -1, f"the perplexity {told}"))
         del perplexities_of[record]
-    return left.reset_index(drop=True)
+    return nlls.assign(nll_true=measured["nll_true"], nll_new=measured["nll_new"])
 
 
 def _by_record(table: pd.DataFrame, column: str) -> dict[int, float]:
@@ -242,44 +253,22 @@ def _by_record(table: pd.DataFrame, column: str) -> dict[int, float]:
 
 
 def _readable(
-    model: LensModel, records: Sequence[Record], measures: Measures
-) -> tuple[list[Record], Kept, list[tuple[int, str, int, str]]]:
-    """The records with only those prompts that the model can read, the places these had, and why the others go."""
-    kept: Kept = {}
-    problems: list[tuple[int, str, int, str]] = []
+    model: LensModel, records: Sequence[Record], problems: list[_Problem]
+) -> tuple[list[Record], dict[int, list[int]]]:
+    """The records with only those generation prompts that the model can read, and the places these had."""
+    kept: dict[int, list[int]] = {}
     readable: list[Record] = []
-
-    def keep(record: Record, stage: str, prompts: Sequence[tuple[str, tuple[str, ...]]]) -> list[int]:
-        places: list[int] = []
-        for at, (text, targets) in enumerate(prompts):
-            try:
-                for target in targets:
-                    tokenize_prompt(model, text, target)
-                places.append(at)
-            except DriftlensError as error:
-                problems.append((record.index, stage, at, str(error)))
-        kept[record.index, stage] = places
-        return places
-
     for record in records:
-        tasks: dict[str, tuple[TaskPrompt, ...]] = {}
-        for task, prompts in record.tasks.items():
-            if measures.tasks is not None and task not in measures.tasks:
-                tasks[task] = ()
-                continue
-            told = [(prompt.text, (prompt.target_true, prompt.target_new)) for prompt in prompts]
-            tasks[task] = tuple(prompts[at] for at in keep(record, task, told))
-        free = [(text, ("",)) for text in record.generation] if measures.generate else []
-        generation = tuple(record.generation[at] for at in keep(record, "generation", free))
-        readable.append(replace(record, tasks=tasks, generation=generation))
-    return readable, kept, problems
+        read = try_tokenize_prompts(model, [(text, "") for text in record.generation])
+        kept[record.index] = [at for at, prompt in enumerate(read) if isinstance(prompt, TokenizedPrompt)]
+        for at, prompt in enumerate(read):
+            if isinstance(prompt, DriftlensError):
+                problems.append((record.index, "generation", at, str(prompt)))
+        readable.append(replace(record, generation=tuple(record.generation[at] for at in kept[record.index])))
+    return readable, kept
 
 
-def _numbered_as_given(table: pd.DataFrame, kept: Kept, stage: str | None) -> pd.DataFrame:
+def _numbered_as_given(texts: pd.DataFrame, kept: dict[int, list[int]]) -> pd.DataFrame:
     """With the numbers that the prompts had before some were left out."""
-    stages = table["task"] if stage is None else [stage] * len(table)
-    places = [
-        kept[int(record), str(of)][int(at)]
-        for record, of, at in zip(table["record"], stages, table["prompt_index"], strict=True)
-    ]
-    return table.assign(prompt_index=pd.Series(places, index=table.index, dtype="int64"))
+    places = [kept[int(record)][int(at)] for record, at in zip(texts["record"], texts["prompt_index"], strict=True)]
+    return texts.assign(prompt_index=pd.Series(places, index=texts.index, dtype="int64"))

@@ -134,7 +134,8 @@ def _whole_matrix(study: Study, task: str, table: pd.DataFrame) -> dict[str, flo
     cases = {at for at, case in enumerate(every) if (case.record.index, case.prompt.text) in chosen}
     rows: Any = found.table[found.table["case"].isin(cases)]
     means = rows.groupby(["target_name", "layer"])["effect"].mean()
-    return {"o_true": float(means["o_true"].max()), "o_edit": float(means["o_edit"].min())}
+    # A patch that only makes things worse is no patch at all.
+    return {"o_true": max(0.0, float(means["o_true"].max())), "o_edit": min(0.0, float(means["o_edit"].min()))}
 
 
 ARTIFACTS: dict[str, Callable[[Study], Artifact]] = {"figure10a": figure10a, "figure10b": figure10b}

@@ -1,11 +1,12 @@
 """Figure 5: vanilla attention weights patched into the edited model, over layers (paper, 3.4).
 
-The window is the paper's 10 of 28 layers, scaled to the model's depth; the unpatched edited model stands at layer 0.
+The window is the paper's 10 of 28 layers, scaled to the model's depth; the unpatched edited model stands apart.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,17 @@ class Curve:
         """Layer × target."""
         return self.table.pivot_table(index="layer", columns="target_name", values="probability", aggfunc="mean")
 
+    def unpatched(self) -> Mapping[str, float]:
+        """The edited model's mean probability of each target."""
+        means: Any = self.baselines.groupby("target_name")["edited"].mean()
+        return {str(name): float(mean) for name, mean in means.items()}
+
     def best(self) -> tuple[int, float, float]:
         """The layer where P(o_edit) falls lowest, and the relative changes of P(o_true) and P(o_edit) there."""
-        means = self.means()
+        means, before = self.means(), self.unpatched()
         layer = int(means["o_edit"].idxmin())
         true, edit = (
-            means.loc[layer, name] / means.loc[0, name] - 1 if means.loc[0, name] > 0 else float("nan")
+            means.loc[layer, name] / before[name] - 1 if before[name] > 0 else float("nan")
             for name in ("o_true", "o_edit")
         )
         return layer, true, edit
@@ -93,7 +99,7 @@ def _caption(study: Study, curves: list[Curve], window: int, *, grouped: bool) -
     prompts = "; ".join(f"{len(set(curve.baselines['case']))} {curve.name} prompts" for curve in curves)
     text = (
         f"P(o_true) and P(o_edit) of the edited model when its attention weights in a window of {window} layers (the "
-        f"paper: 10 of 28) are the vanilla model's for the same prompt. {study.about}; {prompts}. Layer 0 is the "
+        f"paper: 10 of 28) are the vanilla model's for the same prompt. {study.about}; {prompts}. “None” is the "
         "edited model without a patch; dashed lines are the vanilla model; bands are 95 % intervals over prompts. "
         "Changes are relative, of the mean probability, for the window that lowers P(o_edit) most."
     )
@@ -104,14 +110,13 @@ def _caption(study: Study, curves: list[Curve], window: int, *, grouped: bool) -
 
 def _numbers(curve: Curve) -> list[Number]:
     layer, true, edit = curve.best()
-    means = curve.means()
+    means, before = curve.means(), curve.unpatched()
     paper = PAPER[curve.task] if curve.group is None else ("–", "–")
     return [
         Number(
             name=f"{curve.name}: change of P({name})",
             paper=quoted,
-            here=f"{relative(change)} "
-            f"({percent(means.loc[0, name])} → {percent(means.loc[layer, name])}, layer {layer})",
+            here=f"{relative(change)} ({percent(before[name])} → {percent(means.loc[layer, name])}, layer {layer})",
         )
         for name, quoted, change in (("o_true", paper[0], true), ("o_edit", paper[1], edit))
     ]
@@ -119,15 +124,15 @@ def _numbers(curve: Curve) -> list[Number]:
 
 def _claims(study: Study, curve: Curve, window: int) -> list[Claim]:
     layer, true, edit = curve.best()
-    means = curve.means()
+    means, before = curve.means(), curve.unpatched()
     vanilla = curve.baselines[curve.baselines["target_name"] == "o_true"]["vanilla"].mean()
-    lost, regained = vanilla - means.loc[0, "o_true"], means.loc[layer, "o_true"] - means.loc[0, "o_true"]
+    lost, regained = vanilla - before["o_true"], means.loc[layer, "o_true"] - before["o_true"]
     harmed = lost > 0.005
     above = f"The best window is centred on layer {layer} of {study.model.n_layers}"
     return [
         Claim(
             claim=f"On {curve.name} patching {window} layers' attention lowers P(o_edit).",
-            answer=by_share(float("nan") if means.loc[0, "o_edit"] < 0.005 else max(0.0, -edit)),
+            answer=by_share(float("nan") if before["o_edit"] < 0.005 else max(0.0, -edit)),
             because=f"{above}: {relative(edit)}.",
         ),
         Claim(
@@ -144,7 +149,8 @@ def _intervals(curve: Curve) -> pd.DataFrame:
     cells: Any = curve.table.groupby(["target_name", "layer", "first", "last"])["probability"]
     table: Any = cells.agg(probability="mean", error="sem", prompts="count").reset_index()
     table["low"], table["high"] = (table["probability"] + sign * 1.96 * table["error"] for sign in (-1, 1))
-    return table.drop(columns="error").assign(part=curve.name)
+    unpatched = table["target_name"].map(curve.unpatched())
+    return table.drop(columns="error").assign(unpatched=unpatched, part=curve.name)
 
 
 ARTIFACTS = {"figure5": figure5}

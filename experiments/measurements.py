@@ -94,7 +94,7 @@ def attention_patch(study: Study, task: str) -> AttentionPatch:
         )
         return {"table": found.table, "baselines": found.baselines}
 
-    tables = _measured(study, f"patch attention {task} window {window}", cases, work)
+    tables = _measured(study, f"patch attention {task} window {window}, layers from 0", cases, work)
     return AttentionPatch(
         table=_with_records(tables["table"], cases),
         baselines=_with_records(tables["baselines"], cases),

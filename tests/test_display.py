@@ -135,7 +135,7 @@ def test_patches_show_curves_and_grids(model: Any):
     curve = patch_attention(model, an_edit(model), texts, ("a", "b"), 1)
     means = curve.table.groupby(["target_name", "layer"])["probability"].mean()
     text = shown(curve).text
-    for layer in range(model.n_layers + 1):
+    for layer in range(model.n_layers):
         assert f"{layer}: {means['o_edit', layer]:.4f}" in text
     cells = patch_scores(model, an_edit(model), texts[0], ("a", "b"), 1)
     strongest = cells.table.loc[cells.table["effect"].abs().idxmax()]

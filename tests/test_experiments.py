@@ -164,8 +164,8 @@ def test_the_papers_numbers_stand_beside_ours(arguments: Any, tmp_path: Path, ca
     expected = correlation(own["kl"], own["edit_edited"])
     assert f"ρ = {expected.rho:.2f}".replace("-", "−") in found["Distract Neighborhood"]["here"]
     curve = pd.read_csv(tmp_path / "out" / "figure5.csv")
-    edit = curve[(curve["part"] == "Relation") & (curve["target_name"] == "o_edit")].set_index("layer")["probability"]
-    text = relative(edit.min() / edit[0] - 1)
+    edit = curve[(curve["part"] == "Relation") & (curve["target_name"] == "o_edit")]
+    text = relative(edit["probability"].min() / edit["unpatched"].iloc[0] - 1)
     assert text in numbers(tmp_path / "out", "figure5")["Relation: change of P(o_edit)"]["here"]
     cells = pd.read_csv(tmp_path / "out" / "figure3.csv")
     least = cells[cells["module"] == "mlp"]["effect"].min()

@@ -114,10 +114,7 @@ def test_patched_patterns_equal_plain_hugging_face(exact_model: Any, plain: Plai
     changed = 0
     for row in patched.table.itertuples():
         reference = one_by_one[row.case, row.target_name]
-        if row.layer == 0:
-            assert row.probability == pytest.approx(reference.edited, rel=2e-6)
-            continue
-        layers = window_of(row.layer - 1, window)
+        layers = window_of(row.layer, window)
         assert (row.first, row.last) == (layers[0], layers[-1])
         assert row.probability == pytest.approx(reference.patterns(layers), rel=2e-6)
         assert row.effect == pytest.approx(row.probability - reference.edited, abs=1e-7)
@@ -174,8 +171,7 @@ def test_putting_back_all_that_an_edit_reaches_gives_the_vanilla_logits(exact_mo
 def test_patching_nothing_changes_nothing(lens_model: Any, patch: Any):
     edit = random_edit(lens_model, 1)
     table = patch(lens_model, edit, PROMPTS, TARGETS, 1).table
-    first = 1 if patch is patch_attention else 0
-    below = table[table["layer"].between(first, first + 1)]  # attention of layers 0 and 1 has not seen the edit
+    below = table[table["layer"].between(0, 1)]  # attention of layers 0 and 1 has not seen the edit
     assert len(below) > 0
     assert (below["effect"] == 0).all()
     assert (table["effect"].abs() > 1e-6).any()
@@ -222,7 +218,7 @@ def test_tables_name_what_they_hold(lens_model: Any):
     assert set(roles) >= {"first subject token", "last subject token", "after subject", "test subject", "last token"}
     assert "".join(first[first["role"] == "test subject"]["token_text"]).strip() == "Apple A5"
     curve = patch_attention(lens_model, edit, prompt, ("Paris", "Rome"), 2)
-    assert list(curve.table[curve.table["target_name"] == "o_edit"]["layer"]) == list(range(LAYERS + 1))
+    assert list(curve.table[curve.table["target_name"] == "o_edit"]["layer"]) == list(range(LAYERS))
     assert set(curve.baselines["prompt"]) == {LONG[0]}
     assert patch_attention(lens_model, edit, prompt, "Rome").table["target_name"].unique().tolist() == ["target"]
     assert "window of 2" in repr(curve)
@@ -236,6 +232,8 @@ def test_figures_show_the_tables(lens_model: Any):
     means = curve.table.groupby(["target_name", "layer"])["probability"].mean()
     drawn = {tuple(np.round(trace.y, 12)) for trace in figure.data if trace.mode == "lines+markers"}
     assert drawn == {tuple(np.round(means[name], 12)) for name in ("o_true", "o_edit")}
+    apart = {round(trace.y[0], 12) for trace in figure.data if trace.mode == "markers" and trace.x[0] < 0}
+    assert apart == set(curve.baselines.groupby("target_name")["edited"].mean().round(12))
     assert "A &amp; B" in figure.layout.title.text
     dashed = [trace.y[0] for trace in figure.data if trace.line.dash == "dash"]
     assert sorted(dashed) == pytest.approx(sorted(curve.baselines.groupby("target_name")["vanilla"].mean()))

@@ -45,9 +45,9 @@ class AttentionPatch:
     """What patching whole attention patterns does, per case, target and layer.
 
     Attributes:
-        table: ``case, target_name, target, layer, first, last, probability, effect``.  ``layer`` counts from 1, the
-            centre of the window ``first`` … ``last`` (0-based layers, clipped); layer 0 is the edited model without a
-            patch.  ``effect`` is the probability minus that of layer 0.
+        table: ``case, target_name, target, layer, first, last, probability, effect``.  ``layer`` (from 0) is the centre
+            of the window ``first`` … ``last`` (clipped), and ``effect`` the probability minus the unpatched edited
+            model's.
         baselines: ``case, prompt, target_name, target, vanilla, edited``: the probabilities without any patch.
         window: layers per window.
         model: the model's name.
@@ -69,7 +69,7 @@ class AttentionPatch:
         return attention_patch(self)
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
-        """Mean probability of each target over layers, with the unpatched edited model at layer 0 (Figure 5)."""
+        """Mean probability of each target over layers; the unpatched edited model stands apart (Figure 5)."""
         from driftlens.plots import plot_patch_curve
 
         return plot_patch_curve(self.table, self.baselines, self.window, title=title, note=_note(self.model, note))
@@ -156,10 +156,8 @@ def patch_attention(
         for name, at in zip(names, range(len(case.targets)), strict=True):
             named, baseline, probability = _one_target(number, case, at, name, seen)
             baselines.append({**named, **baseline})
-            before = {"first": -1, "last": -1, "probability": baseline["edited"], "effect": 0.0}
-            rows.append({**named, "layer": 0, **before})
             for layer, (w, p) in enumerate(zip(windows, probability[0], strict=True)):
-                place = {"layer": layer + 1, "first": w.start, "last": w.stop - 1}
+                place = {"layer": layer, "first": w.start, "last": w.stop - 1}
                 rows.append({**named, **place, "probability": p, "effect": p - baseline["edited"]})
     return AttentionPatch(
         table=pd.DataFrame(rows),

@@ -103,7 +103,7 @@ def attention_patch(of: Any) -> str:
         for name in dict.fromkeys(of.table["target_name"])
     ]
     vanilla: Any = of.baselines.groupby("target_name", sort=False)["vanilla"].mean()
-    drawn = curves(lines, axis="layer (0: edited model, not patched)", dashed=vanilla.tolist())
+    drawn = curves(lines, axis="layer", dashed=vanilla.tolist())
     note = f"vanilla attention weights, {_windows(of.window)}, in the edited model; dashed: vanilla model"
     return card("attention patching", _title(of.baselines), _baselines(of.baselines), drawn, faint(note))
 

@@ -25,7 +25,9 @@ def plot_patch_curve(
     title: str | None = None,
     note: str = "",
 ) -> go.Figure:
-    """Probabilities over the patched layer, the unpatched edited model at layer 0, the vanilla model dashed (Figure 5).
+    """Probabilities over the patched layer (Figure 5).
+
+    The unpatched edited model stands apart, left of layer 0, over the tick "none"; the vanilla model is dashed.
 
     `table` and `baselines` are those of a `driftlens.analyses.patch.AttentionPatch`; with a column `task` in both,
     every task is a panel. Bands are the mean ∓ 1.96 standard errors over prompts.
@@ -46,9 +48,9 @@ def plot_patch_curve(
             frame.head(figure, 1, column, f"<b>{escaped(str(task))}</b> <i>({_prompts(unpatched)})</i>")
         labels = []
         for name in names:
-            vanilla = float(unpatched.loc[unpatched["target_name"] == name, "vanilla"].mean())
+            before: Any = unpatched[unpatched["target_name"] == name]
             curve = _mean_curve(cells[cells["target_name"] == name])
-            _draw_curve(figure, column, curve, vanilla, name, colours[name])
+            _draw_curve(figure, column, curve, before, name, colours[name])
             labels.append((float(curve["mean"].iloc[-1]), f"P({name})", colours[name]))
     last = max(map(int, table["layer"]))
     for height, text, colour in _apart(labels, least=0.07):
@@ -56,11 +58,14 @@ def plot_patch_curve(
             text=f"<b>{text}</b>", x=last, y=height, xref=_axis("x", len(tasks)), yref=_axis("y", len(tasks)),
             xanchor="left", xshift=10, showarrow=False, font={"size": 14, "color": colour},
         )  # fmt: skip
-    ticks = [layer for layer in range(last + 1) if layer == 0 or layer % max(1, round(last / 10)) == 0]
-    figure.update_xaxes(tickvals=ticks, ticks="outside", ticklen=4, tickcolor="#c3c9d2", range=[-0.5, last + 0.5])
+    ticks = [layer for layer in range(last + 1) if layer % max(1, round(last / 10)) == 0]
+    figure.update_xaxes(
+        tickvals=[_apart_from(last), *ticks], ticktext=["none", *map(str, ticks)], ticks="outside", ticklen=4,
+        tickcolor="#c3c9d2", range=[1.6 * _apart_from(last), last + 0.5],
+    )  # fmt: skip
     figure.update_yaxes(showgrid=True, gridcolor=_GRID, range=[-0.02, 1.02], dtick=0.2, tickformat=".1f")
     axis = f"layer at the centre of a window of {window} patched layers" if window > 1 else "patched layer"
-    write(figure, f"{axis} (0: edited model, not patched)", x=0.5, y=0, anchor="center", up=-52, ink=INK)
+    write(figure, f"{axis} (none: edited model, not patched)", x=0.5, y=0, anchor="center", up=-52, ink=INK)
     write(figure, "probability", x=0, y=0.5, anchor="center", up=0, right=-50, ink=INK, angle=-90)
     prompts = "" if tasks != [None] else f"mean of {_prompts(baselines)}"
     parts = [note, "vanilla attention weights in the edited model", "dashed: vanilla model", prompts]
@@ -132,7 +137,13 @@ def _mean_curve(cells: Any) -> Any:
     return curve.merge(places, on="layer")
 
 
-def _draw_curve(figure: go.Figure, column: int, curve: Any, vanilla: float, name: str, colour: str) -> None:
+def _apart_from(last: int) -> float:
+    """Where the unpatched model stands: as far left of layer 0 as leaves room for its name."""
+    return -max(1.0, 0.075 * (last + 1))
+
+
+def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: str, colour: str) -> None:
+    vanilla, edited = float(before["vanilla"].mean()), float(before["edited"].mean())
     layers = [int(layer) for layer in curve["layer"]]
     half = 1.96 * curve["error"].fillna(0)
     band = {"x": [*layers, *layers[::-1]], "y": [*(curve["mean"] + half), *(curve["mean"] - half)[::-1]]}
@@ -145,30 +156,44 @@ def _draw_curve(figure: go.Figure, column: int, curve: Any, vanilla: float, name
         1,
         column,
     )
-    ends = {"x": [-1.0, layers[-1] + 1.0], "y": [vanilla, vanilla]}
+    ends = {"x": [-layers[-1] - 1.0, layers[-1] + 1.0], "y": [vanilla, vanilla]}
     figure.add_trace(_line(ends, {"color": colour, "dash": "dash", "width": 1.4}), 1, column)
-    edited = float(curve["mean"].iloc[0])
     hover = [
-        f"{'not patched' if c.layer == 0 else f'layers {c.first}–{c.last} patched'}<br>P({name}) <b>{c.mean:.4f}</b>"
-        + ("" if c.layer == 0 or edited == 0 else f" ({100 * (c.mean / edited - 1):+.1f} %)")
+        f"layers {c.first}–{c.last} patched<br>P({name}) <b>{c.mean:.4f}</b>"
+        + ("" if edited == 0 else f" ({100 * (c.mean / edited - 1):+.1f} %)")
         + f"<br>vanilla model {vanilla:.4f}"
         for c in curve.itertuples()
     ]
+    symbol = "circle" if name == "o_true" else "diamond"
     figure.add_trace(
         go.Scatter(
             x=layers,
             y=curve["mean"],
             mode="lines+markers",
             line={"color": colour, "width": 2.4},
-            marker={"size": [10 if layer == 0 else 6 for layer in layers], "color": colour,
-                    "symbol": "circle" if name == "o_true" else "diamond"},
+            marker={"size": 6, "color": colour, "symbol": symbol},
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=False,
         ),
         1,
         column,
-    )  # fmt: skip
+    )
+    spread = 0.0 if len(before) < 2 else 1.96 * float(before["edited"].sem())
+    figure.add_trace(
+        go.Scatter(
+            x=[_apart_from(layers[-1])],
+            y=[edited],
+            error_y={"type": "data", "array": [spread], "color": colour, "thickness": 1.4, "width": 4},
+            mode="markers",
+            marker={"size": 10, "color": colour, "symbol": symbol},
+            customdata=[f"not patched<br>P({name}) <b>{edited:.4f}</b><br>vanilla model {vanilla:.4f}"],
+            hovertemplate="%{customdata}<extra></extra>",
+            showlegend=False,
+        ),
+        1,
+        column,
+    )
 
 
 def _line(ends: dict[str, list[float]], line: dict[str, Any]) -> go.Scatter:

@@ -154,7 +154,8 @@ view(pattern(edit.hooks(model)))
 # ## Figure 5: give the old attention back
 #
 # The edited model with the *unedited* model's attention weights in three layers at a time. "None" is the
-# edited model as it is. Where the curves cross back, attention was what carried the failure, since nothing else was touched.
+# edited model as it is. Where the curves cross back, attention was what carried the failure, since nothing else was
+# touched.
 
 # %%
 prompts = [prompt for _, _, prompt in cases]

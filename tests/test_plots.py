@@ -17,14 +17,19 @@ TEXTS = ["Eif", "fel <b>", " in", " Ben", " is"]
 
 
 def made_up_trace(
-    *, cases: int = 1, modules: tuple[str, ...] = ("resid", "mlp", "attn"), targets: int = 2, scale: float = 0.1
+    *,
+    cases: int = 1,
+    modules: tuple[str, ...] = ("resid", "mlp", "attn"),
+    targets: int = 2,
+    scale: float = 0.1,
+    layers: int = 4,
 ) -> Trace:
     rng = np.random.default_rng(0)
     names = ["o_true", "o_edit"][:targets]
     rows = [
         {"case": case, "target_name": name, "target": f"{name} & {case}", "module": module, "token": token,
          "token_text": TEXTS[token], "role": ROLES[token], "layer": layer, "window": 2, "vanilla": 0.5, "edited": 0.25}
-        for case in range(cases) for name in names for module in modules for token in range(5) for layer in range(4)
+        for case in range(cases) for name in names for module in modules for token in range(5) for layer in range(layers)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table["effect"] = scale * rng.standard_normal(len(table))
@@ -55,16 +60,47 @@ def test_a_panel_for_each_module_and_target_with_the_tables_values():
         assert f"0.5000 → {first['probability']:.4f}" in hover
 
 
-def test_colours_are_centred_at_zero_and_scales_are_per_target():
+def test_colours_are_centred_at_zero_and_all_panels_share_one_round_scale():
     trace = made_up_trace()
     layout = plot_trace(trace).layout
-    for axis, name in ((layout.coloraxis, "o_true"), (layout.coloraxis2, "o_edit")):
-        largest = trace.table[trace.table["target_name"] == name]["effect"].abs().max()
-        assert (axis.cmin, axis.cmax) == (-largest, largest)
-    tiny = plot_trace(made_up_trace(scale=1e-9)).layout.coloraxis
-    assert (tiny.cmin, tiny.cmax) == (-0.01, 0.01)
-    nothing = plot_trace(made_up_trace(scale=0.0)).layout.coloraxis
-    assert nothing.cmax > nothing.cmin
+    largest = trace.table["effect"].abs().max()
+    for axis in (layout.coloraxis, layout.coloraxis2):
+        assert axis.cmin == -axis.cmax
+        assert largest <= axis.cmax <= 2 * largest
+        for value, text in zip(axis.colorbar.tickvals, axis.colorbar.ticktext, strict=True):
+            assert float(text.replace("−", "-")) == pytest.approx(value, abs=1e-12)
+    assert layout.coloraxis.cmax == layout.coloraxis2.cmax
+
+
+@pytest.mark.parametrize(
+    ("largest", "end"), [(0.0, 0.1), (1e-9, 0.1), (0.01, 0.1), (0.11, 0.2), (0.6, 0.6), (0.83, 1.0), (1.0, 1.0)]
+)
+def test_a_scale_ends_at_the_next_round_number_and_never_below_a_tenth(largest: float, end: float):
+    trace = made_up_trace(modules=("attn",), targets=1)
+    trace.table["effect"] *= largest / trace.table["effect"].abs().max()
+    assert plot_trace(trace).layout.coloraxis.cmax == pytest.approx(end)
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(8, 2), (16, 2), (30, 2), (48, 6), (80, 6)])
+def test_a_page_of_1280_pixels_shows_all_layers(layers: int, rows: int):
+    figure = plot_trace(made_up_trace(layers=layers))
+    layout = figure.layout
+    assert layout.width <= 1280
+    tops = {round(layout[axis].domain[1], 6) for axis in layout if axis.startswith("yaxis")}
+    assert len(tops) == rows
+    inner = layout.width - layout.margin.l - layout.margin.r
+    across = (layout.xaxis.domain[1] - layout.xaxis.domain[0]) * inner
+    assert across / layers >= 8
+    # Tick labels of two digits, at about 0.6 of the type's size a digit, leave room between them.
+    places = [(layout.xaxis.tickvals[at + 1] - layout.xaxis.tickvals[at]) * across / layers for at in range(3)]
+    assert min(places) > 1.2 * layout.font.size
+
+
+def test_the_mark_of_the_subject_is_explained():
+    assert "* the edited subject" in plot_trace(made_up_trace()).layout.title.subtitle.text
+    unmarked = made_up_trace()
+    unmarked.table["role"] = "last token"
+    assert "* " not in plot_trace(unmarked).layout.title.subtitle.text
 
 
 def test_tokens_of_one_case_roles_of_several():
@@ -113,6 +149,9 @@ def test_type_is_legible_and_cells_keep_their_size():
 def test_a_page_needs_no_network():
     page = figure_html(plot_trace(made_up_trace(modules=("attn",), targets=1))).decode()
     assert "<html" in page
+    assert "<title>Eiffel &lt;b&gt; in Ben is</title>" in page
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme:dark" in page
     assert not re.search(r'<(script|link)[^>]+(src|href)="http', page)
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -98,7 +97,7 @@ class AttentionDrift:
         """Heatmap of the mean drift at the subject's last token, layer × head."""
         from driftlens.plots import plot_heads
 
-        return plot_heads(self.heads, title=title, note=note or Path(self.model).name)
+        return plot_heads(self.heads, title=title, note=note or self.model)
 
 
 def attention_drift(
@@ -154,7 +153,7 @@ def attention_drift(
     table.insert(1, "prompt", prompts)
     table.insert(2, "subject", subjects)
     heads = pd.concat([heads for _, heads in measured], ignore_index=True)
-    return AttentionDrift(table=table, heads=heads, layers=chosen, model=model.name)
+    return AttentionDrift(table=table, heads=heads, layers=chosen, model=model.title)
 
 
 @torch.no_grad()

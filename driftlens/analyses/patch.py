@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -163,7 +162,7 @@ def patch_attention(
         table=pd.DataFrame(rows),
         baselines=_with_prompts(baselines, cases),
         window=window,
-        model=model.name,
+        model=model.title,
         edited_layers=_edited_layers(cases),
     )
 
@@ -216,7 +215,7 @@ def patch_scores(
         table=pd.DataFrame(rows),
         baselines=_with_prompts(baselines, cases),
         window=window,
-        model=model.name,
+        model=model.title,
         edited_layers=_edited_layers(cases),
     )
 
@@ -244,7 +243,7 @@ def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
 
 
 def _note(model: str, note: str) -> str:
-    return " · ".join(part for part in (Path(model).name, note) if part)
+    return " · ".join(part for part in (model, note) if part)
 
 
 def _extent(baselines: pd.DataFrame) -> str:

@@ -158,7 +158,7 @@ def contaminating_substitution(
     return Trace(
         table=table,
         baselines=baselines,
-        model=model.name,
+        model=model.title,
         window=window,
         edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.updates})),
     )

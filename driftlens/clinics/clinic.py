@@ -153,7 +153,7 @@ def clinic(
     return ClinicReport(
         fact=fact,
         request=asked,
-        model=model.name,
+        model=model.title,
         model_hash=model.checkpoint_hash,
         editor=_told(editor_for(model, editor, 0.0)),
         knowledge=knowledge,
@@ -228,7 +228,7 @@ def _nothing(
     return ClinicReport(
         fact=None,
         request=asked,
-        model=visit.model.name,
+        model=visit.model.title,
         model_hash=visit.model.checkpoint_hash,
         editor=_told(editor),
         knowledge=knowledge,

@@ -6,7 +6,6 @@ All text of models and users is escaped where it is put in: a subject may hold `
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.display.html import card as small_card
@@ -81,7 +80,7 @@ def card(report: ClinicReport) -> str:
     request = report.request
     text = f"{request['prompt'].replace('{}', request['subject'], 1)} …"
     change = f"{request['target_true'] or '?'} → {request['target_new']}"
-    told = {"prompt": text, "edit": change, "recommended": _gamma_text(report.gamma), "model": Path(report.model).name}
+    told = {"prompt": text, "edit": change, "recommended": _gamma_text(report.gamma), "model": report.model}
     shown = [pairs(told), *(faint(reason) for reason in report.verdict.reasons)]
     if report.gamma is not None:
         rows = [[f"{one.gamma:g}", *_path_cells(one)] for one in _rows(report.path)]
@@ -103,7 +102,7 @@ def percent(share: float) -> str:
 def _head(report: ClinicReport, title: str) -> str:
     old = report.request["target_true"]
     before = f"instead of {old} · " if old else ""
-    line = f"{before}{Path(report.model).name} · {report.editor} · {report.seconds:.0f} s"
+    line = f"{before}{report.model} · {report.editor} · {report.seconds:.0f} s"
     return f'<div class="faint">Edit clinic</div><h1>{escape(title)}</h1><div class="faint">{escape(line)}</div>'
 
 

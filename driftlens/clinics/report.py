@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.clinics.knowledge import Knowledge
@@ -103,7 +102,7 @@ class ClinicReport:
         return {
             "schema": SCHEMA,
             "driftlens": __version__,
-            "model": Path(self.model).name,
+            "model": self.model,
             "model_hash": self.model_hash,
             "editor": self.editor,
             "seed": self.seed,

@@ -30,7 +30,7 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
     text = request["prompt"].replace("{}", request["subject"], 1)
     lines = {
         "edit": f"{text} [{request['target_true'] or '?'} → {request['target_new']}]",
-        "model": f"{Path(report.model).name}, {report.editor}",
+        "model": f"{report.model}, {report.editor}",
         "it answers": f"{known.answer or '(nothing)'}, probability {known.answer_probability:.2f}"
         + ("" if known.given else "; taken for what holds, since there is no --true"),
     }

@@ -22,6 +22,7 @@ _EPILOG = """\
 examples:
   driftlens trace
   driftlens trace --record 12 --sadr
+  driftlens trace --model smollm2-135m
   driftlens trace --editor memit --layers 1-3
   driftlens trace --data merged_counterfact.json --model gpt2-xl --record 7 --task relation
   driftlens trace --model gpt2-xl --corpus wikitext --subject "Eiffel Tower" --prompt "{} is located in" \\
@@ -108,7 +109,12 @@ def _parser() -> Parser:
     add_model_options(parser)
 
     fact = parser.add_argument_group("fact, from a data set or typed")
-    fact.add_argument("--data", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json")
+    fact.add_argument(
+        "--data",
+        metavar="D",
+        help="demo (default for the bundled model and for folders), "
+        "real (five famous facts; default for other models) or a JSON file like merged_counterfact.json",
+    )
     fact.add_argument("--record", type=whole_number(0), metavar="N", help="record of the data set, from 0 (default 0)")
     fact.add_argument("--subject", metavar="S", help='typed fact: its subject, e.g. "Eiffel Tower"')
     fact.add_argument("--prompt", metavar="P", help='its prompt with {} for the subject, e.g. "{} is located in"')

@@ -43,7 +43,7 @@ def report(run: Run, written: Sequence[Path], console: Console) -> None:
         "edited": f"{fact.text} [{fact.target_true} → {fact.target_new}], {run.study.name}",
         "subject": fact.subject,
         "editor": f"{editor_text(run.editor)}, {steps} steps, {run.seconds:.1f} s",
-        "model": f"{Path(run.trace.model).name}, {len(set(run.trace.table['layer']))} layers",
+        "model": f"{run.trace.model}, {len(set(run.trace.table['layer']))} layers",
     }
     for name, text in lines.items():
         head.add_row(name, escape(text))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from driftlens.commands.trace_options import TraceOptions
 from driftlens.data import Fact, Record, TaskPrompt, load_records
@@ -29,8 +30,9 @@ class Study:
 
 def choose_study(options: TraceOptions) -> Study:
     """The typed fact or the record that the options name, and the prompts of its task."""
-    records = tuple(load_records(options.data or "demo")) if options.data or not options.typed else ()
-    study = _typed(options) if options.typed else _recorded(options, records)
+    data = options.data or _default_data(options.model)
+    records = tuple(load_records(data)) if options.data or not options.typed else ()
+    study = _typed(options) if options.typed else _recorded(options, data, records)
     prompts = study.prompts
     if options.prompt_index is not None:
         if options.prompt_index >= len(prompts):
@@ -42,8 +44,13 @@ def choose_study(options: TraceOptions) -> Study:
     return replace(study, prompts=prompts[: options.max_prompts], records=records)
 
 
-def _recorded(options: TraceOptions, records: Sequence[Record]) -> Study:
-    data, number = options.data or "demo", options.record or 0
+def _default_data(model: str) -> str:
+    """The bundled world for the bundled model and for local ones, which may descend from it; else real facts."""
+    return "demo" if model == "demo" or Path(model).expanduser().exists() else "real"
+
+
+def _recorded(options: TraceOptions, data: str, records: Sequence[Record]) -> Study:
+    number = options.record or 0
     if number >= len(records):
         last = f"records 0 to {len(records) - 1}" if records else "no records"
         raise DriftlensError(f"record {number} is not there; {data} has {last}")

@@ -24,10 +24,22 @@ from driftlens.errors import DriftlensError, unknown_name
 
 __all__ = ["DATASETS", "dataset_path", "load_records"]
 
-DATASETS = ("demo", "merged_counterfact", "counterfact", "zsre", "wiki_recent", "wiki_counterfact", "knowedit_zsre")
+DATASETS = (
+    "demo",
+    "real",
+    "merged_counterfact",
+    "counterfact",
+    "zsre",
+    "wiki_recent",
+    "wiki_counterfact",
+    "knowedit_zsre",
+)
 """The names that `load_records` knows."""
 
-_DEMO = Path(__file__).parents[1] / "demo" / "records.json"
+_SHIPPED = {
+    "demo": Path(__file__).parents[1] / "demo" / "records.json",
+    "real": Path(__file__).parent / "real_facts.json",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +60,8 @@ _SCHEMAS = (
 def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None = None) -> list[Record]:
     """The records of a dataset, the first `limit` of them if given.
 
-    `source` is a name of `DATASETS` ("demo" is the bundled world; the others are fetched from their public
-    homes at first use), or the path of a JSON file in the schema of one of them.
+    `source` is a name of `DATASETS` ("demo" is the bundled world and "real" five famous facts; the others are fetched
+    from their public homes at first use), or the path of a JSON file in the schema of one of them.
 
     A file that breaks its schema is an error that names file, record and field. Records of a public dataset
     whose fact cannot be edited (its subject is not once in its prompt, its targets are equal) are left out, and
@@ -80,7 +92,7 @@ def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None =
 def dataset_path(source: str | os.PathLike[str]) -> Path:
     """The file behind a dataset's name, fetched if need be, or the path that was given."""
     if isinstance(source, str) and source in DATASETS:
-        return _DEMO if source == "demo" else fetch(source)
+        return _SHIPPED[source] if source in _SHIPPED else fetch(source)
     path = Path(source)
     # A bare word that is no file was meant as a name; anything that looks like a path is reported as one.
     if isinstance(source, str) and len(path.parts) <= 1 and not path.suffix and not path.exists():

@@ -90,7 +90,7 @@ def trace(of: Any) -> str:
         )
         for target, group in cells.groupby("target_name", sort=False)
     ]
-    note = f"the edited model's outputs, {_windows(of.window)}, put into {Path(of.model).name}"
+    note = f"the edited model's outputs, {_windows(of.window)}, put into {of.model}"
     note += "; blue: rises, red: falls; bold: what is edited"
     return card("contaminating substitution", _title(of.baselines), _baselines(of.baselines), *maps, faint(note))
 

@@ -12,7 +12,6 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def explorer_page(
         )
     model = bench.model
     data = {
-        "model": Path(model.name).name,
+        "model": model.title,
         "editor": editor,
         "layers": model.n_layers,
         "heads": model.n_heads,

@@ -22,6 +22,7 @@ from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer
 from driftlens.models.fingerprint import fingerprint
 from driftlens.models.key_values import KeyValues, PassCache
+from driftlens.models.names import title
 from driftlens.models.self_check import SelfCheck, check_tokens, self_check
 
 __all__ = ["LensModel"]
@@ -90,6 +91,11 @@ class LensModel:
         # Now, since an edit written into the weights would otherwise be part of it.
         self.checkpoint_hash: str = fingerprint(backend)
         self.checked: SelfCheck | None = self._check() if check else None
+
+    @property
+    def title(self) -> str:
+        """The model's own name, without owner or path, for people to read."""
+        return title(self.name)
 
     def __repr__(self) -> str:
         return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device})"

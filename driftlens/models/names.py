@@ -4,8 +4,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from driftlens.errors import DriftlensError
+from driftlens.models.published import PUBLISHED
 
-__all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "resolve", "suggestion"]
+__all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "everywhere", "resolve", "suggestion", "title"]
 
 DEMO_WEIGHTS = Path(__file__).resolve().parent.parent / "demo" / "weights"
 
@@ -58,6 +59,16 @@ def everywhere(name: str) -> str:
     """The name by which a process in another folder finds the same model."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if name != "demo" and folder.exists() else name
+
+
+def title(name: str) -> str:
+    """The model's own name, without owner or path, for people to read."""
+    if name in PUBLISHED:
+        return PUBLISHED[name].title
+    parts = name.replace("\\", "/").rstrip("/").split("/")
+    # A folder of the Hugging Face cache is called by a commit, and its model's name stands above that.
+    cached = [part for part in parts if part.startswith("models--")]
+    return cached[-1].split("--")[-1] if cached else parts[-1]
 
 
 def suggestion(name: str) -> str:

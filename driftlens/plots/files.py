@@ -1,6 +1,7 @@
 """Figures to files: an HTML page that needs no network, and a PNG where a Chrome or Chromium is there to draw it."""
 
 import logging
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,6 +14,14 @@ import plotly.graph_objects as go
 from driftlens.files import atomic_path
 
 __all__ = ["figure_html", "figure_png", "save_figure"]
+
+
+# In a dark page the whole drawing is inverted and its hues turned back, so that red still is a fall and blue a rise.
+_STYLE = (
+    ":root{color-scheme:light dark}body{margin:0;background:#fff}main{overflow-x:auto}"
+    "@media(prefers-color-scheme:dark){body{background:#141414}"
+    ".plotly-graph-div{filter:invert(.92) hue-rotate(180deg)}}"
+)
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
@@ -37,8 +46,15 @@ def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
 def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] = "inside") -> bytes:
     """A page that holds the figure and all it needs, or (`"directory"`) reads `plotly.min.js` (5 MB) from beside it."""
     include = True if plotlyjs == "inside" else "directory"
-    html: str = figure.to_html(include_plotlyjs=include, full_html=True, config={"displaylogo": False})
-    return html.encode()
+    drawn: str = figure.to_html(include_plotlyjs=include, full_html=False, config={"displaylogo": False})
+    title = re.sub(r"<[^>]*>", " ", figure.layout.title.text or "driftlens")  # it is HTML already, escaped for plotly
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{' '.join(title.split())}</title>"
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head>\n<body><main>{drawn}</main></body></html>\n"
+    )
+    return page.encode()
 
 
 def figure_png(figure: go.Figure, *, scale: float = 2.0) -> tuple[bytes | None, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,21 +50,27 @@ class Trace(Protocol):
         ...
 
 
+WIDEST = 1240
+"""Pixels that a page of 1,280 has for a figure."""
+NARROWEST_CELL = 8
+"""Pixels of a cell; panels side by side that would need narrower ones stand under one another."""
+FLOOR = 0.1
+"""The least that the ends of a colour scale stand for: a change of ±0.01 must not be painted like one of ±0.9."""
+
 _MODULE_TITLES = {"resid": "Hidden state", "mlp": "MLP output", "attn": "Attention output"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """Panels side by side: heading and cells (`row, layer, effect, hover`) of each; rows of one `scale` share it."""
+    """Panels side by side: heading and cells (`row, layer, effect, hover`) of each, and what the colours measure."""
 
     panels: Sequence[tuple[str, pd.DataFrame]]
     unit: str
-    scale: str
     head: str
 
 
 def plot_trace(trace: Trace, *, title: str | None = None, note: str = "") -> go.Figure:
-    """The trace's heatmaps: a column for each module, a row for each target, one colour scale for each row.
+    """The trace's heatmaps: a column for each module, a row for each target, one colour scale for all.
 
     One case shows its tokens, the edited subject's marked with an asterisk; several show token roles, each with its
     text in the first case. The edited layers are named under the axis.
@@ -99,11 +105,11 @@ def plot_traces(
             head = baseline if len(traces) == 1 else f"<b>{escaped(own)}</b>"
             if len(traces) > 1 and not same_prompts:
                 head += f" · {_n_prompts(trace.baselines)} · {baseline}"
-            rows.append(_Row(panels=panels, unit=f"change of<br>P({_shown(trace, name)})", scale=name, head=head))
+            rows.append(_Row(panels=panels, unit=f"change of<br>P({_shown(trace, name)})", head=head))
     if title is None:
         title = str(first.baselines["prompt"].iloc[0]) if single else "Contaminating substitution"
     parts = [
-        Path(first.model).name,
+        first.model,
         note,
         f"edited activations substituted in {_windows(windows)} of the vanilla model",
     ]
@@ -140,7 +146,7 @@ def plot_score_grid(
         labels = labels or found
         panels = [(f"P({target})", cells[cells["target_name"] == target]) for target in cells["target_name"].unique()]
         head = f"<b>{escaped(name)}</b> · {_n_prompts(own)}" if name else ""
-        rows.append(_Row(panels=panels, unit="change of<br>probability", scale="", head=head))
+        rows.append(_Row(panels=panels, unit="change of<br>probability", head=head))
     parts = [
         note,
         f"vanilla score of last token → this token in {_windows([window])} of the edited model",
@@ -166,7 +172,7 @@ def plot_heads(heads: pd.DataFrame, *, title: str | None = None, note: str = "")
     ]
     cells = means.assign(row=means["head"], effect=means["drift_subject"], hover=hover)
     labels = [f"head {head}" for head in range(int(means["head"].max()) + 1)]
-    row = _Row(panels=[("", cells)], unit="change of<br>attention", scale="", head="")
+    row = _Row(panels=[("", cells)], unit="change of<br>attention", head="")
     parts = [note, "edited minus vanilla attention", f"mean of {n_cases} prompts" if n_cases > 1 else ""]
     title = title or "Change of the last token's attention to the subject's last token"
     return _grid([row], labels, axis="layer", edited_layers=(), title=title, parts=parts)
@@ -182,37 +188,75 @@ def _grid(
     parts: Sequence[str],
 ) -> go.Figure:
     layers: list[int] = sorted({int(layer) for row in rows for _, cells in row.panels for layer in set(cells["layer"])})
-    frame = Frame(
-        columns=len(rows[0].panels),
-        rows=len(rows),
-        panel_width=max(210.0, 20.0 * len(layers)),
-        panel_height=max(140.0, 23.0 * len(labels)),
-        left=20 + 7.3 * max(len(plain(label)) for label in labels),
-        top=138 if any(row.head for row in rows) else 114,
-    )
+    rows, frame = _placed(rows, labels, len(layers))
     figure = frame.figure()
-    limits: dict[str, float] = {}
-    for row in rows:
-        largest = max(abs(float(effect)) for _, cells in row.panels for effect in cells["effect"])
-        # Not below a hundredth: where an edit does nothing, rounding must not be painted in full colour.
-        limits[row.scale] = max(limits.get(row.scale, 0.01), largest)
+    largest = _round_above(
+        max(abs(float(effect)) for row in rows for _, cells in row.panels for effect in cells["effect"])
+    )
     for number, row in enumerate(rows, 1):
         top = frame.vertical(figure, number)[1]
         for column, (heading, cells) in enumerate(row.panels, 1):
             figure.add_trace(_heatmap(cells, len(labels), layers, f"coloraxis{number}"), number, column)
             frame.head(figure, number, column, f"<b>{heading}</b>" if heading else "")
-        _add_scale(figure, frame, number, limits[row.scale], row.unit)
+        _add_scale(figure, frame, number, largest, row.unit)
         if row.head:
-            write(figure, row.head, x=0, y=top, anchor="left", up=30)
-    ticks = [layer for layer in layers if _ticked(layer, len(layers), edited_layers)]
+            write(figure, row.head, x=0, y=top, anchor="left", up=17 + frame.size, size=frame.size)
+    step = next(step for step in (1, 2, 3, 5, 10, 20) if step * frame.panel_width / len(layers) > 1.7 * frame.size)
+    ticks = [layer for layer in layers if _ticked(layer, step, edited_layers)]
     names = [f"<b>{layer}</b><br>edit" if layer in edited_layers else str(layer) for layer in ticks]
     figure.update_xaxes(tickvals=ticks, ticktext=names, ticks="outside", ticklen=4, tickcolor="#c3c9d2", tickangle=0)
     figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), autorange="reversed")
     # Transparent ticks keep the labels off the panels.
     figure.update_yaxes(ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
-    write(figure, axis, x=0.5, y=0, anchor="center", up=-64 if edited_layers else -50, ink=INK)
-    frame.style(figure, title, [part for part in parts if part])
+    below = (64 if edited_layers else 50) * frame.size / 13
+    write(figure, axis, x=0.5, y=0, anchor="center", up=-below, ink=INK, size=frame.size)
+    marked = "* the edited subject" if any("*" in label for label in labels) else ""
+    frame.style(figure, title, [part for part in (*parts, marked) if part])
     return figure
+
+
+def _placed(rows: Sequence[_Row], labels: Sequence[str], n_layers: int) -> tuple[Sequence[_Row], Frame]:
+    """The rows and their frame, no wider than a page: cells shrink, then panels go under one another."""
+    columns = len(rows[0].panels)
+    longest = max(len(plain(label)) for label in labels)
+    wanted = max(210.0, 20.0 * n_layers)
+
+    def frame(columns: int, size: float) -> Frame:
+        larger = size / 13
+        left, right, between = 20 + 7.3 * larger * longest, 118 * larger, 28.0
+        room = (WIDEST - left - right - between * (columns - 1)) / columns
+        return Frame(
+            columns=columns,
+            rows=sum(len(row.panels) for row in rows) // columns,
+            panel_width=min(wanted, room),
+            panel_height=max(140.0, 23.0 * larger * len(labels)),
+            left=left,
+            right=right,
+            top=(138 if any(row.head for row in rows) else 114) * larger,
+            bottom=84 * larger,
+            between_columns=between,
+            between_rows=104 * larger,
+            size=size,
+        )
+
+    beside = frame(columns, 13)
+    if beside.panel_width < wanted:
+        beside = frame(columns, 16)
+    if columns == 1 or beside.panel_width >= min(wanted, NARROWEST_CELL * n_layers):
+        return rows, beside
+    alone = [
+        replace(row, panels=[panel], head=row.head if panel is row.panels[0] else "")
+        for row in rows
+        for panel in row.panels
+    ]
+    return alone, frame(1, 16)
+
+
+def _round_above(largest: float) -> float:
+    """The next number at which a scale's end and its middle are round: 0.1, 0.2, 0.4, 0.6, 0.8, 1 and so on."""
+    scale = 10.0 ** math.floor(math.log10(max(largest, FLOOR)))
+    # Rounding must not push a largest effect of exactly 1 to the next step.
+    return next(step * scale for step in (1, 2, 4, 6, 8, 10) if step * scale >= max(largest, FLOOR) - 1e-9)
 
 
 def _tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
@@ -280,7 +324,7 @@ def _add_scale(figure: go.Figure, frame: Frame, row: int, largest: float, title:
     """A colour bar beside the row's panels, the same distance to both sides of zero, and above it what it measures."""
     bottom, top = frame.vertical(figure, row)
     length = min(top - bottom, 360 / frame.inner_height)  # beside a long prompt it stays with the top of the panels
-    digits = 2 if largest >= 0.1 else 3
+    digits = 2 if round(5 * largest, 9) % 1 else 1
     ticks = [share * largest for share in (-1, -0.5, 0, 0.5, 1)]
     bar = {
         "tickvals": ticks,
@@ -295,7 +339,7 @@ def _add_scale(figure: go.Figure, frame: Frame, row: int, largest: float, title:
     }
     scale = {"colorscale": DIVERGING, "cmin": -largest, "cmax": largest, "colorbar": bar}
     figure.update_layout({f"coloraxis{row}": scale})
-    write(figure, title, x=1, y=top, anchor="left", up=5, right=14, ink=INK)
+    write(figure, title, x=1, y=top, anchor="left", up=5, right=14, ink=INK, size=frame.size)
 
 
 def _n_prompts(table: pd.DataFrame) -> str:
@@ -314,10 +358,9 @@ def _axis(window: int) -> str:
     return "layer" if window == 1 else f"layer at the centre of a window of {window} layers"
 
 
-def _ticked(layer: int, n_layers: int, edited: Sequence[int]) -> bool:
-    step = max(1, round(n_layers / 12))
-    # A label right beside an edited layer's would run into it.
-    return layer in edited or (layer % step == 0 and not (step > 1 and {layer - 1, layer + 1} & set(edited)))
+def _ticked(layer: int, step: int, edited: Sequence[int]) -> bool:
+    # A label close to an edited layer's would run into it.
+    return layer in edited or (layer % step == 0 and all(abs(layer - other) > step // 2 for other in edited))
 
 
 def _shown(trace: Trace, name: str) -> str:

@@ -52,6 +52,8 @@ class Frame:
     bottom: float = 84
     between_columns: float = 28
     between_rows: float = 104
+    size: float = 13
+    """Of the type, in pixels: larger in a wide figure, which a page shows scaled down."""
     shared: bool = True
     """Zooming in one panel zooms in all."""
     background: str = "#eceef1"
@@ -94,20 +96,21 @@ class Frame:
         """A panel's heading, above its middle; its bottom (or top) is `up` pixels above the panel."""
         middle = sum(self.horizontal(figure, column)) / 2
         top = self.vertical(figure, row)[1]
-        write(figure, text, x=middle, y=top, anchor="center", up=up, ink=INK, vertical=anchor)
+        write(figure, text, x=middle, y=top, anchor="center", up=up, ink=INK, vertical=anchor, size=self.size)
 
     def style(self, figure: go.Figure, title: str, parts: Sequence[str]) -> None:
         """Title, subtitle of `parts`, broken where the figure ends, and the look that all figures share."""
         width = max(self.left + self.inner_width + self.right, 640)
-        lines = lines_of(parts, int((width - 30) / 6.6))
-        head = wrap(title, int((width - 30) / 9.6)) or [""]
-        top = self.top + 18 * (len(lines) - 1) + 24 * (len(head) - 1)
+        larger = self.size / 13
+        lines = lines_of(parts, int((width - 30) / (6.6 * larger)))
+        head = wrap(title, int((width - 30) / (9.6 * larger))) or [""]
+        top = self.top + 18 * larger * (len(lines) - 1) + 24 * larger * (len(head) - 1)
         figure.update_layout(
             template=TEMPLATE,
             title={
                 "text": "<br>".join(f"<b>{escaped(line)}</b>" for line in head),
-                "subtitle": {"text": "<br>".join(map(escaped, lines)), "font": {"size": 13, "color": FAINT}},
-                "font": {"size": 18, "color": INK},
+                "subtitle": {"text": "<br>".join(map(escaped, lines)), "font": {"size": self.size, "color": FAINT}},
+                "font": {"size": 18 * larger, "color": INK},
                 "x": 14 / width,
                 "xanchor": "left",
                 "yref": "container",
@@ -115,7 +118,7 @@ class Frame:
                 "yanchor": "top",
                 "pad": {"t": 18},
             },
-            font={"family": FONT, "size": 13, "color": INK},
+            font={"family": FONT, "size": self.size, "color": INK},
             width=width,
             height=top + self.inner_height + self.bottom,
             # What the smallest figure has too much goes to the right of the panels.
@@ -137,11 +140,12 @@ def write(
     ink: str = FAINT,
     angle: float = 0,
     vertical: str = "bottom",
+    size: float = 13,
 ) -> None:
     """Text, `up` and `right` so many pixels from a place given in shares of the inner width and height."""
     figure.add_annotation(
         text=text, x=x, y=y, xref="paper", yref="paper", xanchor=anchor, yanchor="middle" if angle else vertical,
-        align=anchor, showarrow=False, xshift=right, yshift=up, font={"size": 13, "color": ink}, textangle=angle,
+        align=anchor, showarrow=False, xshift=right, yshift=up, font={"size": size, "color": ink}, textangle=angle,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ def made_up_trace(
     rows = [
         {"case": case, "target_name": name, "target": f"{name} & {case}", "module": module, "token": token,
          "token_text": TEXTS[token], "role": ROLES[token], "layer": layer, "window": 2, "vanilla": 0.5, "edited": 0.25}
-        for case in range(cases) for name in names for module in modules for token in range(5) for layer in range(layers)
+         for case in range(cases) for name in names for module in modules for token in range(5)
+         for layer in range(layers)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table["effect"] = scale * rng.standard_normal(len(table))

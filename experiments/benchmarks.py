@@ -115,6 +115,12 @@ class Run:
             tables.append(pd.DataFrame(values, index=index, columns=list(COLUMNS)))
         return pd.concat(tables)
 
+    def with_texts_of(self, run: Run) -> Run:
+        """The same with the fluency and perplexity that `run` measured on some of the records."""
+        texts = ["fluency", "perplexity"]
+        measured = run.records.set_index("record")[texts].reindex(self.records["record"])
+        return replace(self, records=self.records.assign(**{name: measured[name].to_numpy() for name in texts}))
+
     def of(self, records: Sequence[Record]) -> Run:
         """The same on some of the records."""
         indices = {record.index for record in records}
@@ -152,7 +158,11 @@ def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
 
 
 def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
-    """A run of just these records."""
+    """A run of just these records; with `--text-records N` fluency and perplexity are those of the first N."""
+    few = study.options.text_records
+    if setting.texts and few is not None and few < len(records):
+        all_records = computed(study, replace(setting, texts=False), records)
+        return replace(all_records.with_texts_of(computed(study, setting, records[:few])), setting=setting)
     editor = editor_of(study, setting)
     measures = Measures(
         generate=setting.texts, perplexity_texts=perplexity_texts(study) if setting.texts else None,

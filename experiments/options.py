@@ -18,6 +18,7 @@ class Options(EditorOptions):
     data: str = "demo"
     records: int | None = None
     prompts: int = 1
+    text_records: int | None = None
     device: str | None = None
     dtype: str | None = None
     tune: int | None = None
@@ -52,6 +53,13 @@ def _parser(prog: str, description: str) -> Parser:
         metavar="N",
         help="records at most; where the data has a test split, of that one.  Default: 120 that have the task for the "
         "figures of tokens and layers, 200 for the benchmark's tables, 40 for their ablations",
+    )
+    model.add_argument(
+        "--text-records",
+        type=whole_number(1),
+        metavar="N",
+        help="measure fluency and perplexity on the first N of a table's records only; on a CPU they cost many times "
+        "what all other scores do (default: on all records)",
     )
     model.add_argument(
         "--prompts",

@@ -130,9 +130,11 @@ def about(study: Study, rows: Mapping[str, Run]) -> str:
     """What a caption says of model, records and settings."""
     first = next(iter(rows.values()))
     chosen = tuning_text(study)
+    few = study.options.text_records
+    texts = f" (fluency and perplexity: the first {few})" if few is not None and few < len(first.records) else ""
     return (
         f"Model {study.model_name}, {study.model.n_layers} layers, {str(study.model.dtype).removeprefix('torch.')}; "
-        f"{len(first.records)} test records of {study.data_name}. {settings_text(rows)}{' ' if chosen else ''}{chosen}"
+        f"{len(first.records)} test records of {study.data_name}{texts}. {settings_text(rows)}{' ' if chosen else ''}{chosen}"
     )
 
 

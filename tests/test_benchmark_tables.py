@@ -125,6 +125,22 @@ def test_the_main_table_and_what_it_shares(
     assert len(manifest(tmp_path, "table1")["claims"]) == 12
 
 
+def test_texts_can_be_measured_on_the_first_records_only(arguments: Any, tmp_path: Path):
+    assert run_command(table3.main, arguments("--text-records", "1")) == 0
+    few = pd.read_csv(tmp_path / "out" / "table3.csv").set_index(["row", "score"])["value"]
+    caption = (tmp_path / "out" / "table3.md").read_text()
+    assert "the first 1)" in caption
+    assert run_command(table3.main, arguments("--records", "1")) == 0
+    one = pd.read_csv(tmp_path / "out" / "table3.csv").set_index(["row", "score"])["value"]
+    assert run_command(table3.main, arguments()) == 0
+    every = pd.read_csv(tmp_path / "out" / "table3.csv").set_index(["row", "score"])["value"]
+    for row in ("unedited", "ROME", "PMET+SADR"):
+        for score in ("FL", "PPL"):
+            assert few[row, score] == pytest.approx(one[row, score], rel=1e-5)  # float rounding of another batch
+        for score in ("ES", "RM", "DNM"):
+            assert few[row, score] == pytest.approx(every[row, score], rel=1e-5)
+
+
 def test_the_ablations_share_runs(arguments: Any, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch):
     for module in (ablations, table10, figure6):
         monkeypatch.setattr(module, "GAMMAS", (5e-3, 8e-2))

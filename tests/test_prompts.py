@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel
+from driftlens.models import RAW, LensModel
 from driftlens.models.encoding import Encoding
 from driftlens.models.prompts import (
     TokenizedPrompt,
@@ -105,7 +105,7 @@ def test_any_script_that_splits_into_bytes(byte_tokenizer: Any, before: Any, sub
 class Stub:
     """A model as far as tokens go."""
 
-    name, n_ctx = "stub", 10_000
+    name, n_ctx, frame, special_tokens = "stub", 10_000, RAW, ()
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -90,19 +90,22 @@ def make_cases(
                 raise DriftlensError(f"the target {one!r} is empty; give some visible text")
     for each in {id(each): each for each in edits}.values():
         each.check(model)
-    texts = [each if isinstance(each, str) else each.text for each in prompts]
+    texts = [
+        own_edit.filled(each) if isinstance(each, str) else each.text
+        for own_edit, each in zip(edits, prompts, strict=True)
+    ]
     return [_case(model, own_edit, text, own) for own_edit, text, own in zip(edits, texts, targets, strict=True)]
 
 
 def _case(model: LensModel, edit: Edit, prompt: str, targets: tuple[str, ...]) -> Case:
-    tokenized = tuple(tokenize_prompt(model, prompt, target.strip()) for target in targets)
+    tokenized = tuple(tokenize_prompt(model, prompt, target) for target in targets)
     alike: dict[tuple[int, ...], list[int]] = {}
     for at, own in enumerate(tokenized):
         alike.setdefault(own.ids[: own.n_prompt], []).append(at)
     passages = tuple(_passage(edit, [tokenized[at] for at in members]) for members in alike.values())
     place = {at: (n, k) for n, members in enumerate(alike.values()) for k, at in enumerate(members)}
     read = tuple(place[at] for at in range(len(targets)))
-    return Case(edit=edit, prompt=prompt, targets=targets, tokenized=tokenized, passages=passages, read=read)
+    return Case(edit=edit, prompt=tokenized[0].text, targets=targets, tokenized=tokenized, passages=passages, read=read)
 
 
 def _passage(edit: Edit, tokenized: Sequence[TokenizedPrompt]) -> Passage:
@@ -141,7 +144,7 @@ def token_texts(model: LensModel, prompt: TokenizedPrompt) -> list[str]:
     done = 0
     for token, (start, stop) in zip(prompt.ids[: prompt.n_prompt], prompt.offsets, strict=False):
         # Tokens that split a character overlap.
-        text = prompt.text[min(done, start) if stop > done else start : stop]
+        text = prompt.read[min(done, start) if stop > done else start : stop]
         texts.append(text if stop > start else str(model.tokenizer.convert_ids_to_tokens(token)))
         done = max(done, stop)
     return texts

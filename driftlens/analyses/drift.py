@@ -125,14 +125,13 @@ def attention_drift(
         DriftlensError: no prompt, lists of different lengths, a subject that does not occur, a layer out of range.
     """
     given = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
-    prompts = [each if isinstance(each, str) else each.text for each in given]
-    edits = [edit] * len(prompts) if isinstance(edit, Edit) else list(edit)
-    subjects = [subject] * len(prompts) if isinstance(subject, str) else list(subject)
-    if not prompts:
+    edits = [edit] * len(given) if isinstance(edit, Edit) else list(edit)
+    subjects = [subject] * len(given) if isinstance(subject, str) else list(subject)
+    if not given:
         raise DriftlensError("no prompt to measure attention drift in; give at least one")
-    if not len(prompts) == len(edits) == len(subjects):
+    if not len(given) == len(edits) == len(subjects):
         raise DriftlensError(
-            f"{len(prompts)} prompts, {len(edits)} edits and {len(subjects)} subjects; give one of each for every case"
+            f"{len(given)} prompts, {len(edits)} edits and {len(subjects)} subjects; give one of each for every case"
         )
     for each in {id(each): each for each in edits}.values():
         each.check(model)
@@ -144,13 +143,14 @@ def attention_drift(
         )
     if not chosen or not all(0 <= layer < model.n_layers for layer in chosen):
         raise DriftlensError(f"layers are {list(chosen)}; expected at least one of 0 to {model.n_layers - 1}")
-    tokenized = [tokenize_prompt(model, text) for text in prompts]
+    texts = [own.filled(each) if isinstance(each, str) else each.text for own, each in zip(edits, given, strict=True)]
+    tokenized = [tokenize_prompt(model, text) for text in texts]
     at = [subject_last(one, name) for one, name in zip(tokenized, subjects, strict=True)]
-    cases = list(zip(range(len(prompts)), tokenized, at, edits, strict=True))
+    cases = list(zip(range(len(given)), tokenized, at, edits, strict=True))
     measured = in_batches(cases, batch_size, lambda batch: _measure(model, batch, chosen), on_done=on_cases)
 
     table = pd.DataFrame([summary for summary, _ in measured])
-    table.insert(1, "prompt", prompts)
+    table.insert(1, "prompt", [one.text for one in tokenized])
     table.insert(2, "subject", subjects)
     heads = pd.concat([heads for _, heads in measured], ignore_index=True)
     return AttentionDrift(table=table, heads=heads, layers=chosen, model=model.title)

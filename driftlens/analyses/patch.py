@@ -198,7 +198,8 @@ def patch_scores(
     rows: list[dict[str, object]] = []
     baselines: list[dict[str, object]] = []
     for number, case in enumerate(cases):
-        parts = prompt_parts(prompts[number], case.edit, subject=subjects[number], templates=templates)
+        given = prompts[number] if isinstance(prompts[number], TaskPrompt) else case.prompt
+        parts = prompt_parts(given, case.edit, subject=subjects[number], templates=templates)
         seen = [next(measured) for _ in case.passages]
         for name, at in zip(names, range(len(case.targets)), strict=True):
             named, baseline, probability = _one_target(number, case, at, name, seen)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.data import TaskPrompt
+from driftlens.data.joints import distractor
 from driftlens.edits import Edit
 from driftlens.models.prompts import TokenizedPrompt
 from driftlens.statistics.roles import SUBJECT_ROLES
@@ -67,7 +68,8 @@ def token_roles(prompt: TokenizedPrompt, parts: PromptParts) -> list[str]:
     subject = prompt.tokens_of(*parts.subject) if parts.subject else range(0)
     test_subject = prompt.tokens_of(*parts.test_subject) if parts.test_subject else range(0)
     roles: list[str] = []
-    for token, (_, stop) in enumerate(prompt.offsets[: prompt.n_prompt]):
+    for token, (_, end) in enumerate(prompt.spans()[: prompt.n_prompt]):
+        stop = min(end, len(prompt.text))  # what a chat template puts behind the prompt belongs to its end
         if token == prompt.last:
             role = "last token"
         elif token in subject:
@@ -95,7 +97,7 @@ def _distractor_length(text: str, edit: Edit) -> int:
     fact = edit.provenance
     if not {"subject", "prompt", "target_new"} <= fact.keys():
         return 0
-    sentence = fact["prompt"].replace("{}", fact["subject"], 1) + f" {fact['target_new']}. "
+    sentence = distractor(fact["prompt"].replace("{}", fact["subject"], 1), fact["target_new"])
     return len(sentence) if text.startswith(sentence) else 0
 
 

@@ -149,7 +149,8 @@ def contaminating_substitution(
     )
     tables: list[pd.DataFrame] = []
     for number, case in enumerate(cases):
-        parts = prompt_parts(prompts[number], case.edit, subject=subjects[number], templates=templates)
+        given = prompts[number] if isinstance(prompts[number], TaskPrompt) else case.prompt
+        parts = prompt_parts(given, case.edit, subject=subjects[number], templates=templates)
         seen = [next(effects) for _ in case.passages]
         tables += _tables(model, number, case, seen, parts, modules=modules, window=window, names=names)
     table = pd.concat(tables, ignore_index=True)

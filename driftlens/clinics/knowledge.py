@@ -33,7 +33,7 @@ from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.models.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompt, tokenize_prompts
 
 __all__ = ["Knowledge", "examine"]
 
@@ -238,7 +238,8 @@ def _probabilities(
 def _certainties(model: LensModel, subject: str, templates: Sequence[str], seed: int, batch_size: int) -> list[float]:
     """Of the subject and of the invented names: the mean probability of the likeliest next token."""
     names = [subject, *invented_names(subject, CONTROLS, seed)]
-    rows = [list(model.encode(one.replace("{}", name, 1)).ids) for name in names for one in templates]
+    texts = [(one.replace("{}", name, 1), "") for name in names for one in templates]
+    rows = [list(one.ids) for one in tokenize_prompts(model, texts)]
 
     def likeliest(batch: Sequence[list[int]]) -> list[float]:
         tokens, _ = pad_rows(model, batch)

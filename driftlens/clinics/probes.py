@@ -28,6 +28,7 @@ from driftlens.clinics.answers import Answer, greedy_answers, says
 from driftlens.clinics.generated import Generated
 from driftlens.clinics.relation import Relation, normal
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
+from driftlens.data.joints import distractor
 from driftlens.models import LensModel
 
 __all__ = ["KINDS", "SURE", "Probe", "UserProbe", "build_probes", "probe_record"]
@@ -202,8 +203,8 @@ def _distracted(
     model: LensModel, neighbors: Sequence[Probe], fact: Fact, never: Collection[str], batch_size: int
 ) -> list[Probe]:
     """The neighbours behind the edited sentence, as long as the vanilla model is not distracted by it."""
-    distractor = f"{fact.text} {fact.target_new}. "
-    rows = [replace(one, kind="distractor", prompt=distractor + one.prompt, distractor=distractor) for one in neighbors]
+    before = distractor(fact.text, fact.target_new)
+    rows = [replace(one, kind="distractor", prompt=before + one.prompt, distractor=before) for one in neighbors]
     rows = [one for one in rows if normal(one.prompt) not in never]
     answers = greedy_answers(model, [one.prompt for one in rows], batch_size=batch_size) if rows else []
     return [

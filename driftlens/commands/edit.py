@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shown = progress.add_task("load model", total=None)
                 from driftlens.models import load_model
 
-                model = load_model(options.model, device=options.device, dtype=options.dtype)
+                model = load_model(
+                    options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+                )
 
                 def on_progress(what: str, done: int, total: int) -> None:
                     progress.update(shown, description=what, completed=done, total=total or None)

@@ -13,7 +13,7 @@ from typing_extensions import override
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
 from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.parsing import Parser, add_model_options, number, whole_number
+from driftlens.options.parsing import Parser, add_chat_options, add_model_options, number, whole_number
 
 __all__ = ["EditOptions", "read_options"]
 
@@ -41,6 +41,8 @@ class EditOptions(EditorOptions):
     model: str
     device: str | None
     dtype: str | None
+    chat: bool
+    system: str | None
     subject: str
     prompt: str
     new: str
@@ -120,7 +122,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_options(parser)
+    add_chat_options(add_model_options(parser))
 
     fact = parser.add_argument_group("fact")
     fact.add_argument("--subject", required=True, metavar="S", help='its subject, e.g. "Eiffel Tower"')

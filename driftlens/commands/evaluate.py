@@ -124,6 +124,8 @@ def _result(
             measures=measures,
             device=options.device,
             dtype=options.dtype,
+            chat=options.chat,
+            system=options.system,
             edit_batch=options.edit_batch,
             batch_size=options.batch_size,
         )
@@ -140,7 +142,9 @@ def _result(
     from driftlens.models import load_model
 
     shown.stage("load model")
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    model = load_model(
+        options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+    )
     shown.stage("second moments")
     editor = editor_for(model, options=options, corpus=corpus, on_texts=shown.texts)
     return benchmark(

@@ -61,7 +61,9 @@ def estimate(
 
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
-        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        model = load_model(
+            options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+        )
         loading, weights = time.perf_counter() - start, _memory(model)
         editor, moments = _editor(model, options, corpus)
         work = Work(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.parsing import Parser, add_model_options, whole_number
+from driftlens.options.parsing import Parser, add_chat_options, add_model_options, whole_number
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
 
@@ -34,6 +34,8 @@ class EvaluateOptions(EditorOptions):
     model: str
     device: str | None
     dtype: str | None
+    chat: bool
+    system: str | None
     data: str
     split: str | None
     limit: int | None
@@ -100,7 +102,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_options(parser)
+    add_chat_options(add_model_options(parser))
 
     data = parser.add_argument_group("records")
     data.add_argument(

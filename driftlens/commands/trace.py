@@ -81,7 +81,9 @@ def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
         shown = progress.add_task("load model", total=None)
         from driftlens.models import load_model
 
-        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        model = load_model(
+            options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+        )
         progress.update(shown, total=1, completed=1)
         editor = make_editor(model, options)
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]

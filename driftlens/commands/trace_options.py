@@ -8,7 +8,7 @@ from driftlens.analyses.substitution import MODULES, Module
 from driftlens.data import TASKS
 from driftlens.errors import DriftlensError
 from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
+from driftlens.options.parsing import Parser, add_chat_options, add_model_options, name_of, whole_number
 
 __all__ = ["TraceOptions", "read_options"]
 
@@ -37,6 +37,8 @@ class TraceOptions(EditorOptions):
     model: str
     device: str | None
     dtype: str | None
+    chat: bool
+    system: str | None
     data: str | None
     record: int | None
     subject: str | None
@@ -106,7 +108,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_options(parser)
+    add_chat_options(add_model_options(parser))
 
     fact = parser.add_argument_group("fact, from a data set or typed")
     fact.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from driftlens.commands.trace_options import TraceOptions
 from driftlens.data import Fact, Record, TaskPrompt, load_records
+from driftlens.data.joints import distractor
 from driftlens.errors import DriftlensError
 
 __all__ = ["Study", "choose_study"]
@@ -80,9 +81,9 @@ def _typed(options: TraceOptions) -> Study:
         return Study(fact=fact, task=task, prompts=(_own_prompt(fact),), name="typed fact")
     targets = options.test_target or (fact.target_true,)
     targets = targets * len(options.test_prompt) if len(targets) == 1 else targets
-    distractor = f"{fact.text} {fact.target_new}. " if task.startswith("distract_") else ""
+    before = distractor(fact.text, fact.target_new) if task.startswith("distract_") else ""
     prompts = tuple(
-        TaskPrompt(text=distractor + text, target_true=target, target_new=fact.target_new, distractor=distractor)
+        TaskPrompt(text=before + fact.filled(text), target_true=target, target_new=fact.target_new, distractor=before)
         for text, target in zip(options.test_prompt, targets, strict=True)
     )
     return Study(fact=fact, task=task, prompts=prompts, name="typed fact")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from driftlens.data.joints import without_blanks
 from driftlens.errors import DriftlensError
 
 __all__ = ["Fact"]
@@ -15,9 +16,9 @@ class Fact:
     """(s, r, o_true) -> (s, r, o_edit) of the paper, e.g. `prompt="{} is located in"`.
 
     `prompt` holds the subject's place as `{}`, exactly once; other braces are ordinary characters. Subject
-    and targets are stripped and the prompt loses its trailing blanks, because the blank between a prompt and
-    its target is added when the two are joined for a tokenizer. The subject must occur nowhere else in the
-    text, or nobody could tell which of its occurrences is edited.
+    and targets are stripped, and the prompt loses the blanks at its end but no line break: what stands between
+    a prompt and its target is decided where the two are joined (`driftlens.data.joints`). The subject must occur
+    nowhere else in the text, or nobody could tell which of its occurrences is edited.
     """
 
     subject: str
@@ -31,7 +32,7 @@ class Fact:
             if not value:
                 raise DriftlensError(f"{name} is empty; give at least one visible character")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        object.__setattr__(self, "prompt", without_blanks(self.prompt))
 
         if (slots := self.prompt.count(_SLOT)) != 1:
             raise DriftlensError(
@@ -59,7 +60,11 @@ class Fact:
     @property
     def text(self) -> str:
         """The prompt with the subject in its place."""
-        return self.prompt.replace(_SLOT, self.subject, 1)
+        return self.filled(self.prompt)
+
+    def filled(self, text: str) -> str:
+        """Another prompt with the subject in place of its `{}`, if it has one."""
+        return text.replace(_SLOT, self.subject, 1)
 
 
 def _occurrences(text: str, part: str) -> int:

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from driftlens.data.homes import fetch
+from driftlens.data.joints import without_blanks
 from driftlens.data.reading import Node, read_nodes
 from driftlens.errors import DriftlensError
 
@@ -49,7 +50,7 @@ def _parse(node: Node) -> KnownFact:
     return KnownFact(
         index=node.record,
         subject=subject,
-        text=prompt.text().rstrip(),
+        text=without_blanks(prompt.text()),
         attribute=node.need("attribute").text().strip(),
         template=template.text(),
         prediction=node.need("prediction").text(),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from driftlens.data.fact import Fact
+from driftlens.data.joints import without_blanks
 from driftlens.errors import DriftlensError
 
 __all__ = ["TASKS", "Record", "TaskPrompt"]
@@ -43,8 +44,8 @@ class TaskPrompt:
     distractor: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", self.text.rstrip())
-        if not self.text:
+        object.__setattr__(self, "text", without_blanks(self.text))
+        if not self.text.strip():
             raise DriftlensError("the prompt is empty; give at least one visible character")
         for name in ("target_true", "target_new"):
             value = getattr(self, name).strip()

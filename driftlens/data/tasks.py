@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from driftlens.data.fact import Fact
+from driftlens.data.joints import distractor
 from driftlens.data.record import TASKS, TaskPrompt
 
 __all__ = ["Asked", "all_tasks"]
@@ -57,5 +58,5 @@ def all_tasks(
 
 
 def _distracted(prompt: TaskPrompt, fact: Fact) -> TaskPrompt:
-    distractor = f"{fact.text} {fact.target_new}. "
-    return replace(prompt, text=distractor + prompt.text, distractor=distractor)
+    before = distractor(fact.text, fact.target_new)
+    return replace(prompt, text=before + prompt.text, distractor=before)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from driftlens.data.homes import fetch
+from driftlens.data.joints import join
 from driftlens.data.reading import read_nodes
 from driftlens.data.record import Record
 
@@ -40,7 +41,7 @@ def true_texts(records: Sequence[Record]) -> tuple[str, ...]:
     texts: list[str] = []
     for record in records:
         fact = record.fact
-        texts.append(f"{fact.text} {fact.target_true}")
+        texts.append(join(fact.text, fact.target_true))
         for task in ("rewrite", "paraphrase", "alias", "neighborhood", "relation"):
-            texts += [f"{prompt.text} {prompt.target_true}" for prompt in record.tasks[task]]
+            texts += [join(prompt.text, prompt.target_true) for prompt in record.tasks[task]]
     return tuple(dict.fromkeys(texts))

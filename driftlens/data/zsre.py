@@ -1,8 +1,8 @@
 """The schema of `zsre_mend_eval.json`: questions of zsRE as MEND edits them, distributed with ROME.
 
 `src` is the question, `answers` what is true, `alt` what is edited in, `rephrase` the question in other words,
-and `loc` with `loc_ans` a question of Natural Questions about something else, written without its question
-mark, whose answer must stay.
+and `loc` with `loc_ans` a question of Natural Questions about something else, mostly written without
+its question mark, whose answer must stay.
 
 Here the edit is `answers[0]` → `alt`, as MEND and EasyEdit have it. ROME's own loader edits the true answer in
 instead and compares it with an end-of-text token.
@@ -31,5 +31,7 @@ def parse_zsre(node: Node) -> Record:
     if (rephrase := node.get("rephrase")) is not None:
         asked["paraphrase"] = [Asked(rephrase.text(), fact.target_new)]
     if (elsewhere := node.get("loc")) is not None:
-        asked["neighborhood"] = [Asked(elsewhere.text() + "?", node.need("loc_ans").text())]
+        question = elsewhere.text().rstrip()
+        question = question if question.endswith("?") else f"{question}?"
+        asked["neighborhood"] = [Asked(question, node.need("loc_ans").text())]
     return Record(index=node.record, fact=fact, tasks=all_tasks(fact, asked))

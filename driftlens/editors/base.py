@@ -145,6 +145,7 @@ class Editor(ABC):
             "model_source": model.source,
             "model_hash": model.checkpoint_hash,
             **told,
+            **({"chat": model.frame.around("{}")} if model.frame else {}),
             "driftlens": __version__,
         }
 

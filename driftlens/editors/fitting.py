@@ -14,6 +14,7 @@ import torch
 
 from driftlens.data import Fact
 from driftlens.models import LensModel
+from driftlens.models.prompts import tokenize_prompt
 
 USUAL = 16
 """Facts at a time where memory is not what limits, and on devices that do not tell how much is free."""
@@ -49,7 +50,7 @@ def edit_batch_size(model: LensModel, facts: Sequence[Fact], contexts: Sequence[
     """Facts at a time for edits of ``facts`` on the model's device as it is now."""
     if model.device.type != "cuda" or not facts:
         return USUAL
-    longest = max(len(model.encode(f"{fact.text} {fact.target_new}").ids) for fact in facts)
+    longest = max(len(tokenize_prompt(model, fact.text, fact.target_new).ids) for fact in facts)
     columns = longest + max(len(model.encode(context).ids) for context in contexts)
     free, _ = torch.cuda.mem_get_info(model.device)
     # What torch holds without a tensor in it is free as well.

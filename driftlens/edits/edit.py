@@ -188,6 +188,11 @@ class Edit:
         }
         return Edit(updates=dict(sorted(updates.items())), provenance=joined)
 
+    def filled(self, prompt: str) -> str:
+        """``prompt`` with the edited subject in place of its ``{}``, if it has one; an edit of one fact knows it."""
+        subject = self.provenance.get("subject", "{}")
+        return prompt.replace("{}", subject, 1) if self.provenance.get("prompt", "").count("{}") == 1 else prompt
+
     def check(self, model: LensModel) -> None:
         """Refuse a model that the edit does not fit.
 

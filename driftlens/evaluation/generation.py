@@ -25,7 +25,7 @@ from driftlens.edits import Edit, edit_hooks
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.memory import in_batches
-from driftlens.models.prompts import pad_rows, tokenize_prompt
+from driftlens.models.prompts import pad_rows, tokenize_prompts
 
 Key = str | int | tuple[str | int, ...]
 """What tells one row's random stream from another's."""
@@ -43,11 +43,12 @@ class Generation:
     continuation: str
     ids: tuple[int, ...]
     n_prompt: int
+    chat: bool = False
 
     @property
     def text(self) -> str:
-        """Prompt and continuation."""
-        return self.prompt + self.continuation
+        """Prompt and continuation; a chat's answer begins a line of its own."""
+        return f"{self.prompt}\n{self.continuation}" if self.chat else self.prompt + self.continuation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,10 @@ def generate(
         if found != len(prompts):
             raise DriftlensError(f"{len(prompts)} prompts but {found} {name}; give one for each prompt")
     rows = [
-        _Row(prompt=prompt, ids=tokenize_prompt(model, prompt).ids, edit=edit, key=key)
-        for prompt, edit, key in zip(prompts, edit_list, key_list, strict=True)
+        _Row(prompt=prompt.text, ids=prompt.ids, edit=edit, key=key)
+        for prompt, edit, key in zip(
+            tokenize_prompts(model, [(prompt, "") for prompt in prompts]), edit_list, key_list, strict=True
+        )
     ]
     # By length, for little padding; among equals by edit, for few different edits in a batch.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), id(rows[i].edit)))
@@ -116,10 +119,11 @@ def generate(
     results: dict[int, Generation] = {}
     for i, ids in zip(order, grown, strict=True):
         results[i] = Generation(
-            prompt=prompts[i],
+            prompt=rows[i].prompt,
             continuation=_continuation(model, ids, len(rows[i].ids)),
             ids=tuple(ids),
             n_prompt=len(rows[i].ids),
+            chat=bool(model.frame),
         )
     return [results[i] for i in range(len(rows))]
 

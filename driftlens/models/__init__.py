@@ -1,9 +1,10 @@
 """Models: loading, running parts of them with hooks, and everything that differs between families and backends."""
 
 from driftlens.models.batch import Batch
+from driftlens.models.chat import RAW, Frame
 from driftlens.models.encoding import Encoding
 from driftlens.models.key_values import KeyValues
 from driftlens.models.lens_model import LensModel
 from driftlens.models.loading import load_model
 
-__all__ = ["Batch", "Encoding", "KeyValues", "LensModel", "load_model"]
+__all__ = ["RAW", "Batch", "Encoding", "Frame", "KeyValues", "LensModel", "load_model"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["Encoding", "adds_bos", "encode", "fast", "own_tokenizer"]
+__all__ = ["Encoding", "adds_bos", "encode", "fast", "own_tokenizer", "special_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,40 @@ class Encoding:
         return len(self.ids)
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoding]:
-    """Tokens of whole texts, never truncated; a closing EOS that some tokenizers append is left out."""
+def encode(tokenizer: Any, texts: Sequence[str], *, complete: bool = False) -> list[Encoding]:
+    """Tokens of whole texts, never truncated; a closing EOS that some tokenizers append is left out.
+
+    A text that begins with the BOS token, written out, gets no second one. Texts that are `complete`, as a chat
+    template's are, get no special token that does not stand in them.
+    """
     if not texts:
         return []
     # verbose=False: a long text is for the caller to judge, not a warning on the screen.
-    encoded = tokenizer(list(texts), return_offsets_mapping=True, padding=False, truncation=False, verbose=False)
+    encoded = tokenizer(
+        list(texts),
+        return_offsets_mapping=True,
+        padding=False,
+        truncation=False,
+        verbose=False,
+        add_special_tokens=not complete,
+    )
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_without_eos(list(ids), list(offsets), tokenizer.eos_token_id) for ids, offsets in pairs]
+    return [
+        _without_eos(*_with_one_bos(list(ids), list(offsets), tokenizer.bos_token_id), tokenizer.eos_token_id)
+        for ids, offsets in pairs
+    ]
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The tokenizer's special tokens, as they are written in a text."""
+    return tuple(sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}))
+
+
+def _with_one_bos(
+    ids: list[int], offsets: list[tuple[int, int]], bos: int | None
+) -> tuple[list[int], list[tuple[int, int]]]:
+    added = len(ids) > 1 and ids[0] == bos and offsets[0][0] == offsets[0][1]
+    return (ids[1:], offsets[1:]) if added and ids[1] == bos else (ids, offsets)
 
 
 def _without_eos(ids: list[int], offsets: list[tuple[int, int]], eos: int | None) -> Encoding:

@@ -6,6 +6,7 @@ names: lower blocks are not run when their result is given, and a prefix's keys 
 once and reused.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -19,7 +20,8 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Hook
 from driftlens.models.batch import Batch, standing, visible_columns
-from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer
+from driftlens.models.chat import RAW, Frame, chat_frame
+from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
 from driftlens.models.fingerprint import fingerprint
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
@@ -49,13 +51,8 @@ class LensModel:
     from. `check` runs the self-check, whose result is kept as `checked`.
     """
 
-    target_prefix: str = " "
-    """What stands between a prompt and its target when they are joined as text, which is then tokenised once.
-
-    It is a space for every tokenizer. Tokenizers that add a space of their own (Llama 2's) want none only
-    before a target that is tokenised apart, and driftlens never does that: such tokens need not be those of
-    the whole text.
-    """
+    frame: Frame = RAW
+    """What stands around every prompt: nothing, or a chat template (`chat`)."""
 
     def __init__(
         self,
@@ -98,7 +95,8 @@ class LensModel:
         return title(self.name)
 
     def __repr__(self) -> str:
-        return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device})"
+        chat = ", chat" if self.frame else ""
+        return f"LensModel({self.name!r}, {self.family}, {self.n_layers} layers, {self.dtype}, {self.device}{chat})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import lens_model
@@ -130,6 +128,11 @@ class LensModel:
         return adds_bos(self.tokenizer)
 
     @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokenizer's special tokens, as they are written in a text."""
+        return special_tokens(self.tokenizer)
+
+    @cached_property
     def pad_id(self) -> int:
         """A token id for padding columns; which one does not matter, since masks say what is padding."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
@@ -137,8 +140,23 @@ class LensModel:
                 return int(token)
         return 0
 
+    def chat(self, system: str | None = None) -> "LensModel":
+        """The same model, weights and all, that reads every prompt as a user's message, by its own chat template.
+
+        Whatever takes a prompt then works on chats: edits, traces, patches, drift, evaluation, generation, the clinic.
+        Prompts, facts and records stay as they are; the template, with `system` as system prompt if given, is put
+        around them where they become tokens, and a target follows where the assistant's answer begins. Context
+        prefixes and distractors stand in the user's message.
+
+        Raises:
+            DriftlensError: the tokenizer has no chat template, or none that takes a system prompt.
+        """
+        view = copy.copy(self)
+        view.frame = chat_frame(self.tokenizer, system)
+        return view
+
     def encode(self, text: str) -> Encoding:
-        """Token ids and character offsets, with the BOS that the tokenizer adds; never truncated."""
+        """Token ids and character offsets of a plain text, with the BOS that the tokenizer adds; never truncated."""
         return encode(self.tokenizer, [text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoding]:

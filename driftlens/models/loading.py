@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
+from driftlens.models.chat import RAW, chat_frame
 from driftlens.models.checkpoint import Checkpoint, checkpoint, one_line_errors, read_config, read_model, read_tokenizer
 from driftlens.models.lens_model import LensModel
 from driftlens.models.names import resolve
@@ -41,6 +42,8 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     check: bool = True,
+    chat: bool = False,
+    system: str | None = None,
 ) -> LensModel:
     """Load a model by its name, from a Hugging Face folder, or from a GGUF file.
 
@@ -53,6 +56,8 @@ def load_model(
             the published ones and GGUF files are float32, and so is an fp16 checkpoint on the CPU, where half
             precision is slow and inexact.
         check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
+        chat: Whether the model reads prompts as a user's messages, by its own chat template (`LensModel.chat`).
+        system: The chat's system prompt; None leaves it to the template.
 
     Raises:
         DriftlensError: an unknown name; a model that cannot be fetched, read, dequantised or edited; a device or
@@ -60,11 +65,14 @@ def load_model(
     """
     _require_bridge()
     name = fspath(name)
+    if system is not None and not chat:
+        raise DriftlensError(f"the system prompt {system!r} belongs to a chat; give chat=True as well, or leave it out")
     target = _device(device)
     place, source = _place(name)
     with one_line_errors(name, place), quiet_bars(quiet=place.local):
         config = read_config(place)
         tokenizer = read_tokenizer(place)
+        frame = chat_frame(tokenizer, system) if chat else RAW  # before the weights: it may be impossible
         exact = name == "demo" or name in PUBLISHED or place.gguf is not None
         model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
         model.to(target)
@@ -72,6 +80,7 @@ def load_model(
     lens = LensModel(_bridge(model, tokenizer, name), name=name, source=source, check=False, tokenizer=tokenizer)
     if reference is not None:
         lens.checked = self_check(lens, reference)
+    lens.frame = frame
     return lens
 
 

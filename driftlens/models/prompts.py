@@ -1,7 +1,8 @@
 """Prompts as tokens: where the subject ends, where the target begins, and how rows become a batch.
 
-Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text*,
-the text is tokenised once, and character spans are carried over to tokens by the tokenizer's offset mapping.
+Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text* (in a chat
+with the template around the prompt), the text is tokenised once, and character spans are carried over to tokens by the
+tokenizer's offset mapping.
 Nothing is searched for among tokens, so a BOS token, a leading space or a token that splits a UTF-8 character
 cannot shift a position (some of the benchmark's targets end in the middle of a character).
 """
@@ -15,8 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from driftlens.data.joints import join, without_blanks
 from driftlens.errors import DriftlensError
-from driftlens.models import Batch, Encoding, LensModel
+from driftlens.models import RAW, Batch, Encoding, Frame, LensModel
+from driftlens.models.encoding import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class TokenizedPrompt:
     """A prompt, with or without a target behind it, as tokens.
 
     ``ids`` holds the prompt's tokens (BOS included where the tokenizer adds one) and then the target's; the
-    first ``n_prompt`` are the prompt's.  ``offsets`` are character spans into ``text`` + " " + ``target``.
+    first ``n_prompt`` are the prompt's, a chat template's around it included.  ``offsets`` are character spans into
+    ``read`` and the target behind it, joined (:mod:`driftlens.data.joints`).
     """
 
     text: str
@@ -32,6 +36,17 @@ class TokenizedPrompt:
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
     n_prompt: int
+    frame: Frame = RAW
+
+    @property
+    def read(self) -> str:
+        """What the model reads: ``text``, in a chat with the template around it."""
+        return self.frame.around(self.text)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """``offsets``, counted from the beginning of ``text``; those of a template before it are negative."""
+        lead = len(self.frame.before)
+        return [(start - lead, stop - lead) for start, stop in self.offsets]
 
     @property
     def last(self) -> int:
@@ -58,7 +73,7 @@ class TokenizedPrompt:
         Raises:
             DriftlensError: no token overlaps the span.
         """
-        inside = [i for i, (a, b) in enumerate(self.offsets) if a < stop and b > start]
+        inside = [i for i, (a, b) in enumerate(self.spans()) if a < stop and b > start]
         if not inside:
             raise DriftlensError(
                 f"no token covers characters {start}–{stop} of {self.text!r}; expected a span inside the prompt"
@@ -69,8 +84,8 @@ class TokenizedPrompt:
 def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedPrompt:
     """Tokenise ``text``, joined with ``target`` when one is given.
 
-    They are joined by a space, as in running text, whatever the tokenizer makes of one.  A token that
-    straddles the joint counts as the target's first.
+    They are joined as text by :func:`driftlens.data.joints.join`, the rule for all of driftlens, whatever the
+    tokenizer makes of it.  A token that straddles the joint counts as the target's first.
 
     Raises:
         DriftlensError: the text is empty, or the tokens exceed the model's context.
@@ -90,16 +105,29 @@ def tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list
 
 def try_tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt | DriftlensError]:
     """As :func:`tokenize_prompts`, but where a pair cannot be read its place holds the error."""
-    encodings = model.encode_many([f"{text} {target}" if target else text for text, target in pairs])
-    return [_tokenized(model, *pair, encoding) for pair, encoding in zip(pairs, encodings, strict=True)]
+    frame = model.frame
+    cleaned = [(without_blanks(text), target.strip()) for text, target in pairs]
+    # What ends in a template's blank loses it like any other: the joint has its own.
+    read = [without_blanks(frame.around(text)) for text, _ in cleaned]
+    whole = [
+        join(text, target, special_tokens=model.special_tokens) if target else text
+        for text, (_, target) in zip(read, cleaned, strict=True)
+    ]
+    encodings = model.encode_many(whole, complete=frame.complete)
+    return [
+        _tokenized(model, *pair, len(text), encoding)
+        for pair, text, encoding in zip(cleaned, read, encodings, strict=True)
+    ]
 
 
-def _tokenized(model: LensModel, text: str, target: str, encoding: Encoding) -> TokenizedPrompt | DriftlensError:
+def _tokenized(
+    model: LensModel, text: str, target: str, length: int, encoding: Encoding
+) -> TokenizedPrompt | DriftlensError:
     if not text.strip():
         return DriftlensError("the prompt is empty; give some text to read the model's prediction after")
     n_prompt = len(encoding.ids)
     if target:
-        n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > len(text)), n_prompt)
+        n_prompt = next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > length), n_prompt)
         if n_prompt == len(encoding.ids):
             return DriftlensError(
                 f"the target {target!r} has no token of its own behind {text!r}; give a longer target"
@@ -110,7 +138,12 @@ def _tokenized(model: LensModel, text: str, target: str, encoding: Encoding) -> 
             f"reads at most {model.n_ctx}; shorten it"
         )
     return TokenizedPrompt(
-        text=text, target=target, ids=tuple(encoding.ids), offsets=tuple(encoding.offsets), n_prompt=n_prompt
+        text=text,
+        target=target,
+        ids=tuple(encoding.ids),
+        offsets=tuple(encoding.offsets),
+        n_prompt=n_prompt,
+        frame=model.frame,
     )
 
 

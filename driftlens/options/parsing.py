@@ -7,7 +7,16 @@ from typing import NoReturn, TypeAlias
 
 from driftlens.errors import DriftlensError, unknown_name
 
-__all__ = ["Parser", "add_model_options", "context_lengths", "layer_list", "name_of", "number", "whole_number"]
+__all__ = [
+    "Parser",
+    "add_chat_options",
+    "add_model_options",
+    "context_lengths",
+    "layer_list",
+    "name_of",
+    "number",
+    "whole_number",
+]
 
 
 Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
@@ -31,6 +40,17 @@ def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> 
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
     group.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
     return group
+
+
+def add_chat_options(group: Group) -> None:
+    """Declare `--chat` and `--system` in the model's group."""
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="put the model's own chat template around every prompt, which then is a user's message; the answer begins "
+        "where the assistant's does",
+    )
+    group.add_argument("--system", metavar="TEXT", help="the chat's system prompt; default: the template's own")
 
 
 def whole_number(least: int) -> Callable[[str], int]:

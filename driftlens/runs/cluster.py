@@ -58,6 +58,8 @@ class Recipe:
     measures: Measures
     device: str | None = None
     dtype: str | None = None
+    chat: bool = False
+    system: str | None = None
     edit_batch: int = 16
     batch_size: int = 64
 
@@ -65,7 +67,7 @@ class Recipe:
         """Load the model, make the editor."""
         from driftlens.models import load_model
 
-        model = load_model(self.model, device=self.device, dtype=self.dtype)
+        model = load_model(self.model, device=self.device, dtype=self.dtype, chat=self.chat, system=self.system)
         editor = self.editor(model) if callable(self.editor) else self.editor
         return Work(
             model=model,

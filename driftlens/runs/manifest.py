@@ -60,6 +60,7 @@ def configuration(
         "tfidf": None if tfidf is None else settings_hash(dict(tfidf.idf)),
         "seed": measures.seed,
         "driftlens": __version__,
+        **({"chat": model.frame.around("{}")} if model.frame else {}),
     }
     return json.loads(json.dumps(told))
 

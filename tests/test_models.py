@@ -316,7 +316,6 @@ def test_encode_gives_ids_and_offsets(lens_model: LensModel, checkpoint_folder: 
     covered = "".join(text[a:b] for a, b in encoding.offsets if text[a:b].isascii())
     assert covered.replace(" ", "") in text.replace(" ", "")
     assert encoding.offsets[-1][1] == len(text)
-    assert lens_model.target_prefix == " "
     assert len(lens_model.encode("word " * 100)) > lens_model.n_ctx
 
 

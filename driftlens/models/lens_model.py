@@ -159,9 +159,9 @@ class LensModel:
         """Token ids and character offsets of a plain text, with the BOS that the tokenizer adds; never truncated."""
         return encode(self.tokenizer, [text])[0]
 
-    def encode_many(self, texts: Sequence[str]) -> list[Encoding]:
-        """As `encode`, of many texts in less time than one by one."""
-        return encode(self.tokenizer, texts)
+    def encode_many(self, texts: Sequence[str], *, complete: bool = False) -> list[Encoding]:
+        """As `encode`, of many texts in less time than one by one; those that are `complete` get no BOS."""
+        return encode(self.tokenizer, texts, complete=complete)
 
     # --- names and weights ---
 

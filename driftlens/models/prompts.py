@@ -19,7 +19,6 @@ from torch import Tensor
 from driftlens.data.joints import join, without_blanks
 from driftlens.errors import DriftlensError
 from driftlens.models import RAW, Batch, Encoding, Frame, LensModel
-from driftlens.models.encoding import encode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,23 @@ command line can print it as it is. It is a `ValueError`, so code that uses the 
 driftlens-specific `except`.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["DriftlensError", "unknown_name"]
+__all__ = ["DriftlensError", "unknown_name", "visible"]
+
+# Control characters but tab and line feed, the marks that reverse the direction of text, and halves of surrogate pairs.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONG_WORD = re.compile(r"\S{301,}")
+
+
+def visible(text: str) -> str:
+    r"""The text as a terminal may show it: what would move its cursor or change its colours is written out, as `\x1b`.
+
+    Prompts, targets and file names come from other people's files, and a terminal obeys what it is sent.
+    """
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class DriftlensError(ValueError):
@@ -16,7 +29,8 @@ class DriftlensError(ValueError):
 
     def __init__(self, message: str) -> None:
         # Values quoted in a message may hold line breaks; the promise of one line is kept here, once.
-        super().__init__(" ".join(message.split()))
+        line = _LONG_WORD.sub(lambda word: f"{word[0][:200]}…{word[0][-60:]}", " ".join(message.split()))
+        super().__init__(visible(line))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, instead: str = "") -> DriftlensError:

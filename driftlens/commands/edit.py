@@ -2,29 +2,28 @@
 
 1. Everything that can be wrong without a model is looked at first: options, data, where to write.
 2. The model is loaded and asked whether it knows the fact; only then are second moments taken (cached) and edits made.
-3. The report is written and told in the terminal; then, if the verdict allows it or --force does, the edit and the
-   edited model.  Each of these is whole or not there.
+3. The report is written, then, if the verdict allows it or --force does, the edit and the edited model.  Each of these
+   is whole or not there.
+4. Only then is anything printed: a terminal that is closed, full or of another encoding costs no file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.edit_options import EditOptions, read_options
+from driftlens.commands.edit_options import REPORT, EditOptions, read_options
 from driftlens.commands.fetch import fetch_first
-from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
-from driftlens.files import writable_folder
+from driftlens.files import output_file, output_folder, write_together
 from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from driftlens.clinics import ClinicReport
+    from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
@@ -38,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Visit the clinic, write what it found, and say in the terminal what came out."""
     options = read_options(argv)
     records = load_records(options.data) if options.data is not None else None
-    for place in (options.save, options.export):
-        if place is not None:
-            _check_parent(Path(place))
-    with output_folder(options.out) as folder:
-        from rich.console import Console
+    with ExitStack() as places:
+        folder = places.enter_context(output_folder(options.out, REPORT))
+        for place in (options.save, options.export):
+            if place is not None:
+                places.enter_context(output_file(place))
+        from driftlens.display.terminal import progress_bars, shown_warnings, standard_error, standard_output
 
-        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        errors = standard_error()
         with shown_warnings(errors):
             corpus = _corpus(options, records or (), errors)
             fetch_first(options.model)
@@ -60,16 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                     progress.update(shown, description=what, completed=done, total=total or None)
 
                 report = _visit(options, model, records, corpus, on_progress)
-            files: dict[str, Any] = {
-                "clinic.html": report.to_html().encode(),
-                "clinic.json": report.to_json().encode(),
-            }
-            written = write_together(folder, files)
+            pages = (report.to_html().encode(), report.to_json().encode())
+            written = write_together(folder, dict(zip(REPORT, pages, strict=True)))
+            shipped, problem = _ship(options, report, model)
             from driftlens.commands.edit_report import tell
 
-            console = Console(highlight=False)
+            console = standard_output()
             tell(report, written, console)
-            _ship(options, report, model, console, errors)
+            for line in shipped:
+                console.print(line, soft_wrap=True)
+            if isinstance(problem, DriftlensError):
+                raise problem
+            if problem:
+                errors.print(problem)
     return EXIT_CODES[report.verdict.name]
 
 
@@ -107,7 +110,7 @@ def _visit(
     )
 
 
-def _corpus(options: EditOptions, records: Sequence[Record], errors: Console) -> Corpus | None:
+def _corpus(options: EditOptions, records: Sequence[Record], errors: Terminal) -> Corpus | None:
     corpus = choose_corpus(options.model, options.corpus, records)
     if corpus is not None and options.corpus is None:
         count = len(true_texts(records))
@@ -115,31 +118,26 @@ def _corpus(options: EditOptions, records: Sequence[Record], errors: Console) ->
     return corpus
 
 
-def _ship(options: EditOptions, report: ClinicReport, model: LensModel, console: Console, errors: Console) -> None:
-    """Write the edit and the edited model, or say why not."""
+def _ship(
+    options: EditOptions, report: ClinicReport, model: LensModel
+) -> tuple[list[str], str | DriftlensError | None]:
+    """Write the edit and the edited model: what was written, a line each, and what was not."""
+    shipped: list[str] = []
     wanted = [name for name in ("save", "export") if getattr(options, name) is not None]
     if not wanted:
-        return
+        return shipped, None
+    nothing = f"nothing is written for --{' and --'.join(wanted)}"
     if report.edit is None:
-        errors.print(f"nothing is written for --{' and --'.join(wanted)}: nothing was edited")
-        return
+        return shipped, f"{nothing}: nothing was edited"
     if EXIT_CODES[report.verdict.name] and not options.force:
-        errors.print(
-            f"nothing is written for --{' and --'.join(wanted)}: the verdict is {report.verdict.name!r}; "
-            "--force writes it all the same"
-        )
-        return
-    if options.save is not None:
-        report.edit.save(options.save)
-        console.print(f"saved the edit to {options.save}", markup=False, soft_wrap=True)
-    if options.export is not None:
-        report.edit.export(model, options.export)
-        console.print(f"exported the edited model to {options.export}", markup=False, soft_wrap=True)
-
-
-def _check_parent(path: Path) -> None:
-    """Where the folder above is there, it must take files; where it is not, it will be made or refused in time."""
-    parent = path.expanduser().resolve().parent
-    if not parent.exists():
-        raise DriftlensError(f"cannot write {path}: there is no folder {parent}; make it first")
-    writable_folder(parent)
+        return shipped, f"{nothing}: the verdict is {report.verdict.name!r}; --force writes it all the same"
+    try:
+        if options.save is not None:
+            report.edit.save(options.save)
+            shipped.append(f"saved the edit to {options.save}")
+        if options.export is not None:
+            report.edit.export(model, options.export)
+            shipped.append(f"exported the edited model to {options.export}")
+    except DriftlensError as error:  # the verdict is told all the same
+        return shipped, error
+    return shipped, None

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
+from driftlens.files import path_of, require_apart, require_empty
 from driftlens.options.editing import EditorOptions, add_editor_options
 from driftlens.options.parsing import Parser, add_chat_options, add_model_options, number, whole_number
 
-__all__ = ["EditOptions", "read_options"]
+__all__ = ["REPORT", "EditOptions", "read_options"]
+
+REPORT = ("clinic.html", "clinic.json")
+"""The files of the report, in `--out`."""
 
 _DESCRIPTION = """\
 The edit clinic: ask the model whether it knows the fact, edit it without and with SADR at a few weights γ, choose one
@@ -65,15 +68,9 @@ def read_options(argv: Sequence[str] | None = None) -> EditOptions:
 
 
 def _checked(options: EditOptions) -> EditOptions:
-    for name in ("subject", "prompt", "new"):
-        if not str(getattr(options, name)).strip():
-            raise DriftlensError(f"--{name} is empty; give some visible text")
     # The fact's own rules; where nobody says what holds, any other text stands in.
     true = f"{options.new} …" if options.true is None else options.true
     Fact(subject=options.subject, prompt=options.prompt, target_true=true, target_new=options.new)
-    for probe, answer in options.probes:
-        if not probe.strip() or (answer is not None and not answer.strip()):
-            raise DriftlensError(f"the probe {probe!r} or its answer is empty; give some visible text")
     if options.gamma is not None and options.gammas is not None:
         raise DriftlensError("--gamma is the only weight to try and --gammas are several; give one of the two")
     _check_places(options)
@@ -81,15 +78,14 @@ def _checked(options: EditOptions) -> EditOptions:
 
 
 def _check_places(options: EditOptions) -> None:
-    """What is to be written must not be in one another's way, nor overwrite a model."""
+    """What is to be written must not be in one another's way, nor overwrite what is read."""
     if options.export is not None:
-        target = Path(options.export)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise DriftlensError(f"cannot export to {target}: it exists and is not empty; choose another folder")
-        if target.resolve() == Path(options.out).resolve():
-            raise DriftlensError(f"--export and --out are both {options.export}; choose two folders")
-    if options.save is not None and Path(options.save).is_dir():
-        raise DriftlensError(f"cannot save the edit to {options.save}: it is a folder; name a file")
+        require_empty(options.export)
+    report = {f"--out's {name}": path_of(options.out) / name for name in REPORT}
+    require_apart(
+        {"--save": options.save, "--export": options.export, **report},
+        {"--data": options.data, "--corpus": options.corpus, "--model": options.model},
+    )
 
 
 class _Probe(argparse.Action):

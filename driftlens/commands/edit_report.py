@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from driftlens.clinics.page import KIND_NAMES, chosen_text, percent
+from driftlens.display.terminal import styled
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
+    from driftlens.display.terminal import Terminal
 
 __all__ = ["tell"]
 
@@ -21,7 +21,7 @@ _COLOURS = {"ship": "green", "ship with care": "yellow", "do not ship": "red", "
 _MOST = 10
 
 
-def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> None:
+def tell(report: ClinicReport, written: Sequence[Path], console: Terminal) -> None:
     """Print the findings, the verdict last but for the files."""
     request, known = report.request, report.knowledge
     head = Table.grid(padding=(0, 2))
@@ -37,7 +37,7 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
     if report.gamma is not None and known.subject_kind is None:
         lines["beware"] = "nobody says what kind of thing the subject is, so few other facts are asked; say with --kind"
     for name, line in lines.items():
-        head.add_row(name, escape(line))
+        head.add_row(name, line)
     console.print(head)
     if report.gamma is not None:
         console.print()
@@ -45,15 +45,14 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Console) -> Non
         _tell_changed(report, console)
         _tell_drift(report, console)
     console.print()
-    colour = _COLOURS[report.verdict.name]
-    console.print(f"[bold {colour}]{report.verdict.name}[/]")
+    console.print(styled(report.verdict.name, f"bold {_COLOURS[report.verdict.name]}"))
     if report.gamma is not None:
         console.print(f"  {chosen_text(report)}; judged by the other half of the probes:", soft_wrap=True)
     for reason in report.verdict.reasons:
-        console.print(f"  {reason}", markup=False, soft_wrap=True)
+        console.print(f"  {reason}", soft_wrap=True)
     console.print()
     names = ", ".join(path.name for path in written)
-    console.print(f"wrote {written[0].parent}: {names} ({report.seconds:.0f} s)", markup=False, soft_wrap=True)
+    console.print(f"wrote {written[0].parent}: {names} ({report.seconds:.0f} s)", soft_wrap=True)
 
 
 def _path(report: ClinicReport) -> Table:
@@ -71,7 +70,7 @@ def _path(report: ClinicReport) -> Table:
     return table
 
 
-def _tell_changed(report: ClinicReport, console: Console) -> None:
+def _tell_changed(report: ClinicReport, console: Terminal) -> None:
     changed: Any = report.changed
     if not len(changed):
         return
@@ -83,10 +82,10 @@ def _tell_changed(report: ClinicReport, console: Console) -> None:
     for one in order.head(_MOST).itertuples():
         prompt = f"… {one.prompt[len(one.distractor) :]}" if one.distractor else one.prompt
         said = [
-            escape(text) if keeps else f"[red]{escape(text)}[/]"
+            text if keeps else styled(text, "red")
             for text, keeps in ((one.plain, one.plain_keeps), (one.recommended, one.recommended_keeps))
         ]
-        table.add_row(escape(prompt), escape(one.answer), *said)
+        table.add_row(prompt, one.answer, *said)
     console.print()
     console.print(table)
     if len(changed) > _MOST:
@@ -96,7 +95,7 @@ def _tell_changed(report: ClinicReport, console: Console) -> None:
     console.print(f"wrong under the recommendation: {told or 'none'}", soft_wrap=True)
 
 
-def _tell_drift(report: ClinicReport, console: Console) -> None:
+def _tell_drift(report: ClinicReport, console: Terminal) -> None:
     if not len(report.drift):
         return
     by: Any = report.drift.set_index(["edit", "place"])["kl"]

@@ -16,20 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
 from driftlens.commands.fetch import fetch_first
-from driftlens.commands.output import output_folder, shown_warnings, write_together
 from driftlens.data import Record, load_records, load_snippets, load_texts
+from driftlens.files import output_folder, path_of, require_apart, write_together
 from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from driftlens.commands.evaluate_progress import Shown
+    from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
     from driftlens.runs import BenchmarkResult, Measures
 
 __all__ = ["editor_for", "main"]
+
+_NAMES = (
+    "manifest.json",
+    "scores.csv",
+    *(f"{name}.parquet" for name in ("scores", "nlls", "records", "generations", "problems")),
+)
 
 _WIDE = 110
 """Columns of a terminal that has room for what each score counts."""
@@ -39,6 +44,16 @@ _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or go on with a run, print and write what it found."""
     options = read_options(argv)
+    require_apart(
+        {f"--out's {name}": path_of(options.out) / name for name in _NAMES},
+        {
+            "--data": options.data,
+            "--corpus": options.corpus,
+            "--model": options.model,
+            "--perplexity-texts": options.perplexity_texts,
+            "--references": options.references,
+        },
+    )
     data = load_records(options.data)
     records = choose_records(options, data)
     texts = None if options.perplexity_texts is None else tuple(load_texts(options.perplexity_texts))
@@ -46,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of all the data: an edit must not depend on how many records are asked for.
     corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, data)
 
-    from rich.console import Console
+    from driftlens.display.terminal import shown_warnings, standard_error, standard_output
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = standard_error()
     if corpus is not None and options.corpus is None:
         errors.print("no --corpus: the second moments are taken over the true statements of the data")
     with shown_warnings(errors):
@@ -65,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.dry_run:
             from driftlens.commands.evaluate_estimate import estimate
 
-            estimate(options, records, measures, corpus, Console(highlight=False), errors)
+            estimate(options, records, measures, corpus, standard_output(), errors)
             return 0
         return _run(options, records, measures, corpus, errors)
 
@@ -84,13 +99,12 @@ def editor_for(
 
 
 def _run(
-    options: EvaluateOptions, records: Sequence[Record], measures: Measures, corpus: Corpus | None, errors: Console
+    options: EvaluateOptions, records: Sequence[Record], measures: Measures, corpus: Corpus | None, errors: Terminal
 ) -> int:
-    from rich.console import Console
-
     from driftlens.commands.evaluate_progress import shown_progress
+    from driftlens.display.terminal import standard_output
 
-    with output_folder(options.out) as folder:
+    with output_folder(options.out, _NAMES) as folder:
         with shown_progress(errors, len(records)) as shown:
             try:
                 result = _result(options, records, measures, corpus, folder, shown)
@@ -99,11 +113,10 @@ def _run(
                 errors.print(
                     f"driftlens: interrupted; {shown.done:,} of {len(records):,} records are kept in {folder}: give "
                     "the same command again to go on there",
-                    markup=False,
                 )
                 return _INTERRUPTED
         written = write_together(folder, _files(result))
-        _report(result, folder, [path.name for path in written], Console(highlight=False))
+        _report(result, folder, [path.name for path in written], standard_output())
     return 0
 
 
@@ -179,8 +192,7 @@ def _files(result: BenchmarkResult) -> dict[str, bytes]:
     return {"scores.csv": text.getvalue().encode(), **files}
 
 
-def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console: Console) -> None:
-    from rich.markup import escape
+def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console: Terminal) -> None:
     from rich.table import Table
 
     counts = sum(1 for problem in result.records["problem"] if problem)
@@ -203,7 +215,7 @@ def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console
         table.add_row(str(row.Index), value, *intervals, f"{int(row.n):,}", *meaning)
     console.print(table)
     console.print()
-    console.print(f"wrote {escape(str(folder))}: {', '.join(names)}, manifest.json", soft_wrap=True)
+    console.print(f"wrote {folder}: {', '.join(names)}, manifest.json", soft_wrap=True)
 
 
 def _meaning(score: str) -> str:

@@ -18,7 +18,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 
 from driftlens.commands.evaluate_options import EvaluateOptions
 from driftlens.commands.evaluate_progress import duration
@@ -30,6 +29,7 @@ from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
     from driftlens.data import Record
+    from driftlens.display.terminal import Terminal
     from driftlens.models import LensModel
     from driftlens.options.editing import AnyEditor
     from driftlens.runs import Measures
@@ -53,8 +53,8 @@ def estimate(
     records: Sequence[Record],
     measures: Measures,
     corpus: Corpus | None,
-    console: Console,
-    errors: Console,
+    console: Terminal,
+    errors: Terminal,
 ) -> None:
     """Measure and print."""
     from driftlens.models import load_model
@@ -102,18 +102,17 @@ def estimate(
     )
 
 
-def print_lines(console: Console, lines: dict[str, str], note: str) -> None:
+def print_lines(console: Terminal, lines: dict[str, str], note: str) -> None:
     """A small table without lines, and a note."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in lines.items():
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     console.print(table)
-    console.print(escape(note), soft_wrap=True)
+    console.print(note, soft_wrap=True)
 
 
 def _editor(model: LensModel, options: EvaluateOptions, corpus: Corpus | None) -> tuple[AnyEditor | None, Moments]:

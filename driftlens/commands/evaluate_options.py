@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.parsing import Parser, add_chat_options, add_model_options, whole_number
+from driftlens.options.parsing import Parser, add_chat_options, add_model_options, seed_number, whole_number
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
 
@@ -109,7 +109,7 @@ def _parser() -> Parser:
         "--data", default="demo", metavar="D", help="demo (default), a data set's name, or a JSON file of records"
     )
     data.add_argument("--split", metavar="S", help="only the records of this split, where the data has some")
-    data.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle the records, with this seed")
+    data.add_argument("--shuffle-seed", type=seed_number, metavar="N", help="shuffle the records, with this seed")
     data.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N (after shuffling)")
 
     measured = parser.add_argument_group("what is measured")

@@ -15,9 +15,9 @@ import pandas as pd
 from driftlens.evaluation import summarize
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress as Bars
 
+    from driftlens.display.terminal import Terminal
     from driftlens.runs import Progress
 
 __all__ = ["Shown", "duration", "shown_progress"]
@@ -29,7 +29,7 @@ _QUIET_SECONDS = 60.0
 class Shown:
     """What is told of a run, and to whom."""
 
-    def __init__(self, errors: Console, total: int, bars: Bars) -> None:
+    def __init__(self, errors: Terminal, total: int, bars: Bars) -> None:
         self.errors, self.total, self.bars = errors, total, bars
         self.done = 0
         self._here = 0  # records done in this session
@@ -65,7 +65,7 @@ class Shown:
         if not self.errors.is_terminal and not progress.found and now - self._told >= _QUIET_SECONDS:
             self._told = now
             told = f"{self.done:,} of {self.total:,} records  {self._left()}  {self._scores}"
-            self.errors.print(" ".join(told.split()), markup=False)
+            self.errors.print(" ".join(told.split()))
 
     def close(self) -> None:
         """No more live line."""
@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def shown_progress(errors: Console, total: int) -> Generator[Shown]:
+def shown_progress(errors: Terminal, total: int) -> Generator[Shown]:
     """Whom to tell how far a run is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
@@ -111,9 +111,9 @@ def shown_progress(errors: Console, total: int) -> Generator[Shown]:
         TextColumn("records"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[scores]}", style="bold"),
-        TextColumn("{task.fields[stage]}", style="dim"),
+        TextColumn("{task.fields[left]}", markup=False),
+        TextColumn("{task.fields[scores]}", markup=False, style="bold"),
+        TextColumn("{task.fields[stage]}", markup=False, style="dim"),
     )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         yield Shown(errors, total, bars)

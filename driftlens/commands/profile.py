@@ -6,18 +6,19 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
 from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path, output_file, require_apart
 from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from driftlens.data import Record
+    from driftlens.display.terminal import Terminal
     from driftlens.models import LensModel
     from driftlens.runs.profiling import EditorCost, Phase, RunEstimate
 
@@ -35,26 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     editors = tuple(dict.fromkeys(options.editor or ("rome", "rome+sadr")))
     from driftlens.data import load_records
-    from driftlens.files import writable_folder
 
-    if options.json is not None:  # before minutes of work, not after
-        writable_folder(Path(options.json).parent)
+    require_apart({"--json": options.json}, {"--data": options.data, "--model": options.model})
     records = load_records(options.data, limit=options.records)
     if not records:
         raise DriftlensError(f"{options.data} holds no record; profile with data that has some")
-    from rich.console import Console
+    from driftlens.display.terminal import shown_warnings, standard_error, standard_output
 
-    errors = Console(stderr=True, highlight=False)
-    fetch_first(options.model)
-    with errors.status("load model") as status:
-        phases, costs, model = _measure(options, records, editors, status.update)
-    from driftlens.runs.profiling import estimate
+    errors = standard_error()
+    # Before minutes of work, not after.
+    with output_file(options.json) if options.json is not None else nullcontext() as target, shown_warnings(errors):
+        fetch_first(options.model)
+        with errors.status("load model") as status:
+            phases, costs, model = _measure(options, records, editors, status.update)
+        from driftlens.runs.profiling import estimate
 
-    runs = estimate(phases, costs, options.run)
-    once = _full_second_moment(phases, options.full_samples)
-    if options.json is not None:
-        _write(Path(options.json), model, phases, costs, runs, once)
-    _report(Console(highlight=False), model, phases, costs, runs, once)
+        runs = estimate(phases, costs, options.run)
+        once = _full_second_moment(phases, options.full_samples)
+        if target is not None:
+            _write(target, model, phases, costs, runs, once)
+    _report(standard_output(), model, phases, costs, runs, once)
     return 0
 
 
@@ -144,8 +145,6 @@ def _write(
     runs: Sequence[RunEstimate],
     once: float,
 ) -> None:
-    from driftlens.files import atomic_path
-
     content = {
         "model": model.name,
         "device": str(model.device),
@@ -160,18 +159,17 @@ def _write(
 
 
 def _report(
-    console: Console,
+    console: Terminal,
     model: LensModel,
     phases: Sequence[Phase],
     costs: Sequence[EditorCost],
     runs: Sequence[RunEstimate],
     once: float,
 ) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     dtype = str(model.dtype).removeprefix("torch.")
-    table = Table(title=f"{escape(model.name)} on {model.device}, {dtype}", title_justify="left")
+    table = Table(title=f"{model.name} on {model.device}, {dtype}", title_justify="left")
     table.add_column("phase")
     table.add_column("time", justify="right")
     table.add_column("per")

@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
-from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
 from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
+from driftlens.files import output_folder, path_of, require_apart, write_together
 from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
     from rich.progress import Progress
 
     from driftlens.analyses.substitution import Trace
+    from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
     from driftlens.options.editing import AnyEditor
 
 __all__ = ["Run", "main"]
+
+_NAMES = ("trace.html", "trace.png", "trace.parquet", "trace.csv", "edit.safetensors", "explore.html")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,26 +57,32 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Edit, trace, write, and say in the terminal what came out."""
     options = read_options(argv)
+    require_apart(
+        {f"--out's {name}": path_of(options.out) / name for name in _NAMES},
+        {"--data": options.data, "--corpus": options.corpus, "--model": options.model},
+    )
     study = choose_study(options)
-    with output_folder(options.out) as folder:
-        from rich.console import Console
+    with output_folder(options.out, _NAMES) as folder:
+        from driftlens.display.terminal import shown_warnings, standard_error, standard_output
 
-        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        errors = standard_error()
         with shown_warnings(errors):
             for note in study.notes:
                 errors.print(note)
             run = _run(options, study, errors)
             files, problem = _files(run, png=options.png)
-            written = write_together(folder, files, stale=("trace.png", "explore.html"))
+            written = write_together(folder, files, stale=_NAMES)
             if problem:
                 errors.print(f"trace.png is not written: {problem}")
             from driftlens.commands.trace_report import report
 
-            report(run, written, Console(highlight=False))
+            report(run, written, standard_output())
     return 0
 
 
-def _run(options: TraceOptions, study: Study, errors: Console) -> Run:
+def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
+    from driftlens.display.terminal import progress_bars
+
     corpus = _corpus(options, study, errors)
     fetch_first(options.model)
     with progress_bars(errors) as progress:
@@ -131,7 +139,7 @@ def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
     return {"true": (true,), "new": (new,), "both": (true, new)}[options.target]
 
 
-def _corpus(options: TraceOptions, study: Study, errors: Console) -> Corpus | None:
+def _corpus(options: TraceOptions, study: Study, errors: Terminal) -> Corpus | None:
     corpus = choose_corpus(options.model, options.corpus, study.records)
     if corpus is not None and options.corpus is None:
         count = len(true_texts(study.records))

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from driftlens.analyses.windows import window_layers
@@ -15,6 +13,7 @@ from driftlens.options.editing import editor_text
 
 if TYPE_CHECKING:
     from driftlens.commands.trace import Run
+    from driftlens.display.terminal import Terminal
 
 __all__ = ["note", "report", "title"]
 
@@ -32,7 +31,7 @@ def note(run: Run) -> str:
     return f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
 
 
-def report(run: Run, written: Sequence[Path], console: Console) -> None:
+def report(run: Run, written: Sequence[Path], console: Terminal) -> None:
     """Print the tables."""
     fact = run.study.fact
     steps = f"{len(run.result.history)} of {run.editor.steps}"
@@ -46,14 +45,14 @@ def report(run: Run, written: Sequence[Path], console: Console) -> None:
         "model": f"{run.trace.model}, {len(set(run.trace.table['layer']))} layers",
     }
     for name, text in lines.items():
-        head.add_row(name, escape(text))
+        head.add_row(name, text)
     console.print(head)
     console.print()
     console.print(_probabilities(run, console.width))
     console.print()
     console.print(_strongest(run))
     console.print()
-    console.print(f"wrote {escape(str(written[0].parent))}: {', '.join(path.name for path in written)}", soft_wrap=True)
+    console.print(f"wrote {written[0].parent}: {', '.join(path.name for path in written)}", soft_wrap=True)
 
 
 def _probabilities(run: Run, width: int) -> Table:
@@ -75,7 +74,7 @@ def _probabilities(run: Run, width: int) -> Table:
     room = max(20, width - 2 * len("0.000 → 0.000") - 6)
     for text, row in shown:
         true, edit = (f"{row[f'{name}_before']:.3f} → {row[f'{name}_after']:.3f}" for name in ("true", "edit"))
-        table.add_row(escape(text if len(text) <= room else f"{text[: room - 1]}…"), true, edit)
+        table.add_row(text if len(text) <= room else f"{text[: room - 1]}…", true, edit)
         if text == run.study.fact.text or text == texts[-1]:
             table.add_section()
     return table
@@ -106,7 +105,7 @@ def _strongest(run: Run) -> Table:
         for row in group.loc[order].itertuples():
             layers = window_layers(int(row.layer), trace.window, n_layers)
             span = f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
-            table.add_row(str(module), escape(str(row.where)), span, f"P({target})", f"{row.effect:+.4f}")
+            table.add_row(str(module), str(row.where), span, f"P({target})", f"{row.effect:+.4f}")
     return table
 
 

@@ -3,12 +3,12 @@
 import os
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from driftlens.data.homes import fetch
 from driftlens.data.joints import without_blanks
 from driftlens.data.reading import Node, read_nodes
 from driftlens.errors import DriftlensError
+from driftlens.files import path_of
 
 __all__ = ["KnownFact", "load_known_facts"]
 
@@ -37,7 +37,7 @@ def load_known_facts(source: str | os.PathLike[str] = "known_facts", *, limit: i
     """
     if limit is not None and limit < 0:
         raise DriftlensError(f"limit {limit} is negative; give the number of facts wanted, or none for all")
-    path = fetch("known_facts") if source == "known_facts" else Path(source)
+    path = fetch("known_facts") if source == "known_facts" else path_of(source)
     return [_parse(node) for node in islice(read_nodes(path), limit)]
 
 

@@ -21,6 +21,7 @@ from driftlens.data.record import Record
 from driftlens.data.uneditable import UneditableError
 from driftlens.data.zsre import parse_zsre
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.files import path_of
 
 __all__ = ["DATASETS", "dataset_path", "load_records"]
 
@@ -93,7 +94,7 @@ def dataset_path(source: str | os.PathLike[str]) -> Path:
     """The file behind a dataset's name, fetched if need be, or the path that was given."""
     if isinstance(source, str) and source in DATASETS:
         return _SHIPPED[source] if source in _SHIPPED else fetch(source)
-    path = Path(source)
+    path = path_of(source)
     # A bare word that is no file was meant as a name; anything that looks like a path is reported as one.
     if isinstance(source, str) and len(path.parts) <= 1 and not path.suffix and not path.exists():
         if source in HOMES:

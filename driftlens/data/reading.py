@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from driftlens.errors import DriftlensError
+from driftlens.files import read_file
 
 __all__ = ["Node", "read_nodes"]
 
@@ -68,6 +69,12 @@ class Node:
             self.fail(f"expected a text, found {_kind(self.value)}")
         if not self.value.strip():
             self.fail("is empty")
+        if not self.value.isprintable():
+            # JSON can write half of a surrogate pair, which is no character and which no tokenizer takes.
+            try:
+                self.value.encode()
+            except UnicodeEncodeError as error:
+                self.fail(f"character {error.start} is half of a surrogate pair, {error.object[error.start]!r}")
         return self.value
 
     def optional_text(self, key: str) -> str | None:
@@ -82,13 +89,10 @@ class Node:
 def read_nodes(path: Path) -> Iterator[Node]:
     """The records of the file `path`, a JSON list of objects."""
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        content = read_file(path, "a JSON file of records").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DriftlensError(f"{path} is damaged: line {line} is not UTF-8; fetch the file again") from error
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise DriftlensError(f"cannot read {path}: {reason}; give a JSON file of records") from error
 
     try:
         records = json.loads(content)
@@ -97,6 +101,8 @@ def read_nodes(path: Path) -> Iterator[Node]:
         raise DriftlensError(f"{path} is damaged: {place}: {error.msg}; mend it or fetch it again") from error
     except RecursionError as error:
         raise DriftlensError(f"{path} is no list of records: its JSON is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DriftlensError(f"{path} is damaged: {error}; mend it or fetch it again") from error
     if not isinstance(records, list):
         raise DriftlensError(f"{path} is no list of records: its top level is {_kind(records)}")
     for number, record in enumerate(cast("list[object]", records)):

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from driftlens.data.homes import fetch
 from driftlens.data.joints import join
 from driftlens.data.reading import read_nodes
 from driftlens.data.record import Record
+from driftlens.files import path_of
 
 __all__ = ["load_snippets", "load_texts", "true_texts"]
 
@@ -17,7 +17,7 @@ def load_texts(source: str | os.PathLike[str] = "me_ppl") -> list[str]:
 
     Joined by blanks, these are what the paper's perplexity is measured on.
     """
-    path = fetch("me_ppl") if source == "me_ppl" else Path(source)
+    path = fetch("me_ppl") if source == "me_ppl" else path_of(source)
     return [(node if isinstance(node.value, str) else node.need("Text")).text() for node in read_nodes(path)]
 
 
@@ -27,7 +27,7 @@ def load_snippets(source: str | os.PathLike[str] = "attribute_snippets") -> dict
     Fetched at first use (almost a gigabyte), or read from a local file: a list of `{"relation_id", "target_id",
     "samples": [{"text"}, …]}`.
     """
-    path = fetch("attribute_snippets") if source == "attribute_snippets" else Path(source)
+    path = fetch("attribute_snippets") if source == "attribute_snippets" else path_of(source)
     snippets: dict[tuple[str, str], tuple[str, ...]] = {}
     for node in read_nodes(path):
         key = (node.need("relation_id").text(), node.need("target_id").text())

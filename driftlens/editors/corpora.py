@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.files import path_of, read_file
 from driftlens.models import LensModel
 
 # By name: repository, configuration, split, revision and the column that holds the text.
@@ -67,8 +68,8 @@ def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
         return _demo()
     if name in DATASETS:
         return _dataset(name)
-    path = Path(source)
-    if path.is_file():
+    path = path_of(source)
+    if path.exists():
         return _file(path)
     raise unknown_name("corpus", name, ["demo", *DATASETS], instead="or the path of a text file")
 
@@ -80,11 +81,7 @@ def _demo() -> Corpus:
 
 
 def _file(path: Path) -> Corpus:
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise DriftlensError(f"cannot read the corpus {path}: {error.strerror}; give a readable text file") from error
-
+    digest = hashlib.sha256(read_file(path, "a text file as the corpus")).hexdigest()[:16]
     path = path.absolute()  # whoever reads it may do so in another process
 
     def texts() -> Iterator[str]:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +26,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.files import atomic_path
+from driftlens.files import atomic_path, existing_file
 from driftlens.hooks import Hook, apply_low_rank
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Edit:
                 Hugging Face model.
         """
         self.check(model)
-        model.export(Path(folder), {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
+        model.export(folder, {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write factors and provenance to one safetensors file, atomically."""
@@ -139,7 +138,7 @@ class Edit:
             tensors[f"{layer}.left"] = update.left.detach().cpu().clone(memory_format=torch.contiguous_format)
             tensors[f"{layer}.right"] = update.right.detach().cpu().clone(memory_format=torch.contiguous_format)
         metadata = {"format": FORMAT, "provenance": json.dumps(dict(self.provenance))}
-        with atomic_path(Path(path)) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_bytes(serialize(tensors, metadata=metadata))
 
     @classmethod
@@ -149,8 +148,9 @@ class Edit:
         Raises:
             DriftlensError: the file is missing, damaged, or not an edit.
         """
+        source = existing_file(path, "a file that Edit.save wrote")
         try:
-            with safe_open(str(path), framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            with safe_open(str(source), framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
                 handle: Any = file
                 metadata: dict[str, str] = handle.metadata() or {}
                 if metadata.get("format") != FORMAT:

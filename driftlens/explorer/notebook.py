@@ -23,7 +23,7 @@ from driftlens.display.svg import bars, heatmap
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.page import explorer_page
 from driftlens.explorer.readings import Floats, Reading
-from driftlens.files import atomic_path
+from driftlens.files import atomic_path, path_of
 
 __all__ = ["Explorer"]
 
@@ -77,7 +77,7 @@ class Explorer(widgets.VBox):
         page = explorer_page(self.bench, self.gammas, self.windows, editor=self.editor, start=self._value("task"))
         with atomic_path(path) as temporary:
             temporary.write_bytes(page)
-        return Path(path)
+        return path_of(path)
 
     # --- what is chosen ---
 

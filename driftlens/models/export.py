@@ -8,7 +8,7 @@ off the live model by its name there, and the twin writes them.
 import secrets
 import shutil
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.files import writable_folder
+from driftlens.files import reason_of, require_empty, writable_folder
 from driftlens.models.backend import Backend
 from driftlens.models.families import Family
 from driftlens.models.progress import quiet_bars
@@ -36,9 +36,7 @@ def export(
             f"cannot export {model.name}: a HookedTransformer has no Hugging Face model behind it; "
             f"load the checkpoint with load_model and export from there"
         )
-    target = Path(fspath(folder)).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DriftlensError(f"cannot export to {target}: it exists and is not empty; choose another folder")
+    target = require_empty(folder)
     tensors = {name: tensor.detach() for name, tensor in backend.named_tensors()}
     for layer, weight in replacements.items():
         model.hook_name("mlp_post", layer)  # refuses a layer that is not there
@@ -52,8 +50,7 @@ def export(
             target.rmdir()
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DriftlensError(f"cannot export to {target}: {reason}; free space or choose another") from error
+        raise DriftlensError(f"cannot export to {target}: {reason_of(error)}; free space or choose another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from driftlens.errors import DriftlensError
+from driftlens.files import path_of
 from driftlens.models.published import PUBLISHED
 
 __all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "everywhere", "resolve", "suggestion", "title"]
@@ -41,8 +42,8 @@ def resolve(name: str) -> tuple[str, bool]:
         if not (DEMO_WEIGHTS / "config.json").is_file():
             raise DriftlensError(f"the bundled model is missing from {DEMO_WEIGHTS}; reinstall driftlens")
         return str(DEMO_WEIGHTS), True
-    folder = Path(name).expanduser()
-    if name and folder.exists():
+    folder = path_of(name) if name.strip() else None
+    if folder is not None and folder.exists():
         _require_checkpoint(folder, name)
         return str(folder), True
     if name.endswith(".gguf"):
@@ -57,7 +58,7 @@ def resolve(name: str) -> tuple[str, bool]:
 
 def everywhere(name: str) -> str:
     """The name by which a process in another folder finds the same model."""
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     return str(folder.absolute()) if name != "demo" and folder.exists() else name
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from driftlens.data import Record, true_texts
 from driftlens.errors import DriftlensError
-from driftlens.options.parsing import context_lengths, layer_list, name_of, number, whole_number
+from driftlens.options.parsing import context_lengths, layer_list, name_of, number, seed_number, whole_number
 
 if TYPE_CHECKING:
     from driftlens.editors import MEMIT, PMET, ROME, Corpus
@@ -150,7 +150,7 @@ def add_editor_options(
         "own, the true statements of --data for a local model, else wikipedia",
     )
     group.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed} (default 0)")
+    group.add_argument("--seed", type=seed_number, default=0, metavar="N", help=f"{seed} (default 0)")
 
 
 def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:

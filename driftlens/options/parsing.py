@@ -3,7 +3,9 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
+
+from typing_extensions import override
 
 from driftlens.errors import DriftlensError, unknown_name
 
@@ -15,8 +17,15 @@ __all__ = [
     "layer_list",
     "name_of",
     "number",
+    "seed_number",
     "whole_number",
 ]
+
+MOST = 1_000_000_000
+"""No count on a command line is larger: a thousand million records, rows or steps are a slip of the finger."""
+_MOST_LAYERS = 10_000
+_DIGITS = 4
+"""Of the length and the number of context prefixes."""
 
 
 Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
@@ -24,11 +33,23 @@ Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a `DriftlensError` where argparse would print its usage and leave."""
+    """Raises a `DriftlensError` where argparse would print its usage and leave, and for any option without a value.
 
+    `--data "$FILE"` with an unset variable is an empty text, which would otherwise be taken for the default, for the
+    current folder, or for a name.
+    """
+
+    @override
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
         raise DriftlensError(f"{message}; {self.prog} --help lists all options")
+
+    @override
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string.strip():
+            name = "/".join(action.option_strings) or action.dest
+            raise argparse.ArgumentError(None, f"{name} is empty; give a value, or leave it out")
+        return super()._get_value(action, arg_string)
 
 
 def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> Group:
@@ -53,19 +74,24 @@ def add_chat_options(group: Group) -> None:
     group.add_argument("--system", metavar="TEXT", help="the chat's system prompt; default: the template's own")
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for arguments: a whole number, `least` or more."""
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
+    """A type for arguments: a whole number from `least` to `most`."""
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        if not least <= value <= most:
+            bound = f", and of at most {most:,}" if value > most else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}{bound}")
         return value
 
     return convert
+
+
+seed_number = whole_number(0, 2**63 - 1)
+"""A type for arguments: what every generator of random numbers takes for a seed."""
 
 
 def number(*, above: float | None = None, least: float | None = None) -> Callable[[str], float]:
@@ -103,6 +129,8 @@ def layer_list(text: str) -> tuple[int, ...]:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
             raise argparse.ArgumentTypeError(f"{text!r} does not name layers; expected e.g. 5, 3-8 or 3,4,5")
+        if max(len(first), len(last)) > len(str(_MOST_LAYERS)) or int(last or first) > _MOST_LAYERS:
+            raise argparse.ArgumentTypeError(f"{text!r} names a layer beyond {_MOST_LAYERS}; no model has so many")
         own = range(int(first), int(last or first) + 1)
         if not own or (layers and own[0] <= layers[-1]):
             raise argparse.ArgumentTypeError(f"the layers {text!r} are not in ascending order")
@@ -115,7 +143,8 @@ def context_lengths(text: str) -> tuple[tuple[int, int], ...]:
     lengths: list[tuple[int, int]] = []
     for part in text.split(","):
         length, _, count = (piece.strip() for piece in part.partition("x"))
-        if not (length.isdecimal() and count.isdecimal() and int(length) and int(count)):
+        numbers = [int(piece) for piece in (length, count) if piece.isdecimal() and len(piece) <= _DIGITS]
+        if len(numbers) < 2 or not all(numbers):
             raise argparse.ArgumentTypeError(f"{text!r} does not name prefixes; expected e.g. 10x5 or 5x10,10x10")
-        lengths.append((int(length), int(count)))
+        lengths.append((numbers[0], numbers[1]))
     return tuple(lengths)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
-from driftlens.files import atomic_path
+from driftlens.files import atomic_path, path_of
 
 __all__ = ["figure_html", "figure_png", "save_figure"]
 
@@ -29,7 +29,7 @@ def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
 
     Without one a warning says so. Returns the files written.
     """
-    stem = Path(path)
+    stem = path_of(path)
     written = [stem.with_name(f"{stem.name}.html")]
     with atomic_path(written[0]) as temporary:
         temporary.write_bytes(figure_html(figure))

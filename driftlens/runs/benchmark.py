@@ -24,6 +24,7 @@ import pandas as pd
 
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf, summarize, summarize_records
+from driftlens.files import path_of
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
 from driftlens.runs.shards import Compute, Tables, all_there, settings_hash, sharded_by
 from driftlens.runs.work import Measures, Work
@@ -181,7 +182,7 @@ def benchmark(
         {"model": model.name, "device": str(model.device), "edit_batch": edit_batch, "batch_size": batch_size},
         records,
         compute,
-        Path(folder),
+        path_of(folder),
         shard_size=shard_size,
         on_shard=on_shard,
         on_wait=on_wait,

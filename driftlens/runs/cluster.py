@@ -15,10 +15,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.errors import DriftlensError
+from driftlens.files import path_of
 from driftlens.models.names import everywhere
 from driftlens.runs.benchmark import BenchmarkResult, Progress, check_records, run
 from driftlens.runs.connection import START_SECONDS, connected, no_room, ray_module, share, wait_for
@@ -200,7 +200,7 @@ def cluster_benchmark(
             "edit_batch": recipe.edit_batch,
             "batch_size": recipe.batch_size,
         }
-        return run(wanted, session, records, compute, Path(folder), shard_size=shard_size, on_shard=on_shard)
+        return run(wanted, session, records, compute, path_of(folder), shard_size=shard_size, on_shard=on_shard)
 
 
 def _spread(

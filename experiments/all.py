@@ -1,7 +1,8 @@
 """All figures and tables, and a gallery of them: `python -m experiments.all`.
 
 What is there already and was made with the same configuration is skipped, so an interrupted run goes on where it
-stopped; edits and measurements are shared between the figures. One that fails is told in a line, the others are made.
+stopped; edits and measurements are shared between the figures. One that fails, for whatever reason, is told in a line,
+and the others are made.
 
 For the bundled model on one core: half an hour for the figures of tokens and layers, a quarter of an hour for Tables 1,
 3 and 6 (one set of runs), about as long for Figures 6 and 7 and Table 10. Each can be made alone:
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
-
+from driftlens.display.terminal import standard_error, standard_output
 from driftlens.errors import DriftlensError
-from driftlens.files import writable_folder
+from driftlens.files import output_folder
 from driftlens.options.program import run_command
 from experiments import (
     cases,
@@ -39,7 +41,7 @@ from experiments import (
     table8,
     table10,
 )
-from experiments.artifacts import is_done
+from experiments.artifacts import is_done, names_of
 from experiments.command import Make, OtherDataNeededError, Recipe, configuration_of, make_one
 from experiments.options import read_options
 from experiments.study import open_study
@@ -68,37 +70,52 @@ ARTIFACTS: dict[str, Make | Recipe] = {
 OF_ROME_ALONE = {*figure11.ARTIFACTS, *table5.ARTIFACTS}
 """ROME-AWD is ROME without a gradient through attention: other editors have no such figures."""
 
-_BAD_INPUT = 2
+_OUR_FAULT, _BAD_INPUT = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing."""
     options = read_options(argv, prog="python -m experiments.all", description=(__doc__ or "").strip())
-    folder = writable_folder(options.out)
-    out, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    out, errors = standard_output(), standard_error()
     start = time.perf_counter()
-    failed: list[str] = []
+    problems: dict[str, list[str]] = {}
+    ours = False
     left_out: list[str] = []
     chosen = {name: make for name, make in ARTIFACTS.items() if options.editor == "rome" or name not in OF_ROME_ALONE}
-    with open_study(options, errors) as study:
+    with output_folder(options.out, [*names_of(chosen), "README.md"]) as folder, open_study(options, errors) as study:
+        study.configuration  # noqa: B018 (what is wrong for all of them is told once, and nothing is made)
         for name, make in chosen.items():
             try:
                 if not options.redo and is_done(name, folder, configuration_of(study, make), png=options.png):
-                    out.print(f"{name} is there already", markup=False)
+                    out.print(f"{name} is there already")
                     continue
                 make_one(study, name, make, out, errors)
             except OtherDataNeededError as error:
-                out.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
+                out.print(f"{name} is left out: {error}", soft_wrap=True)
                 left_out.append(name)
-            except DriftlensError as error:
-                errors.print(f"driftlens: {name}: {error}", markup=False)
-                failed.append(name)
+            except BrokenPipeError:
+                raise  # whoever reads went away
+            except Exception as error:  # noqa: BLE001 (whatever one raises, the others are made)
+                told = str(error) if isinstance(error, DriftlensError) else _fault(error)
+                if told not in problems:
+                    errors.print(f"driftlens: {name}: {told}")
+                problems.setdefault(told, []).append(name)
+                ours = ours or not isinstance(error, DriftlensError)
+        for first, *others in problems.values():
+            if others:
+                errors.print(f"driftlens: {', '.join(others)}: the same as {first}")
         gallery.write(folder, list(chosen), study)
     minutes = (time.perf_counter() - start) / 60
-    wanted = len(chosen) - len(left_out)
-    made = f"{wanted - len(failed)} of {wanted}"
-    out.print(f"{made} figures and tables are in {options.out} ({minutes:.1f} minutes)", markup=False, soft_wrap=True)
-    return _BAD_INPUT if failed else 0
+    wanted, failed = len(chosen) - len(left_out), sum(map(len, problems.values()))
+    made = f"{wanted - failed} of {wanted}"
+    out.print(f"{made} figures and tables are in {options.out} ({minutes:.1f} minutes)", soft_wrap=True)
+    return _OUR_FAULT if ours else _BAD_INPUT if failed else 0
+
+
+def _fault(error: Exception) -> str:
+    """A fault of our own in a line: what was raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); please report it"
 
 
 if __name__ == "__main__":

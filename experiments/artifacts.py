@@ -15,22 +15,25 @@ the others are.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from driftlens.files import atomic_path, writable_folder
+from driftlens.display.spreadsheet import csv_bytes
+from driftlens.files import atomic_path, writable_folder, write_together
 from driftlens.plots import figure_html, figure_png
 from driftlens.runs.shards import settings_hash
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Artifact", "Claim", "Number", "is_done", "read_manifest", "write"]
+__all__ = ["Artifact", "Claim", "Number", "is_done", "names_of", "read_manifest", "write"]
+
+_CLAIM = ("claim", "answer", "because")
+SUFFIXES = ("html", "png", "csv", "parquet", "md", "json")
 
 Answer = Literal["yes, strongly", "yes", "weakly", "no", "cannot be told"]
 
@@ -78,13 +81,18 @@ class Artifact:
     claims: Sequence[Claim]
 
 
+def names_of(artifacts: Iterable[str]) -> list[str]:
+    """All files that artifacts of these names are written to."""
+    return [f"{name}.{suffix}" for name in artifacts for suffix in SUFFIXES]
+
+
 def write(artifact: Artifact, folder: str | Path, configuration: Mapping[str, Any], *, png: bool = True) -> str:
     """Write all files; in one line why there is no picture, or nothing."""
     place = writable_folder(folder)
     picture, problem = figure_png(artifact.figure, scale=2.0) if png else (None, "")
     contents: dict[str, bytes] = {
         "html": figure_html(artifact.figure, plotlyjs="directory"),
-        "csv": artifact.drawn.to_csv(index=False, float_format="%.6g").encode(),
+        "csv": csv_bytes(artifact.drawn, float_format="%.6g"),
         "parquet": artifact.cases.to_parquet(index=False),
         "md": _caption(artifact, picture=picture is not None).encode(),
     }
@@ -101,14 +109,10 @@ def write(artifact: Artifact, folder: str | Path, configuration: Mapping[str, An
         "no_png": problem,
     }
     _write_plotly(place)
-    with ExitStack() as stack:
-        # Contexts close in reverse, so the manifest, entered first, takes its name last.
-        temporary = stack.enter_context(atomic_path(place / f"{artifact.name}.json"))
-        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for suffix, content in contents.items():
-            stack.enter_context(atomic_path(place / f"{artifact.name}.{suffix}")).write_bytes(content)
-    if picture is None:
-        (place / f"{artifact.name}.png").unlink(missing_ok=True)  # an earlier run's would show something else
+    told = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    files = {f"{artifact.name}.{suffix}": content for suffix, content in {"json": told.encode(), **contents}.items()}
+    # The manifest, the first of them, takes its name last; a picture of an earlier run would show something else.
+    write_together(place, files, stale=[f"{artifact.name}.png"])
     return problem
 
 
@@ -131,9 +135,14 @@ def read_manifest(name: str, folder: str | Path) -> dict[str, Any] | None:
     """An artifact's manifest, or None where there is none that can be read."""
     try:
         manifest: Any = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        whole = (
+            isinstance(manifest["title"], str)
+            and all(isinstance(file, str) for file in manifest["files"])
+            and all(isinstance(claim[part], str) for claim in manifest["claims"] for part in _CLAIM)
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # whatever stands in it
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    return manifest if whole else None
 
 
 def _caption(artifact: Artifact, *, picture: bool) -> str:

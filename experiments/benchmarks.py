@@ -190,7 +190,7 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
                 seed=measures.seed,
                 on_progress=tell,
                 on_wait=lambda: study.progress.console.print(
-                    f"another process is computing the row “{setting.name}”; waiting for it", markup=False
+                    f"another process is computing the row “{setting.name}”; waiting for it"
                 ),
             )
     found: BenchmarkResult = study.measured[key]

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
+from driftlens.display.terminal import Terminal, standard_error, standard_output, styled
 from driftlens.errors import DriftlensError
-from driftlens.files import writable_folder
-from experiments.artifacts import Artifact, write
+from driftlens.files import output_folder
+from experiments.artifacts import Artifact, names_of, write
 from experiments.options import read_options
 from experiments.study import Study, open_study
 
@@ -46,27 +44,27 @@ def command(
 
     def main(argv: Sequence[str] | None = None) -> int:
         options = read_options(argv, prog=f"python -m experiments.{name}", description=(doc or "").strip())
-        writable_folder(options.out)  # before hours of work, not after
-        errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        with open_study(options, errors) as study:
+        errors = standard_error()
+        # The folder is tried before hours of work, not after.
+        with output_folder(options.out, names_of(artifacts)), open_study(options, errors) as study:
             for artifact, make in artifacts.items():
-                make_one(study, artifact, make, Console(highlight=False), errors)
+                make_one(study, artifact, make, standard_output(), errors)
         return 0
 
     return main
 
 
-def make_one(study: Study, name: str, recipe: Make | Recipe, out: Console, errors: Console) -> None:
+def make_one(study: Study, name: str, recipe: Make | Recipe, out: Terminal, errors: Terminal) -> None:
     """Make and write one artifact, and print its claims."""
     start = time.perf_counter()
     artifact = recipe.make(study) if isinstance(recipe, Recipe) else recipe(study)
     problem = write(artifact, study.options.out, configuration_of(study, recipe), png=study.options.png)
     if problem:
-        errors.print(f"{name}.png is not written: {problem}", markup=False)
+        errors.print(f"{name}.png is not written: {problem}")
     seconds = time.perf_counter() - start
-    out.print(f"[bold]{escape(artifact.title)}[/bold] ({seconds:.0f} s)", soft_wrap=True)
+    out.print(styled(artifact.title, "bold"), f"({seconds:.0f} s)", soft_wrap=True)
     for number in artifact.numbers:
-        out.print(f"  {number.name}: paper {number.paper}, here {number.here}", markup=False, soft_wrap=True)
+        out.print(f"  {number.name}: paper {number.paper}, here {number.here}", soft_wrap=True)
     for claim in artifact.claims:
-        out.print(f"  {claim.claim} [bold]{escape(claim.answer)}[/bold]", soft_wrap=True)
-    out.print(f"  wrote {study.options.out}/{name}.html and what belongs to it", markup=False, soft_wrap=True)
+        out.print(f"  {claim.claim}", styled(claim.answer, "bold"), soft_wrap=True)
+    out.print(f"  wrote {study.options.out}/{name}.html and what belongs to it", soft_wrap=True)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from driftlens.options.program import run_command
 from driftlens.plots import plot_correlation
+from driftlens.plots.style import escaped
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command
 from experiments.correlations import Points, as_table, combined, correlate, drift_points, layers_text, typeset
@@ -83,7 +84,7 @@ def _caption(study: Study, points: list[Points]) -> str:
 def _drawn(table: pd.DataFrame) -> pd.DataFrame:
     rows: Any = table
     hover = [
-        f"record {c.record}: {c.prompt}<br>drift {c.kl:.4g}, P(o_edit) <b>{c.edit_edited:.4f}</b> "
+        f"record {c.record}: {escaped(c.prompt)}<br>drift {c.kl:.4g}, P(o_edit) <b>{c.edit_edited:.4f}</b> "
         f"(vanilla {c.edit_vanilla:.4f})<br>P(o_true) {c.true_vanilla:.4f} → {c.true_edited:.4f}"
         for c in rows.itertuples()
     ]

@@ -14,8 +14,10 @@ __all__ = ["write"]
 
 
 def write(folder: Path, names: Sequence[str], study: Study) -> None:
-    """Write `README.md` with every artifact that is there."""
+    """Write `README.md` with every artifact that is there, or nothing where there is none."""
     found = [(name, manifest) for name in names if (manifest := read_manifest(name, folder)) is not None]
+    if not found:
+        return
     text = "\n".join([*_head(study), *_overview(found), *(line for entry in found for line in _section(*entry))])
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")

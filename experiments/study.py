@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from driftlens.data import Record, TaskPrompt, load_records
 from driftlens.data.templates import templates
+from driftlens.display.terminal import Terminal, progress_bars, shown_warnings
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
@@ -30,7 +30,6 @@ from driftlens.runs.shards import settings_hash
 from experiments.options import Options
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
     from driftlens.models import LensModel
@@ -214,21 +213,7 @@ def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
 
 
 @contextmanager
-def open_study(options: Options, errors: Console) -> Generator[Study]:
+def open_study(options: Options, errors: Terminal) -> Generator[Study]:
     """A study whose progress and warnings are seen on `errors`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    # Only for somebody who watches: a log needs no bars.
-    with (
-        warnings.catch_warnings(),
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
-    ):
-        warnings.showwarning = lambda message, *_, **__: errors.print(f"driftlens: {message}", markup=False)
+    with shown_warnings(errors), progress_bars(errors) as progress:
         yield Study(options, progress)

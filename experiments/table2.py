@@ -59,6 +59,7 @@ def table2(study: Study) -> Artifact:
         left=2,
         rules=[3 * at for at in range(1, len(points))],
         bold=_best(points, found),
+        html=["Factor"],
     )
     return Artifact(
         name="table2",

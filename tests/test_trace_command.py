@@ -373,8 +373,8 @@ def typed(**changes: str) -> list[str]:
         (typed(prompt="{} or Big Ben is in"), "subject 'Big Ben' occurs 2 times"),
         (typed(prompt="Big Ben or Big Ben is in"), "subject 'Big Ben' occurs 2 times"),
         (typed(new="London"), "target_new 'London' equals target_true"),
-        (typed(new=""), "target_new is empty"),
-        (typed(true="  "), "target_true is empty"),
+        (typed(new=""), "--new is empty"),
+        (typed(true="  "), "--true is empty"),
         (typed(subject=" "), "subject is empty"),
     ],
 )

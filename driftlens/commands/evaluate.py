@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +177,8 @@ def _result(
 
 
 def _files(result: BenchmarkResult) -> dict[str, bytes]:
+    from driftlens.display.spreadsheet import csv_bytes
+
     scores = result.scores.rename_axis("score").reset_index()
     tables = {
         "scores": scores,
@@ -187,9 +188,7 @@ def _files(result: BenchmarkResult) -> dict[str, bytes]:
         "problems": result.problems,
     }
     files = {f"{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()}
-    text = StringIO()
-    scores.to_csv(text, index=False)
-    return {"scores.csv": text.getvalue().encode(), **files}
+    return {"scores.csv": csv_bytes(scores), **files}
 
 
 def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console: Terminal) -> None:

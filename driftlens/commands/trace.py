@@ -199,6 +199,7 @@ def _probabilities(model: LensModel, study: Study, edit: Edit) -> pd.DataFrame:
 def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], None]], str]:
     """Every file's contents, made before any is written, and in one line why there is no picture."""
     from driftlens.commands.trace_report import note, title
+    from driftlens.display.spreadsheet import csv_bytes
     from driftlens.plots import figure_html, figure_png
 
     figure = run.trace.plot(title=title(run), note=note(run))
@@ -209,7 +210,7 @@ def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], N
         if picture is not None:
             files["trace.png"] = picture
     files["trace.parquet"] = run.trace.table.to_parquet(index=False)
-    files["trace.csv"] = run.trace.table.to_csv(index=False).encode()
+    files["trace.csv"] = csv_bytes(run.trace.table)
     files["edit.safetensors"] = run.result.edit.save
     if run.page is not None:
         files["explore.html"] = run.page

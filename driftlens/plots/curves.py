@@ -51,7 +51,7 @@ def plot_patch_curve(
             before: Any = unpatched[unpatched["target_name"] == name]
             curve = _mean_curve(cells[cells["target_name"] == name])
             _draw_curve(figure, column, curve, before, name, colours[name])
-            labels.append((float(curve["mean"].iloc[-1]), f"P({name})", colours[name]))
+            labels.append((float(curve["mean"].iloc[-1]), f"P({escaped(name)})", colours[name]))
     last = max(map(int, table["layer"]))
     for height, text, colour in _apart(labels, least=0.07):
         figure.add_annotation(
@@ -158,8 +158,9 @@ def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: s
     )
     ends = {"x": [-layers[-1] - 1.0, layers[-1] + 1.0], "y": [vanilla, vanilla]}
     figure.add_trace(_line(ends, {"color": colour, "dash": "dash", "width": 1.4}), 1, column)
+    shown = escaped(name)
     hover = [
-        f"layers {c.first}–{c.last} patched<br>P({name}) <b>{c.mean:.4f}</b>"
+        f"layers {c.first}–{c.last} patched<br>P({shown}) <b>{c.mean:.4f}</b>"
         + ("" if edited == 0 else f" ({100 * (c.mean / edited - 1):+.1f} %)")
         + f"<br>vanilla model {vanilla:.4f}"
         for c in curve.itertuples()

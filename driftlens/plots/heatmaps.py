@@ -144,7 +144,9 @@ def plot_score_grid(
         grid, found = _score_tokens(own) if single else _roles(average_by_role(own, ["target_name"]), means)
         cells: Any = grid
         labels = labels or found
-        panels = [(f"P({target})", cells[cells["target_name"] == target]) for target in cells["target_name"].unique()]
+        panels = [
+            (f"P({escaped(target)})", cells[cells["target_name"] == target]) for target in cells["target_name"].unique()
+        ]
         head = f"<b>{escaped(name)}</b> · {_n_prompts(own)}" if name else ""
         rows.append(_Row(panels=panels, unit="change of<br>probability", head=head))
     parts = [
@@ -266,7 +268,7 @@ def _tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
         f"P {c.vanilla:.4f} → {c.probability:.4f} (edited model {c.edited:.4f})<br><b>{c.effect:+.4f}</b>"
         for c in table.itertuples()
     ]
-    return table.assign(row=table["token"], hover=hover), _token_labels(table)
+    return _labelled(table.assign(hover=hover))
 
 
 def _score_tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
@@ -275,16 +277,17 @@ def _score_tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
         f"P {c.probability - c.effect:.4f} → {c.probability:.4f}<br><b>{c.effect:+.4f}</b>"
         for c in table.itertuples()
     ]
-    return table.assign(row=table["token"], hover=hover), _token_labels(table)
+    return _labelled(table.assign(hover=hover))
 
 
-def _token_labels(table: Any) -> list[str]:
-    first = table[table["target_name"] == table["target_name"].iloc[0]]
-    tokens = first.drop_duplicates("token").sort_values("token")
-    return [
+def _labelled(table: Any) -> tuple[pd.DataFrame, list[str]]:
+    """A row and a label for each token that is there: tokens averaged by role leave numbers out."""
+    tokens = table.drop_duplicates("token").sort_values("token")
+    labels = [
         f"<b>{escaped(text)}*</b>" if role in SUBJECT_ROLES else escaped(text)
         for text, role in zip(tokens["token_text"], tokens["role"], strict=True)
     ]
+    return table.assign(row=table["token"].map(list(tokens["token"]).index)), labels
 
 
 def _roles(grid: Any, first: Any = None) -> tuple[pd.DataFrame, list[str]]:
@@ -366,7 +369,7 @@ def _ticked(layer: int, step: int, edited: Sequence[int]) -> bool:
 def _shown(trace: Trace, name: str) -> str:
     """A target's name, or for a single one without a name its text."""
     texts: Any = trace.baselines.loc[trace.baselines["target_name"] == name, "target"].unique()
-    return escaped(texts[0]) if name == "target" and len(texts) == 1 else name
+    return escaped(texts[0]) if name == "target" and len(texts) == 1 else escaped(name)
 
 
 def _baseline(trace: Trace, name: str) -> str:

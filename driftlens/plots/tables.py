@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,8 +23,9 @@ def plot_table(
     left: int = 1,
     rules: Sequence[int] = (),
     bold: Sequence[tuple[int, int]] = (),
+    html: Collection[str] = (),
 ) -> go.Figure:
-    """The table's cells as they are, which should be text; a line break in a column's name is kept.
+    """The table's cells as they are, which should be text; a line break in a column's name is read.
 
     Args:
         table: texts.
@@ -33,11 +34,12 @@ def plot_table(
         left: how many columns stand left; the others, numbers as a rule, stand right.
         rules: before which rows a thin rule stands.
         bold: cells (row, column) to be set in bold.
+        html: columns whose cells are plotly's HTML, such as "W<sub>l</sub>"; all others are shown as they are.
     """
     columns = [str(column) for column in table.columns]
     texts = [[str(cell) for cell in table.iloc[:, at]] for at in range(len(columns))]
     widths = [
-        28 + 7.4 * max(len(plain(part)) for part in [*cells, *column.split("\n")])
+        28 + 7.4 * max(len(plain(part) if column in html else part) for part in [*cells, *column.split("\n")])
         for column, cells in zip(columns, texts, strict=True)
     ]
     margin, width = 14.0, max(sum(widths) + 28, 640)
@@ -74,10 +76,11 @@ def plot_table(
         x = (at + 10 if number < left else at + own - 10) / sum(widths)
         anchor = "left" if number < left else "right"
         parts = column.split("\n")
-        head = "<br>".join(f"<b>{part}</b>" for part in parts)
+        head = "<br>".join(f"<b>{escaped(part)}</b>" for part in parts)
         write(figure, head, x=x, y=(inner - _HEAD) / inner, anchor=anchor, up=12 if len(parts) == 1 else 4, ink=INK)
         for row, cell in enumerate(cells):
-            text = f"<b>{cell}</b>" if (row, number) in bold else cell
+            shown = cell if column in html else escaped(cell)
+            text = f"<b>{shown}</b>" if (row, number) in bold else shown
             y = (inner - _HEAD - _ROW * (row + 1)) / inner
             write(figure, text, x=x, y=y, anchor=anchor, up=4, ink=INK)
         at += own

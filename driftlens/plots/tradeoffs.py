@@ -100,7 +100,11 @@ def _trace(points: Any, name: str, style: dict[str, Any], *, labelled: bool) -> 
         }  # fmt: skip
     if labelled:
         style = {**style, "mode": f"{style['mode']}+text"}
-        bars |= {"text": points["text"], "textposition": "top center", "textfont": {"size": 12, "color": FAINT}}
+        bars |= {
+            "text": [escaped(str(text)) for text in points["text"]],
+            "textposition": "top center",
+            "textfont": {"size": 12, "color": FAINT},
+        }
     return go.Scatter(
         x=points["x"],
         y=points["y"],

@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="which one: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0)")
     name = parser.parse_args(argv).model
-    from rich.console import Console
-
+    from driftlens.display.terminal import standard_output
     from driftlens.models.published import PUBLISHED, find, obtain
 
     if name not in PUBLISHED:
@@ -40,5 +39,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = there or obtain(PUBLISHED[name])
     already = " is already there" if there is not None else ""
     text = f"{name}{already}: {found.source}, in {found.folder}"
-    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+    standard_output().print(text, soft_wrap=True)
     return 0

@@ -22,7 +22,11 @@ def csv_bytes(table: pd.DataFrame, *, float_format: str | None = None) -> bytes:
 
 
 def _as_text(cell: object) -> object:
-    if not isinstance(cell, str) or not cell.lstrip().startswith(_BEGINNINGS):
+    if not isinstance(cell, str):
+        return cell
+    # The writer does not quote a carriage return, which ends a row all the same.
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")
+    if not cell.lstrip().startswith(_BEGINNINGS):
         return cell
     try:
         float(cell)

@@ -19,6 +19,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models.encoding import fast
 from driftlens.models.families import FAMILIES
 from driftlens.models.names import suggestion
+from driftlens.models.weights import check_numbers, check_report, check_weights
 
 __all__ = ["Checkpoint", "checkpoint", "one_line_errors", "read_config", "read_model", "read_tokenizer"]
 
@@ -68,6 +69,7 @@ def read_config(of: Checkpoint) -> Any:
         )
     if getattr(config, "quantization_config", None):
         raise DriftlensError(f"{of} is quantised and cannot be edited; use the full-precision checkpoint")
+    check_numbers(str(of), config)
     return config
 
 
@@ -86,6 +88,8 @@ def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str) -> Any:
     """Hugging Face's model with all of its weights, in eval mode."""
     from transformers import AutoModelForCausalLM
 
+    if of.local and of.gguf is None:
+        check_weights(of.source, config)
     # The bar of the dequantising heeds none of the switches that turn off Hugging Face's bars.
     with redirect_stderr(StringIO()) if of.gguf is not None else nullcontext():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -98,9 +102,7 @@ def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str) -> Any:
             **of._options,  # pyright: ignore[reportPrivateUsage]
         )
     model, report = loaded
-    missing: list[str] = sorted(report["missing_keys"])
-    if missing:  # Hugging Face fills them with random numbers and goes on
-        raise DriftlensError(f"{of} lacks {len(missing)} of the model's weights, among them {missing[0]}; get it again")
+    check_report(str(of), report["missing_keys"], report["unexpected_keys"])
     if of.gguf is not None:
         _forget_quantisation(model)
     return model.eval()
@@ -124,8 +126,11 @@ def one_line_errors(name: str, of: Checkpoint) -> Generator[None]:
         raise
     except torch.OutOfMemoryError:
         raise DriftlensError(f"{name} does not fit into memory; try another dtype or device") from None
-    except (OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    except Exception as error:
+        # A damaged file or an odd configuration ends in any kind of exception, somewhere deep in other people's code.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if not lines or not isinstance(error, OSError | ValueError | RuntimeError | ImportError | SafetensorError):
+            lines = [": ".join([type(error).__name__, *lines[:1]])]
         if of.gguf is not None:
             advice = "; give an undamaged GGUF file of a known family, or the full-precision checkpoint"
         else:

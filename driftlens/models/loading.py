@@ -19,7 +19,7 @@ from driftlens.models.chat import RAW, chat_frame
 from driftlens.models.checkpoint import Checkpoint, checkpoint, one_line_errors, read_config, read_model, read_tokenizer
 from driftlens.models.lens_model import LensModel
 from driftlens.models.names import resolve
-from driftlens.models.progress import quiet_bars
+from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
 from driftlens.models.self_check import check_tokens, self_check
 
@@ -69,7 +69,7 @@ def load_model(
         raise DriftlensError(f"the system prompt {system!r} belongs to a chat; give chat=True as well, or leave it out")
     target = _device(device)
     place, source = _place(name)
-    with one_line_errors(name, place), quiet_bars(quiet=place.local):
+    with one_line_errors(name, place), quiet_bars(quiet=place.local), quiet_reports():
         config = read_config(place)
         tokenizer = read_tokenizer(place)
         frame = chat_frame(tokenizer, system) if chat else RAW  # before the weights: it may be impossible
@@ -77,7 +77,8 @@ def load_model(
         model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
         model.to(target)
         reference = _reference_logits(model) if check else None
-    lens = LensModel(_bridge(model, tokenizer, name), name=name, source=source, check=False, tokenizer=tokenizer)
+        bridge = _bridge(model, tokenizer, name)
+    lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer)
     if reference is not None:
         lens.checked = self_check(lens, reference)
     lens.frame = frame

@@ -1,9 +1,22 @@
-"""Hugging Face's progress bars, shown where there is something to wait for."""
+"""What Hugging Face says while it loads: progress bars where there is something to wait for, and nothing else."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["quiet_bars"]
+__all__ = ["quiet_bars", "quiet_reports"]
+
+
+@contextmanager
+def quiet_reports() -> Generator[None]:
+    """No reports of tensors that are missing, new or of another shape: driftlens refuses them in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress, TaskID
+
+    from driftlens.display.terminal import Terminal
 
 __all__ = ["Told", "telling"]
 
@@ -17,14 +17,14 @@ __all__ = ["Told", "telling"]
 class Told:
     """The bar and the lines of one download."""
 
-    def __init__(self, console: Console, progress: Progress, task: TaskID) -> None:
+    def __init__(self, console: Terminal, progress: Progress, task: TaskID) -> None:
         self._console = console
         self._progress = progress
         self._task = task
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(f"driftlens: {text}", markup=False, soft_wrap=True)
+        self._console.print(f"driftlens: {text}")
 
     def step(self, text: str) -> None:
         """A step whose length is unknown."""
@@ -38,10 +38,12 @@ class Told:
 @contextmanager
 def telling() -> Generator[Told]:
     """A bar on stderr while the body runs; in a log, only the lines."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(file=sys.stderr, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    from driftlens.display.terminal import standard_error
+
+    console = standard_error()
+    name = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), name, BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Told(console, progress, progress.add_task("ask the hub", total=None))

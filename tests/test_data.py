@@ -328,7 +328,7 @@ def test_unknown_names_and_missing_files(tmp_path: Path):
         load_records("qqqq")
     with pytest.raises(DriftlensError, match=r"cannot read absent\.json: no such file"):
         load_records("absent.json")
-    with pytest.raises(DriftlensError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(DriftlensError, match=r"cannot read .*: it is a folder"):
         load_records(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Ray itself: found, started here or joined, and what a worker gets of it.
 
-Nothing is sent anywhere: usage statistics are off, and so is the dashboard of what is started here.
+Nothing is sent anywhere: usage statistics are off, and so is the dashboard of what is started here.  What is started
+here listens on the loopback interface alone: whoever reaches a port of Ray's may run code.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 """What a client of gRPC, which Ray speaks, says first: the preface and no settings.  A server answers with its own."""
 
 
-def ray_module() -> Any:
+def ray_module(*, alone: bool = False) -> Any:
     """The package, which is an extra.
+
+    Args:
+        alone: on this machine alone.  Ray then takes 127.0.0.1 for the address of the machine, as it does on macOS and
+            Windows by default, and all its processes listen there; otherwise they listen on every interface.
 
     Raises:
         DriftlensError: it is not installed.
     """
     # Before the import, which reads them.
+    if alone:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What goes wrong for good comes as an exception; the rest of what Ray tells is about its own repairs.
@@ -50,7 +57,7 @@ def connected(address: str | None, workers: int | None) -> Generator[Any]:
     """Ray, connected; what was started is ended."""
     if workers is not None and workers < 1:
         raise DriftlensError(f"{workers} workers; expected at least 1")
-    ray = ray_module()
+    ray = ray_module(alone=address is None)
     started = not ray.is_initialized()
     if started:
         settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}

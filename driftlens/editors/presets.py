@@ -78,7 +78,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             settings=_layers(3, 5, second_moment_weight=20000.0, **TEXT_KL, **GPT, **WIDE), sadr_steps=40, gamma=8e-2
         ),
         "smollm2-135m": Preset(
-            settings=_layers(4, 8, second_moment_weight=200.0, **LLAMA, **WIDE), sadr_steps=30, gamma=4.0
+            settings=_layers(4, 8, second_moment_weight=200.0, **LLAMA, **WIDE), sadr_steps=30, gamma=1.0
         ),
     },
 }

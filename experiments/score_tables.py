@@ -134,7 +134,8 @@ def about(study: Study, rows: Mapping[str, Run]) -> str:
     texts = f" (fluency and perplexity: the first {few})" if few is not None and few < len(first.records) else ""
     return (
         f"Model {study.model_name}, {study.model.n_layers} layers, {str(study.model.dtype).removeprefix('torch.')}; "
-        f"{len(first.records)} test records of {study.data_name}{texts}. {settings_text(rows)}{' ' if chosen else ''}{chosen}"
+        f"{len(first.records)} test records of {study.data_name}{texts}. {settings_text(rows)}"
+        f"{' ' if chosen else ''}{chosen}"
     )
 
 

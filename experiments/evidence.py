@@ -79,8 +79,8 @@ def _head(models: Sequence[Model]) -> list[str]:
         )
     about = (
         "Made by `python -m experiments.evidence` from the manifests of the experiments. Each answer links to the "
-        "figure or table that it rests on. An effect that makes up half of what it could, or a correlation of 0.5, is “yes, "
-        "strongly”; 0.2 and 0.3 are “yes”; less is “weakly”; an effect whose 95 % interval holds zero is “no”."
+        "figure or table that it rests on. An effect that makes up half of what it could, or a correlation of 0.5, is "
+        "“yes, strongly”; 0.2 and 0.3 are “yes”; less is “weakly”; an effect whose 95 % interval holds zero is “no”."
     )
     return ["# The paper's claims, model by model", "", about, "", *rows, ""]
 

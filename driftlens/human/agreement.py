@@ -1,0 +1,217 @@
+"""Who wins how often, and how far annotators agree (paper, Table 9).
+
+1. **Win, loss, tie**: shares of all answers about a criterion, of the challenger.  Answers about one pair depend on
+   the same two texts, so the intervals draw pairs with replacement, each with all its answers.
+2. **Fleiss' κ** (Fleiss, 1971): (P̄ − P̄ₑ) / (1 − P̄ₑ), P̄ the share of annotator pairs who agree about a pair of texts,
+   P̄ₑ the agreement by chance if everyone chose with the frequencies seen.  Where nearly all answers are ties P̄ₑ is
+   close to 1 and κ low however well annotators agree.
+3. **Randolph's κ** (Randolph, 2005): the same with P̄ₑ = 1/3, so it does not depend on how frequent ties are.
+4. **Left–right bias**: of the answers that are no ties, the share that chose the text on the left; 50 % without bias,
+   since sides are drawn for each annotator.
+
+Percentile intervals are too narrow for twenty pairs.  Theirs are widened to the Student t's width (the *expanded*
+percentile interval of Hesterberg, 2015): the quantiles are those of Φ(∓ t · √(n / (n − 1))), n the number of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from driftlens.errors import DriftlensError
+from driftlens.human.answers import AnswerSheet, checks, judgements
+from driftlens.human.comparison import CRITERIA, Comparison
+
+__all__ = ["OUTCOMES", "Agreement", "agreement", "fleiss_kappa", "pair_interval", "randolph_kappa"]
+
+OUTCOMES = ("win", "loss", "tie")
+Counts: TypeAlias = NDArray[np.int64]
+"""Answers of each category [pairs, categories]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Agreement:
+    """What annotators found.
+
+    Attributes:
+        table: a row per setting and criterion: ``setting, criterion, baseline, challenger, pairs, annotators,
+            answers``; for each of ``win, loss, tie``, ``fleiss`` and ``randolph`` the value (shares from 0 to 1) and
+            ``_low``, ``_high``, a 95 % interval; ``kappa_pairs, kappa_raters``, what the two κ rest on.
+        annotators: a row per annotator: ``annotator, answers`` (complete pairs), ``checks, passed, left`` (share of
+            left among answers that are no ties), ``ties`` (share), ``seconds`` (median of a pair), ``failed``.
+        bias: ``value, low, high, answers`` of the left–right bias.
+        judgements: all answers, see :func:`driftlens.human.judgements`.
+        excluded: annotators who were left out of ``table`` and ``bias`` for failing attention checks.
+    """
+
+    table: pd.DataFrame
+    annotators: pd.DataFrame
+    bias: pd.Series[Any]
+    judgements: pd.DataFrame
+    excluded: tuple[str, ...]
+
+
+def agreement(
+    comparisons: Comparison | Sequence[Comparison],
+    sheets: Sequence[AnswerSheet],
+    *,
+    exclude_failed: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Agreement:
+    """Wins, losses, ties and κ of a study, or of several whose settings of one name are put together.
+
+    Args:
+        comparisons: the studies with their keys.
+        sheets: the answers; from :func:`driftlens.human.read_answers`.
+        exclude_failed: leave out annotators who fail an attention check.
+        resamples: draws of the bootstrap.
+        seed: same seed, same intervals.
+
+    Raises:
+        DriftlensError: no answers about pairs are left, or answers belong to none of the studies.
+    """
+    studies = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
+    answers = judgements(studies, sheets)
+    people = _annotators(answers, checks(studies, sheets), sheets)
+    failed = people.loc[people["failed"], "annotator"].tolist()
+    excluded = tuple(map(str, failed)) if exclude_failed else ()
+    counted = answers[~answers["annotator"].isin(excluded)]
+    if not len(counted):
+        raise DriftlensError(
+            f"no answers are left to count ({len(sheets)} annotators, {len(excluded)} left out); "
+            + ("keep annotators who fail checks, or wait for more answers" if excluded else "wait for answers")
+        )
+    rows: list[dict[str, Any]] = []
+    for setting in dict.fromkeys(name for study in studies for name in study.systems):
+        own = counted[counted["setting"] == setting]
+        systems = next(study.systems[setting] for study in studies if setting in study.systems)
+        for criterion in CRITERIA:
+            given = own[own["criterion"] == criterion.name]
+            if len(given):
+                row = {"setting": setting, "criterion": criterion.name, "baseline": systems.baseline,
+                       "challenger": systems.challenger}  # fmt: skip
+                rows.append({**row, **_row(given, resamples=resamples, seed=seed)})
+    return Agreement(
+        table=pd.DataFrame(rows),
+        annotators=people,
+        bias=_bias(counted, resamples=resamples, seed=seed),
+        judgements=answers,
+        excluded=excluded,
+    )
+
+
+def fleiss_kappa(counts: Counts) -> float:
+    """Fleiss' κ of a table of counts [pairs, categories]; NaN where all answers are alike, or with one rater."""
+    return _kappa(counts, "fleiss")
+
+
+def randolph_kappa(counts: Counts) -> float:
+    """Randolph's free-marginal κ of a table of counts [pairs, categories]; NaN with one rater."""
+    return _kappa(counts, "randolph")
+
+
+def _kappa(counts: Counts, method: str) -> float:
+    from statsmodels.stats.inter_rater import fleiss_kappa as kappa
+
+    raters = counts.sum(axis=1)
+    if not len(counts) or raters.min() != raters.max() or raters.max() < 2:
+        return float("nan")
+    if method == "fleiss" and (counts.sum(axis=0) > 0).sum() < 2:
+        return float("nan")  # nothing varies: chance alone would agree as well
+    return float(kappa(counts, method=method))
+
+
+def pair_interval(
+    statistic: Callable[[Counts], float], counts: Counts, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """An expanded percentile interval (95 %) of a statistic of a table of counts, over draws of its rows.
+
+    NaN with fewer than two rows.
+    """
+    n = len(counts)
+    if n < 2:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    drawn = np.array([statistic(counts[generator.integers(n, size=n)]) for _ in range(resamples)])
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return float("nan"), float("nan")
+    wide = np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)
+    low, high = np.quantile(drawn, [stats.norm.cdf(-wide), stats.norm.cdf(wide)])
+    return float(low), float(high)
+
+
+def _row(given: pd.DataFrame, *, resamples: int, seed: int) -> dict[str, Any]:
+    counts = _counts(given)
+    row: dict[str, Any] = {
+        "pairs": len(counts),
+        "annotators": int(given["annotator"].nunique()),
+        "answers": int(counts.sum()),
+    }
+    for at, outcome in enumerate(OUTCOMES):
+        row[outcome] = _share(at)(counts)
+        row[f"{outcome}_low"], row[f"{outcome}_high"] = pair_interval(
+            _share(at), counts, resamples=resamples, seed=seed
+        )
+    # κ needs as many answers about every pair: those of the most frequent number, the larger of two.
+    numbers, times = np.unique(counts.sum(axis=1), return_counts=True)
+    raters = int(max(zip(times, numbers, strict=True))[1])
+    even = counts[counts.sum(axis=1) == raters]
+    for name, kappa in (("fleiss", fleiss_kappa), ("randolph", randolph_kappa)):
+        row[name] = kappa(even)
+        row[f"{name}_low"], row[f"{name}_high"] = (
+            (float("nan"),) * 2 if np.isnan(row[name]) else pair_interval(kappa, even, resamples=resamples, seed=seed)
+        )
+    return {**row, "kappa_pairs": len(even), "kappa_raters": raters}
+
+
+def _counts(given: pd.DataFrame) -> Counts:
+    """Pairs × outcomes, pairs in the order of their names, so that the order of files changes nothing."""
+    table = pd.crosstab(given["pair"], given["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0).sort_index()
+    return table.to_numpy(dtype=np.int64)
+
+
+def _share(category: int) -> Callable[[Counts], float]:
+    def share(counts: Counts) -> float:
+        total = counts.sum()
+        return float(counts[:, category].sum() / total) if total else float("nan")
+
+    return share
+
+
+def _bias(answers: pd.DataFrame, *, resamples: int, seed: int) -> pd.Series[Any]:
+    sided = answers[answers["side"] != "tie"]
+    table = pd.crosstab(sided["pair"], sided["side"]).reindex(columns=["A", "B"], fill_value=0).sort_index()
+    counts = table.to_numpy(dtype=np.int64)
+    low, high = pair_interval(_share(0), counts, resamples=resamples, seed=seed)
+    return pd.Series({"value": _share(0)(counts), "low": low, "high": high, "answers": int(counts.sum())})
+
+
+def _annotators(answers: pd.DataFrame, checked: pd.DataFrame, sheets: Sequence[AnswerSheet]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(sheet.annotator for sheet in sheets):
+        own: Any = answers[answers["annotator"] == name]
+        sided: Any = own[own["side"] != "tie"]
+        asked: Any = checked[checked["annotator"] == name]
+        complete = own.groupby("pair").size().eq(len(CRITERIA)).sum() if len(own) else 0
+        passed = int(asked["passed"].sum())
+        rows.append(
+            {
+                "annotator": name,
+                "answers": int(complete),
+                "checks": len(asked),
+                "passed": passed,
+                "failed": passed < len(asked),
+                "left": float((sided["side"] == "A").mean()) if len(sided) else float("nan"),
+                "ties": float((own["side"] == "tie").mean()) if len(own) else float("nan"),
+                "seconds": float(own.drop_duplicates("pair")["seconds"].median()) if len(own) else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,278 @@
+"""Annotators' answers: read from files or a server's database, and brought back to the systems with the study's key.
+
+An answer says which text stood on which side (``shown``) and what was chosen there ("A", "B" or "tie"), as the
+annotator saw it.  Only :func:`judgements` looks into the key.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from driftlens.errors import DriftlensError
+from driftlens.human.comparison import CRITERIA, Comparison, Item
+
+__all__ = ["CHOICES", "FORMAT", "Answer", "AnswerSheet", "checks", "judgements", "read_answers"]
+
+FORMAT = "driftlens-answers-1"
+CHOICES = ("A", "B", "tie")
+_NAMES = tuple(criterion.name for criterion in CRITERIA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an annotator said about one item.
+
+    Attributes:
+        item: the item's identifier.
+        shown: which of its texts stood on side A and on side B.
+        choices: by criterion "A", "B" or "tie"; a criterion that is not answered yet is missing.
+        seconds: how long the item was on the screen; NaN where nobody measured it.
+    """
+
+    item: str
+    shown: tuple[int, int]
+    choices: Mapping[str, str]
+    seconds: float
+
+    @classmethod
+    def read(cls, told: Any, *, item: str | None = None) -> Answer:
+        """From JSON.
+
+        Raises:
+            ValueError: something in it is not as expected; the message says what.
+        """
+        if not isinstance(told, dict):
+            raise ValueError(f"an answer is {told!r}; expected an object")
+        found: dict[str, Any] = told
+        name, shown, choices = item or found.get("item"), found.get("shown"), found.get("choices")
+        if not isinstance(name, str):
+            raise ValueError(f"an answer is about the item {name!r}; expected its identifier")
+        if shown not in ([0, 1], [1, 0]):
+            raise ValueError(f"item {name}: shown is {shown!r}; expected [0, 1] or [1, 0]")
+        if not isinstance(choices, dict) or not set(choices) <= set(_NAMES):  # pyright: ignore[reportUnknownArgumentType]
+            raise ValueError(f"item {name}: choices are {choices!r}; expected an object with {', '.join(_NAMES)}")
+        answers: dict[str, Any] = choices
+        odd = next((choice for choice in answers.values() if choice not in CHOICES), None)
+        if odd is not None:
+            raise ValueError(f"item {name}: the choice {odd!r} is unknown; expected {', '.join(CHOICES)}")
+        seconds = found.get("seconds")
+        measured = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0
+        return cls(
+            item=name,
+            shown=(shown[0], shown[1]),
+            choices=dict(answers),
+            seconds=float(seconds) if measured else float("nan"),  # pyright: ignore[reportArgumentType]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSheet:
+    """All answers of one annotator to one study.
+
+    Attributes:
+        study: the study's hash.
+        annotator: a name or code.
+        session: tells two annotators of one name apart.
+        answers: one for each item that was looked at.
+        exported: when the file was made; of two files of one session the later one counts.
+        comment: what the annotator wants to say.
+        source: the file it was read from.
+    """
+
+    study: str
+    annotator: str
+    session: str
+    answers: tuple[Answer, ...]
+    exported: str = ""
+    comment: str = ""
+    source: str = ""
+
+    @classmethod
+    def read(cls, told: Any, source: str) -> AnswerSheet:
+        """From JSON.
+
+        Raises:
+            DriftlensError: it is not a sheet of answers.
+        """
+        try:
+            if not isinstance(told, dict) or told.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
+                raise ValueError("expected a file that the page of a comparison downloaded")
+            found: dict[str, Any] = told
+            answers = tuple(Answer.read(answer) for answer in found["answers"])
+            texts = {name: found.get(name, "") for name in ("study", "annotator", "session", "exported", "comment")}
+            odd = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+            if odd is not None or not texts["study"] or not texts["annotator"]:
+                raise ValueError(f"{odd or 'study or annotator'} is missing or no text")
+            if len({answer.item for answer in answers}) < len(answers):
+                raise ValueError("it answers an item twice")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DriftlensError(f"{source} holds no answers ({error})") from error
+        return cls(answers=answers, source=source, **texts)
+
+    def told(self) -> dict[str, Any]:
+        """For JSON, as the page writes it."""
+        return {
+            "format": FORMAT,
+            "study": self.study,
+            "annotator": self.annotator,
+            "session": self.session,
+            "exported": self.exported,
+            "comment": self.comment,
+            "answers": [
+                {
+                    "item": answer.item,
+                    "shown": list(answer.shown),
+                    "choices": dict(answer.choices),
+                    "seconds": None if answer.seconds != answer.seconds else answer.seconds,
+                }
+                for answer in self.answers
+            ],
+        }
+
+
+def read_answers(paths: Iterable[str | PathLike[str]]) -> list[AnswerSheet]:
+    """The sheets in files that the page downloaded, in a server's export (a list of sheets) or its SQLite database.
+
+    Of several files of one session the last exported one counts.
+
+    Raises:
+        DriftlensError: a file is missing or holds something else.
+    """
+    sheets: list[AnswerSheet] = []
+    for path in paths:
+        sheets += _sheets_of(Path(path))
+    if not sheets:
+        raise DriftlensError("there are no answers yet; name at least one file of answers")
+    return _told_apart(_newest(sheets))
+
+
+def _sheets_of(path: Path) -> list[AnswerSheet]:
+    try:
+        with path.open("rb") as file:
+            is_database = file.read(16) == b"SQLite format 3\0"
+        if is_database:
+            from driftlens.human.store import AnswerStore
+
+            with AnswerStore.open(path) as store:
+                return store.sheets()
+        told: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, DriftlensError):
+            raise
+        raise DriftlensError(f"cannot read the answers {path} ({error}); name files that the page downloaded") from error
+    return [AnswerSheet.read(each, str(path)) for each in (told if isinstance(told, list) else [told])]
+
+
+def _newest(sheets: Sequence[AnswerSheet]) -> list[AnswerSheet]:
+    kept: dict[tuple[str, str, str], AnswerSheet] = {}
+    for sheet in sheets:
+        key = (sheet.study, sheet.annotator, sheet.session)
+        if key not in kept or kept[key].exported <= sheet.exported:
+            kept[key] = sheet
+    return list(kept.values())
+
+
+def _told_apart(sheets: Sequence[AnswerSheet]) -> list[AnswerSheet]:
+    """Two annotators who gave the same name are told apart by a number."""
+    seen: dict[tuple[str, str], int] = {}
+    named: list[AnswerSheet] = []
+    for sheet in sheets:
+        key = (sheet.study, sheet.annotator)
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] == 1:
+            named.append(sheet)
+            continue
+        warnings.warn(
+            f"two annotators are called {sheet.annotator!r} ({sheet.source}); the second counts as another person",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        named.append(replace(sheet, annotator=f"{sheet.annotator} ({seen[key]})"))
+    return named
+
+
+def judgements(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]) -> pd.DataFrame:
+    """All answers about pairs, a row per annotator, pair and criterion.
+
+    Returns:
+        Columns ``setting, pair`` (with the study's hash, so that studies can be put together), ``annotator,
+        criterion, outcome`` ("win", "loss" or "tie" of the challenger), ``side`` ("A", "B" or "tie"), ``seconds``
+        (of the whole pair).
+
+    Raises:
+        DriftlensError: answers to a study or an item that ``comparisons`` do not have.
+    """
+    rows: list[dict[str, Any]] = []
+    for sheet, answer, item in _answered(comparisons, sheets):
+        if item.kind != "pair":
+            continue
+        for criterion in _NAMES:
+            choice = answer.choices.get(criterion)
+            if choice is None:
+                continue
+            text = _text_of(answer, choice)
+            rows.append(
+                {
+                    "setting": item.setting,
+                    "pair": f"{sheet.study}/{item.id}",
+                    "annotator": sheet.annotator,
+                    "criterion": criterion,
+                    "outcome": "tie" if text == "tie" else "win" if text == item.challenger else "loss",
+                    "side": choice,
+                    "seconds": answer.seconds,
+                }
+            )
+    columns = ["setting", "pair", "annotator", "criterion", "outcome", "side", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def checks(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]) -> pd.DataFrame:
+    """What annotators answered to attention checks, a row per annotator and check that was answered in full.
+
+    Returns:
+        Columns ``annotator, check`` (its kind), ``item, passed``.
+    """
+    rows = [
+        {
+            "annotator": sheet.annotator,
+            "check": item.kind,
+            "item": item.id,
+            "passed": all(_text_of(answer, answer.choices[name]) == right for name, right in item.expected.items()),
+        }
+        for sheet, answer, item in _answered(comparisons, sheets)
+        if item.kind != "pair" and set(item.expected) <= set(answer.choices)
+    ]
+    return pd.DataFrame(rows, columns=["annotator", "check", "item", "passed"])
+
+
+def _text_of(answer: Answer, choice: str) -> int | str:
+    """Which of the item's texts was chosen, or "tie"."""
+    return "tie" if choice == "tie" else answer.shown["AB".index(choice)]
+
+
+def _answered(
+    comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]
+) -> list[tuple[AnswerSheet, Answer, Item]]:
+    items = {comparison.id: {item.id: item for item in comparison.items} for comparison in comparisons}
+    found: list[tuple[AnswerSheet, Answer, Item]] = []
+    for sheet in sheets:
+        if sheet.study not in items:
+            raise DriftlensError(
+                f"{sheet.source or sheet.annotator} answers the study {sheet.study}, whose key is not given; name the "
+                "key.json that `driftlens compare` wrote for it"
+            )
+        for answer in sheet.answers:
+            if answer.item not in items[sheet.study]:
+                raise DriftlensError(
+                    f"{sheet.source or sheet.annotator} answers the item {answer.item!r}, which the study does not have"
+                )
+            found.append((sheet, answer, items[sheet.study][answer.item]))
+    return found

@@ -1,0 +1,301 @@
+"""A study that compares the texts of two systems: what annotators judge, and the key that says which text is whose.
+
+Annotators must not be able to tell which system wrote which text, not even by reading the page's source.  So
+
+1. every pair of texts becomes an :class:`Item` with a random identifier, its two texts in random order;
+2. a few *attention checks* with a known answer look like any other item: two identical texts, where every answer
+   should be a tie, and a text beside itself with its words shuffled, where the intact one reads better;
+3. :meth:`Comparison.blinded` is all that a page or a browser receives; settings, systems and checks stay in the key.
+
+The key is one JSON file.  Without it answers cannot be read, so it is kept with the answers and never sent out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from driftlens.data import Fact
+from driftlens.errors import DriftlensError
+from driftlens.files import atomic_path
+
+__all__ = ["CHECKS", "CRITERIA", "KEY", "Comparison", "Criterion", "Item", "Systems", "TextPair"]
+
+KEY = "key.json"
+FORMAT = "driftlens-comparison-1"
+CHECKS = ("identical", "shuffled")
+"""Kinds of attention checks, in the order in which a study takes them up."""
+
+Kind = Literal["pair", "identical", "shuffled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """A question that is asked about every pair; ``{fact}`` and ``{new}`` in the hint stand for the request's."""
+
+    name: str
+    title: str
+    question: str
+    hint: str
+
+
+CRITERIA = (
+    Criterion(
+        name="success",
+        title="Edit success",
+        question="Which text states the new fact better?",
+        hint="It should say, or clearly imply, that {fact}.",
+    ),
+    Criterion(
+        name="specificity",
+        title="Specificity",
+        question="Which text is less disturbed by the edit?",
+        hint="Only the edited fact should change. “{new}” should not turn up where it does not belong.",
+    ),
+    Criterion(
+        name="fluency",
+        title="Fluency",
+        question="Which text reads better?",
+        hint="Grammatical, coherent, without needless repetition – whether or not it is true.",
+    ),
+)
+"""The paper's three (E.4); the wording is ours, since the paper does not quote its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Systems:
+    """Two names: ``baseline`` and ``challenger``.  A *win* is a win of the challenger."""
+
+    baseline: str
+    challenger: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPair:
+    """What two systems wrote for one edit request.
+
+    Attributes:
+        setting: which comparison of the study it belongs to, such as "ROME": a row of the table.
+        fact: the edit request.
+        prompt: what both texts continue.
+        baseline: the baseline's continuation, without the prompt.
+        challenger: the challenger's.
+    """
+
+    setting: str
+    fact: Fact
+    prompt: str
+    baseline: str
+    challenger: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """Two texts to be judged, in an order that says nothing about who wrote them.
+
+    Attributes:
+        id: tells items apart, and tells nothing else.
+        kind: "pair", or which attention check it is.
+        setting: of a pair; "" for a check.
+        fact: the edit request that is shown.
+        prompt: what both texts continue.
+        texts: the two continuations.
+        challenger: which of ``texts`` is the challenger's; −1 for a check.
+        expected: for a check, the answer to each criterion that has a right one: which text (0 or 1), or "tie".
+    """
+
+    id: str
+    kind: Kind
+    setting: str
+    fact: Fact
+    prompt: str
+    texts: tuple[str, str]
+    challenger: int
+    expected: Mapping[str, int | str] = field(default_factory=dict[str, "int | str"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A study: its items with their key.
+
+    Attributes:
+        title: what annotators see above the instructions.
+        systems: by setting, who is compared.
+        items: pairs and attention checks, in the order of their random identifiers.
+        seed: of identifiers, sides and checks.
+        about: what the texts were made with, for the record.
+    """
+
+    title: str
+    systems: Mapping[str, Systems]
+    items: tuple[Item, ...]
+    seed: int
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Sequence[TextPair],
+        systems: Mapping[str, Systems],
+        *,
+        spares: Sequence[TextPair] = (),
+        checks: int = 2,
+        seed: int = 0,
+        title: str = "Comparing texts",
+        about: Mapping[str, Any] | None = None,
+    ) -> Comparison:
+        """Blind ``pairs`` and put ``checks`` attention checks among them.
+
+        Args:
+            pairs: what is to be compared.
+            systems: by setting, who wrote the two sides of its pairs.
+            spares: pairs that attention checks are made of, so that no text is seen twice; without any, ``pairs``.
+            checks: how many attention checks.
+            seed: same seed, same study.
+            title: what annotators see above the instructions.
+            about: what the texts were made with, for the record.
+
+        Raises:
+            DriftlensError: no pairs, or a pair of an unknown setting.
+        """
+        if not pairs:
+            raise DriftlensError("there is no pair of texts to compare; give at least one record")
+        unknown = next((pair.setting for pair in pairs if pair.setting not in systems), None)
+        if unknown is not None:
+            raise DriftlensError(f"no systems are named for the setting {unknown!r}; known: {', '.join(systems)}")
+        draw = random.Random(f"{seed} {len(pairs)} {checks}")
+        names = _identifiers(draw)
+        items = [_blind(pair, next(names), flipped=draw.random() < 0.5) for pair in pairs]
+        bases = spares or draw.sample(list(pairs), len(pairs))
+        for at in range(checks):
+            kind = CHECKS[at % len(CHECKS)]
+            items.append(_check(bases[at % len(bases)], kind, next(names), draw))
+        return cls(
+            title=title,
+            systems=dict(systems),
+            items=tuple(sorted(items, key=lambda item: item.id)),
+            seed=seed,
+            about=dict(about or {}),
+        )
+
+    @property
+    def id(self) -> str:
+        """A hash of all that annotators see; answers carry it."""
+        seen = [self.title, [asdict(criterion) for criterion in CRITERIA], self._seen_items()]
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def pairs(self) -> tuple[Item, ...]:
+        """The items without the attention checks."""
+        return tuple(item for item in self.items if item.kind == "pair")
+
+    def blinded(self) -> dict[str, Any]:
+        """All that an annotator's browser receives."""
+        return {
+            "study": self.id,
+            "title": self.title,
+            "criteria": [asdict(criterion) for criterion in CRITERIA],
+            "items": self._seen_items(),
+        }
+
+    def _seen_items(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": item.id,
+                "request": {
+                    "prompt": item.fact.text,
+                    "subject": item.fact.subject,
+                    "true": item.fact.target_true,
+                    "new": item.fact.target_new,
+                },
+                "prompt": item.prompt,
+                "texts": list(item.texts),
+            }
+            for item in self.items
+        ]
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the key, atomically."""
+        told = {"format": FORMAT, "id": self.id, **asdict(self)}
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Comparison:
+        """Read a key that :meth:`save` wrote.
+
+        Raises:
+            DriftlensError: the file is missing, damaged, or not a key.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DriftlensError(f"cannot read the key {path} ({error}); name a {KEY} that driftlens wrote") from error
+        try:
+            told: dict[str, Any] = json.loads(text)
+            found = cls(
+                title=told["title"],
+                systems={name: Systems(**of) for name, of in told["systems"].items()},
+                items=tuple(
+                    Item(**{**item, "fact": Fact(**item["fact"]), "texts": tuple(item["texts"])})
+                    for item in told["items"]
+                ),
+                seed=told["seed"],
+                about=told["about"],
+            )
+            if told["format"] != FORMAT or told["id"] != found.id:
+                raise ValueError("it was changed, or another driftlens wrote it")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DriftlensError(f"{path} is not the key of a comparison ({error}); expected a {KEY}") from error
+        return found
+
+
+def _identifiers(draw: random.Random) -> Iterator[str]:
+    taken: set[str] = set()
+    while True:
+        name = f"{draw.getrandbits(32):08x}"
+        if name not in taken:
+            taken.add(name)
+            yield name
+
+
+def _blind(pair: TextPair, name: str, *, flipped: bool) -> Item:
+    texts = (pair.challenger, pair.baseline) if flipped else (pair.baseline, pair.challenger)
+    return Item(
+        id=name,
+        kind="pair",
+        setting=pair.setting,
+        fact=pair.fact,
+        prompt=pair.prompt,
+        texts=texts,
+        challenger=0 if flipped else 1,
+    )
+
+
+def _check(pair: TextPair, kind: str, name: str, draw: random.Random) -> Item:
+    """An item with a known answer, of a text that both systems' annotators would take for one of theirs."""
+    text = pair.challenger
+    if kind == "identical":
+        texts, expected = (text, text), {criterion.name: "tie" for criterion in CRITERIA}
+    else:
+        words = text.split()
+        draw.shuffle(words)
+        intact = draw.randrange(2)
+        texts = (text, " " + " ".join(words)) if intact == 0 else (" " + " ".join(words), text)
+        expected = {"fluency": intact}
+    return Item(
+        id=name,
+        kind="identical" if kind == "identical" else "shuffled",
+        setting="",
+        fact=pair.fact,
+        prompt=pair.prompt,
+        texts=texts,
+        challenger=-1,
+        expected=expected,
+    )

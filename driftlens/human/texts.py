@@ -1,0 +1,122 @@
+"""The texts that a study compares: written by a model under two edits, or taken from what two runs wrote.
+
+Both texts of a pair continue the same prompt with the same random numbers, so where two edits agree about the next
+token, so do the texts (paper, E.4: prompts made of subject and relation, at most 100 tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from driftlens.errors import DriftlensError
+from driftlens.generation import generate
+from driftlens.human.comparison import TextPair
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from driftlens.data import Record
+    from driftlens.edits import Edit
+    from driftlens.models import LensModel
+
+__all__ = ["MAX_TOKENS", "pairs_of_texts", "write_pairs"]
+
+MAX_TOKENS = 100
+"""Tokens of a text, prompt included."""
+
+
+def write_pairs(
+    model: LensModel,
+    records: Sequence[Record],
+    baseline: Sequence[Edit | None],
+    challenger: Sequence[Edit | None],
+    *,
+    setting: str,
+    seed: int = 0,
+    max_tokens: int = MAX_TOKENS,
+    top_k: int = 5,
+    batch_size: int = 64,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> list[TextPair]:
+    """Continue every record's (s, r) prompt under both of its edits.
+
+    Args:
+        model: the vanilla model.
+        records: the edit requests.
+        baseline: the baseline's edit of each record; ``None`` is the vanilla model.
+        challenger: the challenger's.
+        setting: what the pairs belong to, such as "ROME".
+        seed: of the sampled tokens; both texts of a pair use the same random numbers.
+        max_tokens: of a text, prompt included.
+        top_k: each token is drawn among the ``top_k`` likeliest.
+        batch_size: rows at a time.
+        on_rows: called with (texts written, texts in all).
+
+    Raises:
+        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.generate` refuses.
+    """
+    for name, edits in (("baseline", baseline), ("challenger", challenger)):
+        if len(edits) != len(records):
+            raise DriftlensError(f"{len(records)} records but {len(edits)} edits of the {name}; give one for each")
+    prompts = [record.fact.text for record in records]
+    written = generate(
+        model,
+        [*prompts, *prompts],
+        [*baseline, *challenger],
+        seed=seed,
+        keys=[record.index for record in records] * 2,
+        max_tokens=max_tokens,
+        top_k=top_k,
+        batch_size=batch_size,
+        on_rows=on_rows,
+    )
+    texts = [generation.continuation for generation in written]
+    sides = zip(records, texts[: len(records)], texts[len(records) :], strict=True)
+    return [
+        TextPair(setting=setting, fact=record.fact, prompt=record.fact.text, baseline=one, challenger=other)
+        for record, one, other in sides
+    ]
+
+
+def pairs_of_texts(
+    records: Sequence[Record], baseline: pd.DataFrame, challenger: pd.DataFrame, *, setting: str
+) -> list[TextPair]:
+    """The pairs of two tables of generated texts, of each record the first prompt that both have.
+
+    Args:
+        records: the edit requests.
+        baseline: with the columns ``record, prompt_index, prompt, text`` (prompt included), such as a benchmark run's
+            ``generations``.
+        challenger: the same for the challenger.
+        setting: what the pairs belong to.
+
+    Raises:
+        DriftlensError: the tables have no text in common, or were made from other records.
+    """
+    ours, theirs = _texts(baseline), _texts(challenger)
+    pairs: list[TextPair] = []
+    for record in records:
+        shared = sorted(at for index, at in ours.keys() & theirs.keys() if index == record.index)
+        if not shared:
+            continue
+        (prompt, one), (other_prompt, other) = (texts[record.index, shared[0]] for texts in (ours, theirs))
+        if prompt != other_prompt or record.fact.subject not in prompt:
+            raise DriftlensError(
+                f"the texts of record {record.index} continue {prompt!r} and {other_prompt!r}, and the data's record is "
+                f"about {record.fact.subject!r}; name the data that both runs were made with (--data)"
+            )
+        pairs.append(TextPair(setting=setting, fact=record.fact, prompt=prompt, baseline=one, challenger=other))
+    if not pairs:
+        raise DriftlensError("the two runs have no generated text in common; compare runs of the same records")
+    return pairs
+
+
+def _texts(table: pd.DataFrame) -> dict[tuple[int, int], tuple[str, str]]:
+    """By record and prompt: the prompt and its continuation."""
+    columns = ("record", "prompt_index", "prompt", "text")
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise DriftlensError(f"the table of texts lacks the column {missing[0]!r}; expected {', '.join(columns)}")
+    rows = zip(*(table[name].tolist() for name in columns), strict=True)
+    return {(int(record), int(at)): (str(prompt), str(text)[len(str(prompt)) :]) for record, at, prompt, text in rows}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 _KEYS = {
+    "Backspace": 8,
     "Tab": 9,
     "Enter": 13,
     "Home": 36,
@@ -88,13 +89,40 @@ class Page:
         return result["result"].get("value")
 
     async def press(self, key: str) -> None:
-        code = _KEYS[key]
-        text = {"text": "\r"} if key == "Enter" else {}
+        """A key by its name, or a letter."""
+        letter = len(key) == 1
+        number = ord(key.upper()) if letter else _KEYS[key]
+        name = f"Key{key.upper()}" if letter else key
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if letter else {}
         for kind in ("keyDown", "keyUp"):
             more = text if kind == "keyDown" else {}
             await self.command(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more
+                "Input.dispatchKeyEvent", type=kind, key=key, code=name, windowsVirtualKeyCode=number, **more
             )
+
+    async def reload(self) -> None:
+        """Load the page anew, as somebody who closed the tab and comes back."""
+        await self.evaluate("window.before = true")
+        await self.command("Page.reload")
+        done = {"expression": "!window.before && document.readyState === 'complete'"}
+        for _ in range(200):
+            # What is asked of the page that is going away is answered by an error.
+            answer = await self.tab.send_command("Runtime.evaluate", done)
+            if answer.get("result", {}).get("result", {}).get("value"):
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the page does not finish loading again")
+
+    async def download(self, start: str, folder: Path) -> Path:
+        """The file that the script `start` makes the page download."""
+        await self.command("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        await self.evaluate(start)
+        for _ in range(200):
+            found = [path for path in folder.iterdir() if not path.name.endswith(".crdownload")]
+            if found:
+                return found[0]
+            await asyncio.sleep(0.05)
+        pytest.fail("nothing was downloaded")
 
     async def look(self, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -107,14 +135,14 @@ class Page:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
-def visit(path: Path, script: Callable[[Page], Awaitable[None]]) -> Page:
-    """Open a file, run `script` on its page, and return the page with all it requested and complained about."""
+def visit(place: Path | str, script: Callable[[Page], Awaitable[None]]) -> Page:
+    """Open a file or an address, run `script`, and return the page with all it requested and complained about."""
     from choreographer import Browser
 
     async def run() -> Page:
         async with Browser(headless=True) as browser:
             page = Page(await browser.create_tab("about:blank"))
-            await page.open(path.resolve().as_uri())
+            await page.open(place if isinstance(place, str) else place.resolve().as_uri())
             await script(page)
             return page
 

@@ -17,6 +17,8 @@ __all__ = ["main", "script"]
 
 # Command -> one line of help. The command `trace` is the module `driftlens.commands.trace`.
 _COMMANDS = {
+    "agree": "read annotators' answers: who wins how often, and how far annotators agree",
+    "compare": "let people compare what two edited models write: one page, or a small server",
     "edit": "edit a fact, see what else the edit changes, and be told whether to use the edited model",
     "evaluate": "edit and measure all records of a data set, in a run that goes on after any interruption",
     "fetch": "bring a real model to this machine, for later use without a network",

@@ -167,7 +167,9 @@ def _sheets_of(path: Path) -> list[AnswerSheet]:
     except (OSError, ValueError) as error:
         if isinstance(error, DriftlensError):
             raise
-        raise DriftlensError(f"cannot read the answers {path} ({error}); name files that the page downloaded") from error
+        raise DriftlensError(
+            f"cannot read the answers {path} ({error}); name files that the page downloaded"
+        ) from error
     return [AnswerSheet.read(each, str(path)) for each in (told if isinstance(told, list) else [told])]
 
 

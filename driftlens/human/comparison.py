@@ -186,8 +186,8 @@ class Comparison:
 
     @property
     def id(self) -> str:
-        """A hash of all that annotators see; answers carry it."""
-        seen = [self.title, [asdict(criterion) for criterion in CRITERIA], self._seen_items()]
+        """A hash of the title and of all requests and texts; answers carry it."""
+        seen = [self.title, self._seen_items()]
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -242,10 +242,7 @@ class Comparison:
             found = cls(
                 title=told["title"],
                 systems={name: Systems(**of) for name, of in told["systems"].items()},
-                items=tuple(
-                    Item(**{**item, "fact": Fact(**item["fact"]), "texts": tuple(item["texts"])})
-                    for item in told["items"]
-                ),
+                items=tuple(map(_item, told["items"])),
                 seed=told["seed"],
                 about=told["about"],
             )
@@ -254,6 +251,11 @@ class Comparison:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DriftlensError(f"{path} is not the key of a comparison ({error}); expected a {KEY}") from error
         return found
+
+
+def _item(told: Mapping[str, Any]) -> Item:
+    parts: dict[str, Any] = {**told, "fact": Fact(**told["fact"]), "texts": tuple(told["texts"])}
+    return Item(**parts)
 
 
 def _identifiers(draw: random.Random) -> Iterator[str]:

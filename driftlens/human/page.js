@@ -74,6 +74,7 @@
 
   // ---- answers -----------------------------------------------------------------------------------------------------
   const answerOf = (id) => state.answers[id] || { choices: {}, seconds: 0, answered: null, revision: 0 };
+  const rounded = (seconds) => Math.round(1000 * seconds) / 1000;
   const isDone = (id) => study.criteria.every((criterion) => answerOf(id).choices[criterion.name]);
   const nDone = () => state.order.filter(isDone).length;
   const current = () => state.order[state.at];
@@ -90,7 +91,7 @@
     if (since === null) return 0;
     const now = performance.now(), seconds = (now - since) / 1000;
     since = document.hidden ? null : now;
-    return Math.round(seconds * 10) / 10;
+    return seconds;
   }
   document.addEventListener("visibilitychange", () => {
     if ($("judge").hidden || !state) return;
@@ -135,7 +136,7 @@
           state.confirmedComment = state.commentRevision = Math.max(revision, state.commentRevision);
         } else {
           const { revision, choices, seconds, answered } = state.answers[id];
-          const confirmed = await put(`answers/${id}`, { revision, choices, seconds, answered, shown: state.shown[id] });
+          const confirmed = await put(`answers/${id}`, { revision, choices, seconds: rounded(seconds), answered, shown: state.shown[id] });
           state.confirmed[id] = Math.max(confirmed, revision);
           // Another tab was ahead: what is on this screen is newer, so it gets a newer number.
           if (confirmed > revision) state.answers[id].revision = Math.max(state.answers[id].revision, confirmed) + 1;
@@ -325,7 +326,7 @@
       started: state.started, exported: new Date().toISOString(), comment: state.comment,
       answers: state.order.filter((id) => state.answers[id]).map((id) => ({
         item: id, shown: state.shown[id], choices: state.answers[id].choices,
-        seconds: Math.round(10 * state.answers[id].seconds) / 10, answered: state.answers[id].answered,
+        seconds: rounded(state.answers[id].seconds), answered: state.answers[id].answered,
       })),
     };
   }

@@ -17,9 +17,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from driftlens.human.comparison import Comparison
 
-__all__ = ["comparison_page", "policy"]
+__all__ = ["comparison_page", "environment", "policy"]
 
 _SECONDS = 45
 """The paper counts on 30 to 60 a pair."""
@@ -32,13 +34,12 @@ def comparison_page(comparison: Comparison, *, server: Mapping[str, Any] | None 
         comparison: the study; nothing of its key goes into the page.
         server: what a server knows of the annotator: ``annotator``, ``answers`` by item, and ``comment``.
     """
-    from jinja2 import Environment
     from markupsafe import Markup
 
     data = comparison.blinded()
     if server is not None:
         data["server"] = dict(server)
-    template = Environment(autoescape=True).from_string(_source("page.html"))
+    template = environment().get_template("page.html")
     # Style and script are files of this package; of the data no character can end the element that it stands in.
     page = template.render(
         title=comparison.title,
@@ -50,6 +51,17 @@ def comparison_page(comparison: Comparison, *, server: Mapping[str, Any] | None 
         data=Markup(_json_in_html(data)),
     )
     return page.encode()
+
+
+@cache
+def environment() -> Environment:
+    """The pages of this package as Jinja templates that escape whatever is put into them."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("driftlens.human", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
 
 
 def policy(*, connects: bool) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from driftlens.errors import DriftlensError
-from driftlens.generation import generate
 from driftlens.human.comparison import TextPair
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ def write_pairs(
     Raises:
         DriftlensError: the numbers of records and edits differ, or :func:`driftlens.generate` refuses.
     """
+    from driftlens.evaluation.generation import generate
+
     for name, edits in (("baseline", baseline), ("challenger", challenger)):
         if len(edits) != len(records):
             raise DriftlensError(f"{len(records)} records but {len(edits)} edits of the {name}; give one for each")
@@ -103,8 +104,8 @@ def pairs_of_texts(
         (prompt, one), (other_prompt, other) = (texts[record.index, shared[0]] for texts in (ours, theirs))
         if prompt != other_prompt or record.fact.subject not in prompt:
             raise DriftlensError(
-                f"the texts of record {record.index} continue {prompt!r} and {other_prompt!r}, and the data's record is "
-                f"about {record.fact.subject!r}; name the data that both runs were made with (--data)"
+                f"the texts of record {record.index} continue {prompt!r} and {other_prompt!r}, but the data's record "
+                f"is about {record.fact.subject!r}; name the data of both runs (--data)"
             )
         pairs.append(TextPair(setting=setting, fact=record.fact, prompt=prompt, baseline=one, challenger=other))
     if not pairs:

@@ -39,6 +39,7 @@ from experiments import (
     table5,
     table6,
     table8,
+    table9,
     table10,
 )
 from experiments.artifacts import is_done, names_of
@@ -62,6 +63,7 @@ ARTIFACTS: dict[str, Make | Recipe] = {
     **table5.ARTIFACTS,
     **table6.ARTIFACTS,
     **table8.ARTIFACTS,
+    **table9.ARTIFACTS,
     **table10.ARTIFACTS,
     **cases.ARTIFACTS,
 }

@@ -160,14 +160,14 @@ def _row(record: Record, who: str, prompt: str, true: str, new: str, text: str) 
         "text": prompt + text,
         "target_true": true,
         "target_new": new,
-        "names_true": _names(true, text),
-        "names_new": _names(new, text),
-        "first_names_true": _names(true, first),
-        "first_names_new": _names(new, first),
+        "names_true": names(true, text),
+        "names_new": names(new, text),
+        "first_names_true": names(true, first),
+        "first_names_new": names(new, first),
     }
 
 
-def _names(target: str, text: str) -> bool:
+def names(target: str, text: str) -> bool:
     """Whether the text has the object as words of its own."""
     return re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text) is not None
 

@@ -72,7 +72,7 @@ def table9(study: Study) -> Artifact:
             "would prefer.** It counts names and n-grams: edit success by whether a text names the new or the old "
             "object, specificity by how many of the sentences after the first name the new object, fluency by n-gram "
             f"entropy. {about}; texts of at most 100 tokens; in brackets 95 % bootstrap intervals over pairs. The "
-            f"paper's percentages are multiples of 1/{PAPER_ANSWERS} (20 pairs × 2 models × 9 annotators): its 28.33 is "
+            f"paper's percentages are multiples of 1/{PAPER_ANSWERS} (20 pairs × 2 models × 9 annotators); 28.33 is "
             f"102 answers; one judge gives multiples of 1/{n_pairs} and has no κ. To ask people, send them "
             "[table9_annotate.html](table9_annotate.html), which is the paper's Figures 12 and 13, and read their "
             "answers with `driftlens agree ANSWERS.json --key table9_key.json`."

@@ -201,11 +201,7 @@ def _artifact(study: Study, name: str, title: str, texts: pd.DataFrame, claims: 
         )
         for who, share in _shares(texts, column, whole=whole).items()
     ]
-    cases = "\n".join(
-        f"\n**{each.request}**\n" if each.writer == study.model_name else f"- *{each.writer}*: {each.text}"
-        for each in shown.itertuples()
-        if each.writer != study.model_name or name == "table12" or each.writer == study.model_name
-    )
+    cases = "\n".join(line for _, case in shown.groupby("record", sort=False) for line in _told(case))
     return Artifact(
         name=name,
         title=title,
@@ -230,6 +226,12 @@ def _shown(study: Study, name: str, texts: pd.DataFrame) -> pd.DataFrame:
         records = [*failed, *(record for record in records if record not in failed)]
     some = pd.concat([texts[texts["record"] == record] for record in records[:SHOWN]])
     return some.reset_index(drop=True)
+
+
+def _told(case: Any) -> list[str]:
+    """A case for the caption: the request, then every writer's text, the unedited model's first."""
+    request = case.iloc[0]["request"]
+    return [f"\n**{request}**\n", *(f"- *{each.writer}*: {each.text}" for each in case.itertuples())]
 
 
 def _lines(shown: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models import load_model
-from driftlens.options.editing import choose_corpus, editor_text, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, editor_text, make_editor, with_second_moments
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.options import Options
@@ -83,6 +83,7 @@ class Study:
     @cached_property
     def model(self) -> LensModel:
         """The vanilla model."""
+        check_layers(self.options, self.options.model)
         with self.shown("load model"):
             return load_model(self.options.model, device=self.options.device, dtype=self.options.dtype)
 

@@ -227,7 +227,7 @@ def test_a_page_to_explore(arguments: Any):
     text = Path("out/explore.html").read_text()
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [one["name"] for one in data["exhibits"]] == ["record 0", "record 1", "record 2"]
-    assert data["gammas"] == ["ROME", "ROME + SADR γ = 0.5"]
+    assert [label.rpartition(", ")[0] for label in data["gammas"]] == ["ROME", "ROME + SADR γ = 0.5"]
     assert data["windows"] == [2]
     tasks = [[prompt["task"] for prompt in one["prompts"]] for one in data["exhibits"]]
     assert tasks[0] == [
@@ -259,7 +259,7 @@ def test_a_typed_fact_to_explore(arguments: Any):
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [prompt["text"] for prompt in data["exhibits"][0]["prompts"]] == ["Big Ben is in", "Louvre is in"]
     assert data["start"] == "test prompts"
-    assert data["gammas"] == ["MEMIT", "MEMIT + SADR γ = 0.01"]
+    assert [label.rpartition(", ")[0] for label in data["gammas"]] == ["MEMIT", "MEMIT + SADR γ = 0.01"]
 
 
 @pytest.mark.usefixtures("loads")

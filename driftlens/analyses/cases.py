@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TaskPrompt
-from driftlens.edits import Edit
+from driftlens.edits import Edit, Edited, edits_of
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel
+from driftlens.models import LensModel, check_loaded
 from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
 
 
@@ -58,7 +58,7 @@ class Case:
 
 def make_cases(
     model: LensModel,
-    edit: Edit | Sequence[Edit],
+    edit: Edited | Sequence[Edited],
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
 ) -> list[Case]:
@@ -69,7 +69,8 @@ def make_cases(
             too long for the model, or an edit of another model.
     """
     prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
-    edits = [edit] * len(prompts) if isinstance(edit, Edit) else list(edit)
+    check_loaded(model)
+    edits = edits_of(edit, len(prompts))
     single = isinstance(prompt, str | TaskPrompt) or isinstance(target, str | tuple)
     given: list[Any] = [target] * len(prompts) if single else list(target)
     targets: list[tuple[str, ...]] = [(each,) if isinstance(each, str) else tuple(each) for each in given]

@@ -36,10 +36,10 @@ from torch import Tensor
 
 from driftlens.data import TaskPrompt
 from driftlens.editors.sadr import last_token_kl
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, Edited, edit_hooks, edits_of
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
-from driftlens.models import LensModel
+from driftlens.models import LensModel, check_loaded
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_prompt
 
@@ -102,7 +102,7 @@ class AttentionDrift:
 
 def attention_drift(
     model: LensModel,
-    edit: Edit | Sequence[Edit],
+    edit: Edited | Sequence[Edited],
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     subject: str | Sequence[str],
     layers: Iterable[int] | None = None,
@@ -125,7 +125,8 @@ def attention_drift(
         DriftlensError: no prompt, lists of different lengths, a subject that does not occur, a layer out of range.
     """
     given = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
-    edits = [edit] * len(given) if isinstance(edit, Edit) else list(edit)
+    check_loaded(model)
+    edits = edits_of(edit, len(given))
     subjects = [subject] * len(given) if isinstance(subject, str) else list(subject)
     if not given:
         raise DriftlensError("no prompt to measure attention drift in; give at least one")

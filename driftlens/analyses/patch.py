@@ -28,7 +28,7 @@ from driftlens.analyses.patch_cells import Patched, patched_patterns, patched_sc
 from driftlens.analyses.roles import prompt_parts, token_roles
 from driftlens.analyses.windows import window_layers
 from driftlens.data import TaskPrompt
-from driftlens.edits import Edit
+from driftlens.edits import Edited
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.statistics.roles import average_by_role
@@ -117,7 +117,7 @@ class ScorePatch:
 
 def patch_attention(
     model: LensModel,
-    edit: Edit | Sequence[Edit],
+    edit: Edited | Sequence[Edited],
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
     window: int = 10,
@@ -169,7 +169,7 @@ def patch_attention(
 
 def patch_scores(
     model: LensModel,
-    edit: Edit | Sequence[Edit],
+    edit: Edited | Sequence[Edited],
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
     window: int = 10,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.cells import PassageEffects
     from driftlens.analyses.roles import PromptParts
     from driftlens.data import TaskPrompt
-    from driftlens.edits import Edit
+    from driftlens.edits import Edited
     from driftlens.models import LensModel
 
 __all__ = ["MODULES", "Trace", "contaminating_substitution"]
@@ -89,7 +89,7 @@ class Trace:
 
 def contaminating_substitution(
     model: LensModel,
-    edit: Edit | Sequence[Edit],
+    edit: Edited | Sequence[Edited],
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
     module: Module | Sequence[Module] = "attn",

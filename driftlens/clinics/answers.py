@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
 from driftlens.evaluation.generation import Generation, generate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
@@ -73,7 +73,7 @@ def says(continuation: str, target: str) -> bool:
 def greedy_answers(
     model: LensModel,
     prompts: Sequence[str],
-    edits: Edit | Sequence[Edit | None] | None = None,
+    edits: Edited | Sequence[Edited | None] | None = None,
     *,
     batch_size: int = 64,
 ) -> list[Answer]:
@@ -82,7 +82,7 @@ def greedy_answers(
     Raises:
         DriftlensError: a prompt is empty or too long for the model.
     """
-    given = [edits] * len(prompts) if isinstance(edits, Edit) or edits is None else list(edits)
+    given = edits_or_none(edits, len(prompts))
     lengths = [len(tokenize_prompt(model, prompt).ids) for prompt in prompts]
     groups: dict[int, list[int]] = {}
     for at, length in enumerate(lengths):

@@ -20,6 +20,7 @@ from driftlens.clinics.probes import Probe, probe_record
 from driftlens.data import Fact
 from driftlens.editors import MEMIT, PMET, ROME, SADR, default_corpus, open_corpus, sadr_gamma, second_moments
 from driftlens.editors.base import Editor
+from driftlens.editors.restrained import with_sadr
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation import evaluate
@@ -78,9 +79,7 @@ def editor_for(model: LensModel, editor: str | Editor | Callable[[float], Editor
             raise unknown_name("editor", editor, _EDITORS)
         return _EDITORS[editor].for_model(model, regularizers=(SADR(gamma=gamma),) if gamma else ())
     if isinstance(editor, Editor):
-        others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
-        own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
-        return replace(editor, regularizers=(*others, replace(own, gamma=gamma)) if gamma else others)
+        return with_sadr(model, editor, gamma)
     return editor(gamma)
 
 

@@ -19,7 +19,7 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
-from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shown_warnings(errors):
             corpus = _corpus(options, records or (), errors)
             fetch_first(options.model)
+            check_layers(options, options.model)
             with progress_bars(errors) as progress:
                 shown = progress.add_task("load model", total=None)
                 from driftlens.models import load_model

@@ -17,7 +17,7 @@ from driftlens.commands.evaluate_options import EvaluateOptions, choose_records,
 from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, load_snippets, load_texts
 from driftlens.files import output_folder, path_of, require_apart, write_together
-from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     from driftlens.commands.evaluate_progress import Shown
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = choose_records(options, data)
     texts = None if options.perplexity_texts is None else tuple(load_texts(options.perplexity_texts))
     snippets = None if options.references is None else load_snippets(options.references)
+    check_layers(options, options.model)
     # Of all the data: an edit must not depend on how many records are asked for.
     corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, data)
 

@@ -20,7 +20,7 @@ from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
-from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +85,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
 
     corpus = _corpus(options, study, errors)
     fetch_first(options.model)
+    check_layers(options, options.model)
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
         from driftlens.models import load_model

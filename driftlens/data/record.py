@@ -7,10 +7,11 @@ tasks).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import NoReturn
 
 from driftlens.data.fact import Fact
 from driftlens.data.joints import without_blanks
-from driftlens.errors import DriftlensError
+from driftlens.errors import DriftlensError, unknown_name
 
 __all__ = ["TASKS", "Record", "TaskPrompt"]
 
@@ -56,6 +57,13 @@ class TaskPrompt:
             raise DriftlensError(f"prompt {self.text!r} must begin with its distractor {self.distractor!r}")
 
 
+class _Tasks(dict[str, tuple[TaskPrompt, ...]]):
+    """A record's prompts by task; a name that is none is told with those that are near."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise unknown_name("task", name, TASKS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One edit of a dataset with the prompts that test it.
@@ -78,6 +86,7 @@ class Record:
         if set(self.tasks) != set(TASKS):
             odd = sorted(set(self.tasks) ^ set(TASKS))
             raise DriftlensError(f"record {self.index}: missing or unknown tasks {odd}; expected {TASKS}")
+        object.__setattr__(self, "tasks", _Tasks(self.tasks))
 
     def __repr__(self) -> str:
         fact, n_prompts = self.fact, sum(map(len, self.tasks.values()))

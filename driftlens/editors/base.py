@@ -5,12 +5,12 @@ second moments come from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from driftlens.data import Fact
+from driftlens.data import Fact, Record
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
@@ -18,8 +18,36 @@ from driftlens.editors.objective import ValueSettings
 from driftlens.editors.regularizers import ChoosesLayers, Regularizer
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
 from driftlens.edits import EditResult
-from driftlens.errors import DriftlensError
-from driftlens.models import LensModel
+from driftlens.errors import DriftlensError, unknown_name
+from driftlens.models import LensModel, check_loaded
+
+
+def check_facts(facts: Sequence[object]) -> None:
+    """Whether these are facts.
+
+    Raises:
+        DriftlensError: one is something else; it says what was meant.
+    """
+    for given in facts:
+        if isinstance(given, Record):
+            raise DriftlensError(f"{given!r} is a record; its edit request is record.fact")
+        if not isinstance(given, Fact):
+            raise DriftlensError(
+                f"{str(given)[:60]!r} is no fact; give Fact(subject=..., prompt='{{}} is in', target_true=..., "
+                "target_new=...), or a record's .fact"
+            )
+
+
+def check_settings(editor: type[Editor], changes: Iterable[str]) -> None:
+    """Whether an editor has these settings.
+
+    Raises:
+        DriftlensError: one is unknown; it says which was meant.
+    """
+    known = [item.name for item in fields(editor) if item.init]
+    for name in changes:
+        if name not in known:
+            raise unknown_name(f"setting of {editor.__name__}", name, known)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,10 +85,12 @@ class Editor(ABC):
             )
         if self.contexts is not None:
             object.__setattr__(self, "contexts", check_contexts(self.contexts))
-        object.__setattr__(self, "regularizers", tuple(self.regularizers))
+        given: Any = self.regularizers  # a single one is welcome
+        object.__setattr__(self, "regularizers", tuple(given) if isinstance(given, Iterable) else (given,))
 
     def edit(self, model: LensModel, fact: Fact) -> EditResult:
         """Edit one fact; the model itself stays as it is."""
+        check_facts([fact])
         return self.edit_many(model, [fact])[0]
 
     @abstractmethod
@@ -117,6 +147,7 @@ class Editor(ABC):
         Raises:
             DriftlensError: a layer that the model does not have; a regularizer whose layers are not above the edit.
         """
+        check_loaded(model)
         for layer in self.edited_layers:
             if not 0 <= layer < model.n_layers:
                 raise DriftlensError(

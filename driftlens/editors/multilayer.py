@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor
+from driftlens.editors.base import Editor, check_facts, check_settings
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
@@ -25,7 +25,7 @@ from driftlens.editors.spread import SpreadUpdate, spread
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel
+from driftlens.models import LensModel, check_loaded
 from driftlens.models.memory import in_batches
 
 PREFIXES = ContextSampling(lengths=((10, 5),))
@@ -80,6 +80,8 @@ class MultiLayerEditor(Editor):
         Raises:
             DriftlensError: a setting out of range, a layer that the model does not have.
         """
+        check_loaded(model)
+        check_settings(cls, changes)
         editor = cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
         editor.check(model)  # a small model may have a large one's name
         return editor
@@ -99,6 +101,7 @@ class MultiLayerEditor(Editor):
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
+        check_facts(facts)
         moments, contexts = self._moments_for(model), self._contexts_for(model)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
@@ -152,6 +155,7 @@ class MultiLayerEditor(Editor):
         facts = tuple(facts)
         if not facts:
             raise DriftlensError("there are no facts to edit; give at least one")
+        check_facts(facts)
         moments, contexts = self._moments_for(model), self._contexts_for(model)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])

@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor
+from driftlens.editors.base import Editor, check_facts, check_settings
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
@@ -30,7 +30,7 @@ from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, LowRankUpdate
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel
+from driftlens.models import LensModel, check_loaded
 from driftlens.models.memory import in_batches
 
 
@@ -89,6 +89,8 @@ class ROME(Editor):
         Raises:
             DriftlensError: a setting out of range, a layer that the model does not have.
         """
+        check_loaded(model)
+        check_settings(cls, changes)
         editor = cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
         editor.check(model)  # a small model may have a large one's name
         return editor
@@ -108,6 +110,7 @@ class ROME(Editor):
         on_step: Callable[[int, int], None] | None = None,
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
+        check_facts(facts)
         given = self.second_moment
         moments = self._second_moments(
             model, [self.layer], {self.layer: given} if isinstance(given, SecondMoment) else None

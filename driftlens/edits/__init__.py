@@ -3,10 +3,25 @@
 from driftlens.edits.edit import (
     FORMAT,
     Edit,
+    Edited,
     EditResult,
     JointEditResult,
     LowRankUpdate,
     edit_hooks,
+    edits_of,
+    edits_or_none,
+    one_edit,
 )
 
-__all__ = ["FORMAT", "Edit", "EditResult", "JointEditResult", "LowRankUpdate", "edit_hooks"]
+__all__ = [
+    "FORMAT",
+    "Edit",
+    "EditResult",
+    "Edited",
+    "JointEditResult",
+    "LowRankUpdate",
+    "edit_hooks",
+    "edits_of",
+    "edits_or_none",
+    "one_edit",
+]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -276,6 +276,41 @@ def _asked(fact: Fact) -> str:
 def _reached(history: pd.DataFrame) -> str:
     steps = f"{len(history)} {'step' if len(history) == 1 else 'steps'}"
     return steps + (f", P(new) {float(history['probability'].iloc[-1]):.3f}" if len(history) else "")
+
+
+Edited: TypeAlias = Edit | EditResult | JointEditResult
+"""Where an edit is asked for, an editor's result is as good."""
+
+
+def one_edit(given: Edited) -> Edit:
+    """The edit itself.
+
+    Raises:
+        DriftlensError: neither an edit nor an editor's result.
+    """
+    edit: Any = given.edit if isinstance(given, EditResult | JointEditResult) else given
+    if not isinstance(edit, Edit):
+        raise DriftlensError(
+            f"{str(given)[:60]!r} is no edit; expected an Edit or an EditResult, such as "
+            "ROME.for_model(model).edit(model, fact)"
+        )
+    return edit
+
+
+def edits_of(given: Edited | Sequence[Edited], count: int) -> list[Edit]:
+    """A list of edits as it is; a single one ``count`` times."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [one_edit(one) for one in given]
+    return [one_edit(given)] * count
+
+
+def edits_or_none(given: Edited | Sequence[Edited | None] | None, count: int) -> list[Edit | None]:
+    """As :func:`edits_of`, where None stands for the unedited model."""
+    if given is None:
+        return [None] * count
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [None if one is None else one_edit(one) for one in given]
+    return [one_edit(given)] * count
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:

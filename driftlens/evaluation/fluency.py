@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from driftlens.data import Record
-from driftlens.edits import Edit
+from driftlens.edits import Edited
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.generation import generate
 from driftlens.evaluation.pairs import paired
@@ -38,7 +38,7 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 def continuations(
     model: LensModel,
     records: Record | Sequence[Record],
-    edits: Edit | Sequence[Edit | None] | None = None,
+    edits: Edited | Sequence[Edited | None] | None = None,
     *,
     top_k: int = 5,
     seed: int = 0,

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
 from driftlens.errors import DriftlensError
-from driftlens.models import Batch, KeyValues, LensModel
+from driftlens.models import Batch, KeyValues, LensModel, check_loaded
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows, tokenize_prompts
 
@@ -62,7 +62,7 @@ class _Row:
 def generate(
     model: LensModel,
     prompts: Sequence[str],
-    edits: Edit | Sequence[Edit | None] | None = None,
+    edits: Edited | Sequence[Edited | None] | None = None,
     *,
     top_k: int = 5,
     seed: int = 0,
@@ -95,7 +95,8 @@ def generate(
     """
     if top_k < 1 or max_tokens < 1:
         raise DriftlensError(f"top_k is {top_k} and max_tokens {max_tokens}; expected 1 or more of each")
-    edit_list = [edits] * len(prompts) if isinstance(edits, Edit) or edits is None else list(edits)
+    check_loaded(model)
+    edit_list = edits_or_none(edits, len(prompts))
     key_list = _occurrences(prompts) if keys is None else list(keys)
     for name, found in (("edits", len(edit_list)), ("keys", len(key_list))):
         if found != len(prompts):

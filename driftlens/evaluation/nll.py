@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TASKS, Record, TaskPrompt
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, Edited, edit_hooks
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
-from driftlens.models import KeyValues, LensModel
+from driftlens.models import KeyValues, LensModel, check_loaded
 from driftlens.models.grouping import group_by_width, pass_cost
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import (
@@ -86,7 +86,7 @@ Problem = tuple[int, str, int, str]
 def evaluate(
     model: LensModel,
     records: Record | Sequence[Record],
-    edits: Edit | Sequence[Edit | None] | None = None,
+    edits: Edited | Sequence[Edited | None] | None = None,
     *,
     tasks: Iterable[str] | None = None,
     batch_size: int = 64,
@@ -113,6 +113,7 @@ def evaluate(
     Raises:
         DriftlensError: the numbers of records and edits differ, or a task is unknown.
     """
+    check_loaded(model)
     pairs = paired(records, edits)
     wanted = None if tasks is None else set(tasks)
     for task in wanted or ():

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import Record
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from driftlens.models.memory import in_batches
@@ -28,7 +28,7 @@ from driftlens.models.memory import in_batches
 
 def perplexities(
     model: LensModel,
-    edits: Edit | Sequence[Edit | None] | None,
+    edits: Edited | Sequence[Edited | None] | None,
     *,
     texts: Sequence[str],
     records: Sequence[Record] | None = None,
@@ -53,7 +53,7 @@ def perplexities(
     Raises:
         DriftlensError: fewer than two tokens of text, or records and edits are not as many.
     """
-    edit_list = [edits] if isinstance(edits, Edit) or edits is None else list(edits)
+    edit_list = edits_or_none(edits, 1)
     labels = list(range(len(edit_list))) if records is None else [record.index for record in records]
     if len(labels) != len(edit_list):
         raise DriftlensError(f"{len(labels)} records but {len(edit_list)} edits; give one edit for each record")

@@ -6,12 +6,13 @@ This is all that the notebook's explorer and the page share: both ask a `Bench` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from driftlens.analyses.windows import default_window
 from driftlens.data import Fact, Record, TaskPrompt
 from driftlens.editors import ROME, SADR, sadr_gamma
 from driftlens.editors.base import Editor
+from driftlens.editors.restrained import with_sadr
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.explorer.readings import Floats, Reading, grids, read
@@ -62,6 +63,11 @@ class Bench:
     def keep(self, exhibit: int, gamma: float | None, edit: Edit) -> None:
         """An edit that was made elsewhere."""
         self._edits[exhibit, gamma] = edit
+
+    def label(self, editor: str, gamma: float | None) -> str:
+        """What to call the edits with a γ: the editor's name, γ, and its number of steps."""
+        restrained = editor if gamma is None else f"{editor} + SADR γ = {gamma:g}"
+        return f"{restrained}, {self.editor_for(gamma).steps} steps"
 
     def edit(self, exhibit: int, gamma: float | None) -> Edit:
         """The fact's edit with SADR's γ, or without it."""
@@ -120,14 +126,13 @@ def exhibits(records: Record | Sequence[Record], *, most: int | None = None) -> 
 
 
 def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
-    """With a γ, `editor` with SADR in place of any SADR it has; without one, without. None: ROME's presets."""
+    """With a γ, `editor` with SADR in place of any SADR it has; without one, without. None: ROME's presets.
+
+    The number of steps follows γ as the presets have it, unless another was given.
+    """
 
     def choose(gamma: float | None) -> Editor:
-        sadr = () if gamma is None else (SADR(gamma=gamma),)
-        if editor is None:
-            return ROME.for_model(model, regularizers=sadr)
-        others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
-        return replace(editor, regularizers=(*others, *sadr))
+        return with_sadr(model, ROME.for_model(model) if editor is None else editor, gamma)
 
     return choose
 

@@ -44,7 +44,7 @@ class Explorer(widgets.VBox):
             "record": _drop("record", records),
             "task": _drop("task", []),
             "prompt": _drop("prompt", []),
-            "gamma": _toggle([(_named(editor, gamma), gamma) for gamma in gammas]),
+            "gamma": _toggle([(bench.label(editor, gamma), gamma) for gamma in gammas]),
             "module": _toggle(list(_MODULES.items()), "attn"),
             "window": _toggle(list(windows), usual),
             "target": _toggle(list(_TARGETS.items())),
@@ -213,10 +213,6 @@ def _next_tokens(reading: Reading, columns: Sequence[Floats]) -> str:
 def _largest(values: Floats) -> tuple[int, int]:
     at, column = np.unravel_index(int(np.abs(values).argmax()), values.shape)
     return int(at), int(column)
-
-
-def _named(editor: str, gamma: float | None) -> str:
-    return editor if gamma is None else f"{editor} + SADR γ = {gamma:g}"
 
 
 def _line(*parts: Any) -> widgets.HBox:

@@ -78,7 +78,7 @@ def explorer_page(
         "edited_layers": sorted({layer for gamma in gammas for layer in bench.edit(0, gamma).updates}),
         "modules": [[name, _MODULES[name]] for name in MODULES],
         "windows": list(windows),
-        "gammas": [_gamma(gamma, editor) for gamma in gammas],
+        "gammas": [bench.label(editor, gamma) for gamma in gammas],
         "start": start,
         "start_window": min(range(len(windows)), key=lambda at: abs(windows[at] - default_window(model.n_layers))),
         "exhibits": exhibits,
@@ -130,7 +130,3 @@ def _packed(values: Floats) -> str:
     """Numbers between 0 and 1 as little-endian 16-bit integers in base64; what is no number as 0."""
     steps = np.rint(np.nan_to_num(values, nan=0.0).clip(0, 1) * 65535)
     return base64.b64encode(steps.astype("<u2").tobytes()).decode("ascii")
-
-
-def _gamma(gamma: float | None, editor: str) -> str:
-    return editor if gamma is None else f"{editor} + SADR γ = {gamma:g}"

@@ -27,7 +27,7 @@ from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
 from driftlens.models.self_check import SelfCheck, check_tokens, self_check
 
-__all__ = ["LensModel"]
+__all__ = ["LensModel", "check_loaded"]
 
 # TransformerLens's names; on a bridge they are aliases of its own, so hooks are written once for both.
 _SITES: Mapping[str, str] = {
@@ -296,6 +296,21 @@ class LensModel:
         if not 0 <= layer < self.n_layers:
             raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
+
+
+def check_loaded(model: object) -> None:
+    """Whether a model is what every function of driftlens works on.
+
+    Raises:
+        DriftlensError: it is a name, or a model of another library.
+    """
+    if isinstance(model, str | PathLike):
+        raise DriftlensError(f"{str(model)!r} is a model's name; load it first: load_model({str(model)!r})")
+    kinds = {cls.__name__ for cls in type(model).__mro__}
+    if kinds & {"TransformerBridge", "HookedTransformer"}:
+        raise DriftlensError(f"a {type(model).__name__} has to be wrapped first: LensModel(model)")
+    if "PreTrainedModel" in kinds:
+        raise DriftlensError(f"a {type(model).__name__} cannot be used as it is; give its folder to load_model(folder)")
 
 
 def _backend_of(model: Any) -> Backend:

@@ -23,7 +23,7 @@ from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
 from driftlens.models.self_check import check_tokens, self_check
 
-__all__ = ["load_model"]
+__all__ = ["depth", "load_model"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -83,6 +83,17 @@ def load_model(
         lens.checked = self_check(lens, reference)
     lens.frame = frame
     return lens
+
+
+def depth(name: str | PathLike[str]) -> int:
+    """How many layers a model has, by its configuration alone.
+
+    Raises:
+        DriftlensError: as :func:`load_model`.
+    """
+    place, _ = _place(fspath(name))
+    with one_line_errors(fspath(name), place), quiet_bars(quiet=place.local):
+        return int(read_config(place).num_hidden_layers)
 
 
 def _place(name: str) -> tuple[Checkpoint, str]:

@@ -77,6 +77,8 @@ def suggestion(name: str) -> str:
     near_names = {known.lower(): known for known in KNOWN_MODELS}
     near_names |= {known.lower().split("/")[-1]: known for known in KNOWN_MODELS}
     near = [near_names[match] for match in get_close_matches(name.lower(), near_names, n=3)]
+    if name in near:
+        return "; the name is right, so look at the network, or at HF_HUB_OFFLINE, or give a local folder"
     if near:
         return f"; did you mean {' or '.join(dict.fromkeys(near))}?"
     return "; expected 'demo', a name on the Hugging Face hub such as gpt2-xl, a model folder or a .gguf file"

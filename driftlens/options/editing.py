@@ -153,6 +153,32 @@ def add_editor_options(
     group.add_argument("--seed", type=seed_number, default=0, metavar="N", help=f"{seed} (default 0)")
 
 
+def check_layers(options: EditorOptions, model: str) -> None:
+    """Whether the model of that name has the layers that the options name: its configuration is read, no weight.
+
+    Raises:
+        DriftlensError: it has not, or no attention is above them for SADR to restrain.
+    """
+    if options.layers is None:
+        return
+    from driftlens.models.loading import depth
+
+    last, n_layers = options.layers[-1], depth(model)
+    if last >= n_layers:
+        raise DriftlensError(
+            f"layer {last} is out of range; {model} has layers 0 to {n_layers - 1}, choose of these with --layers"
+        )
+    _check_room(options, last, n_layers, model)
+
+
+def _check_room(options: EditorOptions, last: int, n_layers: int, model: str) -> None:
+    if options.sadr and last == n_layers - 1:
+        raise DriftlensError(
+            f"layer {last} is the last of {model}: no attention lies above the edit for SADR to "
+            "restrain; edit lower layers, or leave --sadr and --gamma out"
+        )
+
+
 def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
     """The preset of the editor for ``model``, changed by what ``options`` say; its second moments are not taken yet.
 
@@ -170,11 +196,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
         changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
     kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
     editor = kinds[options.editor].for_model(model, **changes)
-    if options.sadr and editor.edited_layers[-1] == model.n_layers - 1:
-        raise DriftlensError(
-            f"layer {model.n_layers - 1} is the last of {model.name}: no attention lies above the edit for SADR to "
-            "restrain; edit lower layers, or leave --sadr and --gamma out"
-        )
+    _check_room(options, editor.edited_layers[-1], model.n_layers, model.name)
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
 

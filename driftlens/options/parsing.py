@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn, TypeAlias
 
 from typing_extensions import override
@@ -42,6 +43,13 @@ class Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
+        if message != unknown and unknown.startswith("--"):
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            near = get_close_matches(unknown, options, n=2, cutoff=0.6)
+            if near:
+                message = f"unknown option {unknown}; did you mean {' or '.join(near)}?"
+                raise DriftlensError(f"{message} ({self.prog} --help lists all options)")
         raise DriftlensError(f"{message}; {self.prog} --help lists all options")
 
     @override

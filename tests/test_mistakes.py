@@ -99,7 +99,7 @@ def test_tasks_are_a_mapping_all_the_same():
     [
         ("--records", "unknown option --records; did you mean --record"),
         ("--tast=rewrite", "unknown option --tast; did you mean --task"),
-        ("--zzz", "unrecognized arguments: --zzz; driftlens trace --help lists all options"),
+        ("--zzz", "unrecognized arguments: --zzz 1; driftlens trace --help lists all options"),
     ],
 )
 def test_a_near_option_is_named(typed: str, message: str):
@@ -122,6 +122,7 @@ def test_layers_are_judged_before_weights_are_loaded(
     command: str, checkpoints: Any, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ):
     from driftlens.commands.cli import main
+    from driftlens.options.program import run_command
 
     folder = checkpoints("gpt2")
     assert depth(folder) == 3
@@ -130,7 +131,7 @@ def test_layers_are_judged_before_weights_are_loaded(
     typed = ["--subject", "A", "--prompt", "{} is", "--new", "b", "--corpus", "demo"] if command == "edit" else []
     for layers, message in (("12", "layer 12 is out of range"), ("2", "layer 2 is the last")):
         sadr = ["--gamma", "0.1"] if layers == "2" and command != "edit" else ["--sadr"]
-        assert main([command, "--model", str(folder), "--layers", layers, *sadr, *typed]) == 2
+        assert run_command(main, [command, "--model", str(folder), "--layers", layers, *sadr, *typed]) == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -299,18 +299,20 @@ def one_edit(given: Edited) -> Edit:
 
 def edits_of(given: Edited | Sequence[Edited], count: int) -> list[Edit]:
     """A list of edits as it is; a single one ``count`` times."""
+    several: Any = given
     if isinstance(given, Sequence) and not isinstance(given, str):
-        return [one_edit(one) for one in given]
-    return [one_edit(given)] * count
+        return [one_edit(one) for one in several]
+    return [one_edit(several)] * count
 
 
 def edits_or_none(given: Edited | Sequence[Edited | None] | None, count: int) -> list[Edit | None]:
     """As :func:`edits_of`, where None stands for the unedited model."""
+    several: Any = given
     if given is None:
         return [None] * count
     if isinstance(given, Sequence) and not isinstance(given, str):
-        return [None if one is None else one_edit(one) for one in given]
-    return [one_edit(given)] * count
+        return [None if one is None else one_edit(one) for one in several]
+    return [one_edit(several) for _ in range(count)]
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:

@@ -47,7 +47,7 @@ def arguments(checkpoints: Any, corpus: Path, data: Path, tmp_path: Path, monkey
 def test_pairs_are_made_answered_and_counted(arguments: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(arguments("--gamma", "0.5", "--out", "study")) == 0
     told = capsys.readouterr().out
-    assert "2 pairs and 1 checks" in told or "2 pairs and 1 check" in told
+    assert "2 pairs and 1 attention check\n" in told
     assert "ROME + SADR against ROME" in told
     study = Comparison.load("study/key.json")
     assert "γ = 0.5" in study.about["ROME + SADR"]

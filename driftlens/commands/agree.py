@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftlens.commands.output import output_folder, shown_warnings, write_together
 from driftlens.errors import DriftlensError
-from driftlens.options.parsing import Parser, whole_number
+from driftlens.files import output_folder, write_together
+from driftlens.options.parsing import Parser, seed_number, whole_number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from driftlens.display.terminal import Terminal
     from driftlens.human import Agreement, AnswerSheet, Comparison
 
 __all__ = ["main"]
@@ -50,11 +49,10 @@ class AgreeOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print and write what annotators found."""
     options = AgreeOptions(**vars(_parser().parse_args(argv)))
-    from rich.console import Console
-
+    from driftlens.display.terminal import shown_warnings, standard_error, standard_output
     from driftlens.human import agreement, read_answers
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = standard_error()
     with shown_warnings(errors):
         sheets = read_answers(options.answers)
         studies = _keys(options, sheets)
@@ -63,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with output_folder(options.out) as folder:
             written = write_together(folder, _files(found, errors, png=options.png), stale=["agreement.png"])
-    out = Console(highlight=False)
+    out = standard_output()
     _report(found, sheets, out)
-    out.print(f"wrote {folder}: {', '.join(path.name for path in written)}", markup=False, soft_wrap=True)
+    out.print(f"wrote {folder}: {', '.join(path.name for path in written)}", soft_wrap=True)
     return 0
 
 
@@ -89,25 +87,26 @@ def _keys(options: AgreeOptions, sheets: Sequence[AnswerSheet]) -> list[Comparis
     return [study for name, study in studies.items() if name in wanted]
 
 
-def _files(found: Agreement, errors: Console, *, png: bool) -> dict[str, Any]:
+def _files(found: Agreement, errors: Terminal, *, png: bool) -> dict[str, Any]:
+    from driftlens.display.spreadsheet import csv_bytes
     from driftlens.human import agreement_figure, agreement_latex
     from driftlens.plots import figure_html, figure_png
 
     figure = agreement_figure(found)
     picture, problem = figure_png(figure) if png else (None, "")
     if problem:
-        errors.print(f"driftlens: agreement.png is not written: {problem}", markup=False)
+        errors.print(f"driftlens: agreement.png is not written: {problem}")
     files: dict[str, Any] = {
-        "agreement.csv": found.table.to_csv(index=False, float_format="%.6g").encode(),
+        "agreement.csv": csv_bytes(found.table, float_format="%.6g"),
         "agreement.tex": agreement_latex(found).encode(),
         "agreement.html": figure_html(figure),
-        "annotators.csv": found.annotators.to_csv(index=False, float_format="%.6g").encode(),
-        "judgements.csv": found.judgements.to_csv(index=False, float_format="%.6g").encode(),
+        "annotators.csv": csv_bytes(found.annotators, float_format="%.6g"),
+        "judgements.csv": csv_bytes(found.judgements, float_format="%.6g"),
     }
     return files if picture is None else {**files, "agreement.png": picture}
 
 
-def _report(found: Agreement, sheets: Sequence[AnswerSheet], out: Console) -> None:
+def _report(found: Agreement, sheets: Sequence[AnswerSheet], out: Terminal) -> None:
     from rich.table import Table
 
     from driftlens.human.report import TITLES, cells, rows_by_setting
@@ -131,7 +130,6 @@ def _report(found: Agreement, sheets: Sequence[AnswerSheet], out: Console) -> No
         out.print(
             f"text on the left chosen in {100 * bias['value']:.1f} % of {bias['answers']:.0f} answers that are no ties "
             f"[{100 * bias['low']:.1f}, {100 * bias['high']:.1f}]",
-            markup=False,
             soft_wrap=True,
         )
     for each in found.annotators.to_dict("records"):
@@ -139,12 +137,11 @@ def _report(found: Agreement, sheets: Sequence[AnswerSheet], out: Console) -> No
             kept = "left out" if each["annotator"] in found.excluded else "kept; --exclude-failed leaves them out"
             out.print(
                 f"{each['annotator']} passed {each['passed']} of {each['checks']} attention checks ({kept})",
-                markup=False,
                 soft_wrap=True,
             )
     for sheet in sheets:
         if sheet.comment.strip():
-            out.print(f"{sheet.annotator} says: {' '.join(sheet.comment.split())}", markup=False, soft_wrap=True)
+            out.print(f"{sheet.annotator} says: {' '.join(sheet.comment.split())}", soft_wrap=True)
 
 
 def _parser() -> Parser:
@@ -173,7 +170,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--resamples", type=whole_number(100), default=2000, metavar="N", help="draws of the bootstrap (default 2000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, metavar="N", help="of the bootstrap (default 0)")
     parser.add_argument(
         "--out",
         default="driftlens-agree",

@@ -9,19 +9,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.compare_options import CompareOptions, Side, read_options
-from driftlens.commands.output import output_folder, progress_bars, shown_warnings, write_together
+from driftlens.commands.fetch import fetch_first
 from driftlens.data import Fact, Record, load_records
 from driftlens.errors import DriftlensError
+from driftlens.files import output_folder, write_together
 from driftlens.options.editing import choose_corpus, editor_text, make_editor, with_second_moments
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
+    from driftlens.display.terminal import Terminal
     from driftlens.edits import Edit
     from driftlens.human import Comparison, TextPair
     from driftlens.models import LensModel
@@ -34,14 +36,13 @@ PAGE = "compare.html"
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a study's page and key, or serve it."""
     options = read_options(argv)
-    from rich.console import Console
-
+    from driftlens.display.terminal import shown_warnings, standard_error, standard_output
     from driftlens.human import KEY, Comparison
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    out = Console(highlight=False, soft_wrap=True)
+    errors, out = standard_error(), standard_output()
+    say = partial(out.print, soft_wrap=True)  # a link or a path is one line, however long
     found = Path(options.out) / KEY
-    with output_folder(options.out) as folder, shown_warnings(errors):
+    with output_folder(options.out, (KEY, PAGE)) as folder, shown_warnings(errors):
         if found.exists():
             comparison = Comparison.load(found)
             if not options.serve and comparison.about.get("options") != _identity(options):
@@ -53,15 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison = _made(options, errors)
             comparison.save(found)
         _write_page(comparison, folder)
-        out.print(f"{len(comparison.pairs)} pairs and {len(comparison.items) - len(comparison.pairs)} checks")
+        n_checks = len(comparison.items) - len(comparison.pairs)
+        say(f"{_counted(len(comparison.pairs), 'pair')} and {_counted(n_checks, 'attention check')}")
         for systems in comparison.systems.values():
-            out.print(f"  {systems.challenger} against {systems.baseline}", markup=False)
-        out.print(f"wrote {folder / PAGE}: send it to the annotators", markup=False)
-        out.print(f"wrote {found}: keep it, only it says who wrote what", markup=False)
+            say(f"  {systems.challenger} against {systems.baseline}")
+        say(f"wrote {folder / PAGE}: send it to the annotators")
+        say(f"wrote {found}: keep it, only it says who wrote what")
         if options.serve:
             _serve(comparison, folder, options, out)
         else:
-            out.print(f"then: driftlens agree ANSWERS.json … --key {found}", markup=False)
+            say(f"then: driftlens agree ANSWERS.json … --key {found}")
     return 0
 
 
@@ -71,13 +73,17 @@ def _identity(options: CompareOptions) -> dict[str, str]:
     return {name: repr(value) for name, value in vars(options).items() if name not in free}
 
 
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 def _write_page(comparison: Comparison, folder: Path) -> None:
     from driftlens.human import comparison_page
 
     write_together(folder, {PAGE: comparison_page(comparison)})
 
 
-def _made(options: CompareOptions, errors: Console) -> Comparison:
+def _made(options: CompareOptions, errors: Terminal) -> Comparison:
     """The study that the options ask for."""
     from driftlens.human import Comparison, Systems
 
@@ -89,7 +95,7 @@ def _made(options: CompareOptions, errors: Console) -> Comparison:
     else:
         pairs = _of_edits(options, setting, wanted, about, errors)
     if len(pairs) < options.records:
-        errors.print(f"driftlens: only {len(pairs)} pairs could be made, not {options.records}", markup=False)
+        errors.print(f"driftlens: only {len(pairs)} pairs could be made, not {options.records}")
     return Comparison.of(
         pairs[: options.records],
         {setting: Systems(baseline=options.baseline.name, challenger=options.challenger.name)},
@@ -117,13 +123,16 @@ def _of_runs(options: CompareOptions, setting: str) -> list[TextPair]:
 
 
 def _of_edits(
-    options: CompareOptions, setting: str, wanted: int, about: dict[str, Any], errors: Console
+    options: CompareOptions, setting: str, wanted: int, about: dict[str, Any], errors: Terminal
 ) -> list[TextPair]:
     data = load_records(options.data)
     saved = {side.name: _saved_edits(side) for side in (options.baseline, options.challenger) if side.folder}
     records = _records(options, data, list(saved.values()))[:wanted]
+    from driftlens.display.terminal import progress_bars
     from driftlens.human import write_pairs
     from driftlens.models import load_model
+
+    fetch_first(options.model)
 
     with progress_bars(errors) as progress:
         task = progress.add_task("load model", total=None)
@@ -135,6 +144,10 @@ def _of_edits(
             for side in (options.baseline, options.challenger)
         ]
         task = progress.add_task("write texts", total=2 * len(records))
+
+        def done(so_far: int, _: int) -> None:
+            progress.update(task, completed=so_far)
+
         return write_pairs(
             model,
             records,
@@ -143,7 +156,7 @@ def _of_edits(
             seed=options.seed,
             max_tokens=options.max_tokens,
             batch_size=options.batch_size,
-            on_rows=lambda done, _: progress.update(task, completed=done),
+            on_rows=done,
         )
 
 
@@ -215,12 +228,13 @@ def _request(fact: Fact) -> tuple[str, ...]:
     return fact.subject, fact.prompt, fact.target_true, fact.target_new
 
 
-def _serve(comparison: Comparison, folder: Path, options: CompareOptions, out: Console) -> None:
+def _serve(comparison: Comparison, folder: Path, options: CompareOptions, out: Terminal) -> None:
     import ipaddress
     import socket
 
     from driftlens.human.server import ANSWERS, links, serve
 
+    say = partial(out.print, soft_wrap=True)
     database = folder / ANSWERS
     people, overview = links(database, comparison, options.annotators)
 
@@ -233,17 +247,15 @@ def _serve(comparison: Comparison, folder: Path, options: CompareOptions, out: C
             everywhere, local = False, host == "localhost"
         shown = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
         start = f"http://{shown}:{port}"
-        out.print("\none link for each annotator:")
+        say("\none link for each annotator:")
         for name, path in people.items():
-            out.print(f"  {name}  {start}{path}", markup=False)
-        out.print(f"for yourself, how far they are: {start}{overview}", markup=False)
+            say(f"  {name}  {start}{path}")
+        say(f"for yourself, how far they are: {start}{overview}")
         if local:
-            out.print("only this machine can open them; --host 0.0.0.0 lets others in")
+            say("only this machine can open them; --host 0.0.0.0 lets others in")
         else:
-            out.print(
-                "plain HTTP: anyone who reads this network's traffic can read along; use it in networks you trust"
-            )
-        out.print(f"answers: {database} (driftlens agree {database}); Ctrl-C ends", markup=False)
+            say("plain HTTP: anyone who reads this network's traffic can read along; use it in networks you trust")
+        say(f"answers: {database} (driftlens agree {database}); Ctrl-C ends")
         out.file.flush()
 
     serve(comparison, database, host=options.host, port=options.port, on_ready=tell)

@@ -13,6 +13,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 FAMILIES = ("gpt2", "gptj", "neox", "neox-sequential", "llama", "llama-gqa")
+"""Those that the whole suite runs on."""
+
+MORE_FAMILIES = (
+    "llama3", "mistral", "qwen2", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope", "olmo2", "gptneo",
+    "opt", "starcoder2",
+)  # fmt: skip
+"""Those that only the tests of families run on: each differs from the first in what a family may differ in."""
+
+WINDOW = 6
+"""How many tokens a layer with a sliding window attends to, itself included."""
 
 VOCAB = 400
 CONTEXT = 64
@@ -31,10 +41,10 @@ _CORPUS = [
 
 
 def tiny_checkpoint(family: str, folder: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a random checkpoint of one of `FAMILIES` with its tokenizer to `folder`."""
+    """Write a random checkpoint of one of the families with its tokenizer to `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    bos = family.startswith("llama")
+    bos = family.startswith(("llama", "mistral", "gemma", "opt"))
     write_tokenizer(folder, bos=bos)
     model = tiny_model(family, seed=seed).to(dtype)
     model.save_pretrained(folder)
@@ -87,8 +97,68 @@ def _config(family: str) -> Any:
             intermediate_size=4 * D_MODEL, rotary_pct=0.5, use_parallel_residual=family == "neox", **common
         )
     if family.startswith("llama"):
-        return LlamaConfig(intermediate_size=80, num_key_value_heads=2 if family == "llama-gqa" else HEADS, **common)
-    raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
+        if family == "llama3":
+            common |= {"rope_parameters": _LLAMA3_ROPE}
+        return LlamaConfig(intermediate_size=80, num_key_value_heads=2 if family != "llama" else HEADS, **common)
+    return _config_of_more(family, common)
+
+
+# The boundary of the low frequencies lies within the context, so that scaled and unscaled ones both matter.
+_LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def _config_of_more(family: str, common: dict[str, Any]) -> Any:
+    import transformers
+
+    gated = {"intermediate_size": 80, "num_key_value_heads": 2}
+    if family == "mistral":
+        return transformers.MistralConfig(**gated, **common, sliding_window=WINDOW)
+    if family == "qwen2":
+        return transformers.Qwen2Config(**gated, **common | {"tie_word_embeddings": True})
+    if family == "qwen2-window":  # the upper layers only
+        window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        return transformers.Qwen2Config(**gated, **common, **window)
+    if family == "qwen3":
+        return transformers.Qwen3Config(**gated, **common, head_dim=16)
+    if family == "gemma2":
+        return transformers.Gemma2Config(
+            **gated, **common | {"tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=24,
+            sliding_window=WINDOW, attn_logit_softcapping=3.0, final_logit_softcapping=5.0,
+        )  # fmt: skip
+    if family == "gemma3":
+        return transformers.Gemma3TextConfig(
+            **gated, **common | {"tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=16,
+            sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )  # fmt: skip
+    if family == "phi3":
+        return transformers.Phi3Config(**gated, **common, sliding_window=WINDOW, pad_token_id=0)
+    if family == "phi3-longrope":
+        half = D_MODEL // HEADS // 2
+        rope = {
+            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": CONTEXT // 4,
+            "short_factor": [1.0] * half, "long_factor": [4.0 + i for i in range(half)],
+        }  # fmt: skip
+        return transformers.Phi3Config(
+            **gated, **common, rope_parameters=rope, original_max_position_embeddings=CONTEXT // 4, pad_token_id=0
+        )
+    if family == "olmo2":
+        return transformers.Olmo2Config(**gated, **common, pad_token_id=0)
+    if family == "gptneo":
+        return transformers.GPTNeoConfig(
+            num_layers=LAYERS, hidden_size=D_MODEL, num_heads=HEADS, vocab_size=VOCAB, max_position_embeddings=CONTEXT,
+            attention_types=[[["global", "local"], 1], [["local"], LAYERS - 2]], window_size=WINDOW,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+    if family == "opt":
+        return transformers.OPTConfig(
+            **common | {"tie_word_embeddings": True}, ffn_dim=80, word_embed_proj_dim=D_MODEL, pad_token_id=1
+        )
+    if family == "starcoder2":
+        return transformers.Starcoder2Config(**gated, **common, use_bias=True, sliding_window=WINDOW)
+    raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES + MORE_FAMILIES)}")
 
 
 def write_tokenizer(folder: Path, *, bos: bool) -> None:

@@ -17,8 +17,11 @@ _PATHS = {
     "gpt2": ("attn", "attn.c_proj", "mlp", "mlp.c_proj"),
     "gptj": ("attn", "attn.out_proj", "mlp", "mlp.fc_out"),
     "gpt_neox": ("attention", "attention.dense", "mlp", "mlp.dense_4h_to_h"),
-    "llama": ("self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj"),
+    "gpt_neo": ("attn.attention", "attn.attention.out_proj", "mlp", "mlp.c_proj"),
+    "opt": ("self_attn", "self_attn.out_proj", "fc2", "fc2"),
+    "starcoder2": ("self_attn", "self_attn.o_proj", "mlp", "mlp.c_proj"),
 }
+_LLAMA = ("self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj")
 
 # What is done at a site: gets the tensor in TransformerLens's layout, returns a new one or None.
 Edit = tuple[str, int, Callable[[Tensor], Tensor | None]]
@@ -33,11 +36,12 @@ class PlainModel:
         self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
         self.model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.base = self.model.base_model
+        self.base = getattr(self.model.base_model, "decoder", self.model.base_model)
         self.blocks = self.base.h if hasattr(self.base, "h") else self.base.layers
         config = self.model.config
-        self.n_heads, self.d_head = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        self.paths = _PATHS[config.model_type]
+        self.n_heads = config.num_attention_heads
+        self.d_head = getattr(config, "head_dim", None) or config.hidden_size // self.n_heads
+        self.paths = _PATHS.get(config.model_type, _LLAMA)
 
     def run(self, tokens: Tensor, mask: Tensor | None = None, edits: Sequence[Edit] = ()) -> tuple[Tensor, Tensor]:
         """The residual stream before the final norm, and the logits."""
@@ -102,22 +106,34 @@ class PlainModel:
                     tensor = _or(function(tensor), tensor)
             return tensor
 
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Any:
+        def attend(
+            layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float | None = None
+        ) -> Any:
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-            scores = apply("attn_scores", layer, query @ key.transpose(-1, -2) * scale + mask)
+            scores = query @ key.transpose(-1, -2) * scale
+            scores = scores if cap is None else (scores / cap).tanh() * cap
+            scores = apply("attn_scores", layer, scores + mask)
             pattern = apply("pattern", layer, scores.softmax(-1))
             return pattern @ value, pattern
 
         def eager(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Any:
-            z, pattern = attend(module.layer_idx, query, key, value, mask, options["scaling"])
+            cap = options.get("softcap")
+            z, pattern = attend(module.layer_idx, query, key, value, mask, options["scaling"], cap)
             return z.transpose(1, 2), pattern
 
         def gptj(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Any:
             return attend(module.layer_idx, query, key, value, mask, 1 / module.scale_attn)
 
+        def gpt_neo(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Any:
+            length = query.shape[-2]
+            local = torch.zeros(length, length).masked_fill(~module.bias[0, 0, :length, :length], -1e30)
+            return attend(module.layer_id, query, key, value, mask + local, 1.0)
+
         if self.model.config.model_type == "gptj":
             target, name, function = type(self.blocks[0].attn), "_attn", gptj
+        elif self.model.config.model_type == "gpt_neo":
+            target, name, function = type(self.blocks[0].attn.attention), "_attn", gpt_neo
         else:
             target, name, function = sys.modules[type(self.model).__module__], "eager_attention_forward", eager
         with mock.patch.object(target, name, function):

@@ -7,7 +7,6 @@ nothing behind or above can change what stands there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -39,7 +38,7 @@ def subject_outputs(
     model: LensModel,
     facts: Sequence[Fact],
     layer: int,
-    site: Literal["mlp_out", "resid_post"],
+    site: str,
     *,
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "facts d_model"]:

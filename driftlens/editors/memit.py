@@ -5,18 +5,20 @@
 2. z is written into all edited layers in ascending order, each getting its part of what is still missing, the
    residual divided by the number of layers left (:mod:`driftlens.editors.spread`).
 
+In families that put a norm behind the MLP (Gemma 2 and 3, OLMo 2), δ and z are about the down-projection's output, in
+front of that norm: the weights cannot write a residual that the norm would rescale.
+
 Several facts can be one update (:meth:`MEMIT.edit_together`), which is MEMIT's own point, or one each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor
 from driftlens.editors.rows import Place
+from driftlens.models import LensModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +60,11 @@ class MEMIT(MultiLayerEditor):
         DriftlensError: a setting out of range; no layers, or not in ascending order; a layer without second moment.
     """
 
-    _places: ClassVar[tuple[Place, ...]] = ("resid_post",)
-    _site: ClassVar[Literal["mlp_out", "resid_post"]] = "resid_post"
+    @staticmethod
+    @override
+    def _places(model: LensModel) -> tuple[Place, ...]:
+        # A norm behind the down-projection gives its output a fixed length: no weight there could write a residual.
+        return ("resid_post",) if model.adds_to_resid("mlp_out") else ("mlp_out",)
 
     @staticmethod
     @override

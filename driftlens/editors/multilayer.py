@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -42,8 +42,10 @@ class MultiLayerEditor(Editor):
     second_moment: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | SecondMoment] | None = None
     second_moment_weight: float = 15000.0
 
-    _places: ClassVar[tuple[Place, ...]]
-    _site: ClassVar[Literal["mlp_out", "resid_post"]]
+    @staticmethod
+    @abstractmethod
+    def _places(model: LensModel) -> tuple[Place, ...]:
+        """Where δ is added in the last layer; z is about the first of these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,7 +199,7 @@ class MultiLayerEditor(Editor):
             model,
             facts,
             layer=self.layers[-1],
-            places=self._places,
+            places=self._places(model),
             contexts=contexts,
             settings=self._value_settings(),
             on_step=on_step,
@@ -217,7 +219,7 @@ class MultiLayerEditor(Editor):
             groups,
             torch.stack([value.target for value in values]),
             layers=self.layers,
-            site=self._site,
+            site=self._places(model)[0],
             share=self._share,
             contexts=contexts,
             moments=moments,

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
-
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.rows import Place
 from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,9 +50,6 @@ class PMET(MultiLayerEditor):
     certain_nll_factor: float = 0.1
     certain_stop_kl: float | None = 0.01
 
-    _places: ClassVar[tuple[Place, ...]] = ("mlp_out", "attn_out")
-    _site: ClassVar[Literal["mlp_out", "resid_post"]] = "mlp_out"
-
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +64,11 @@ class PMET(MultiLayerEditor):
             certain_nll_factor=self.certain_nll_factor,
             certain_stop_kl=self.certain_stop_kl,
         )
+
+    @staticmethod
+    @override
+    def _places(model: LensModel) -> tuple[Place, ...]:
+        return ("mlp_out", "attn_out")
 
     @staticmethod
     @override

@@ -9,8 +9,9 @@ Each fact has a row for every different context and one for the essence prompt. 
    tokens ("Paris is the capital of", "Paris is a"), that row is read instead;
 4. facts of like width share a pass (:mod:`driftlens.models.grouping`).
 
-A δ at the attention's output (PMET) in a block whose MLP reads that output (GPT-2, Llama) also goes through the
-edit layer's own MLP.  Its steps run that block again, for column 0 alone: in all others its output stays.
+Where δ is not simply added to the block's output (at an attention output that the MLP reads, as PMET's in GPT-2 and
+Llama; in front of a norm, as in Gemma and OLMo 2), the steps run the edit layer's block again with δ in it, for
+column 0 alone: in all other columns its output stays.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
 from driftlens.errors import DriftlensError
-from driftlens.hooks import Hook, record
+from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.grouping import group_by_width, pass_cost
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
@@ -86,20 +87,24 @@ class Rows:
         """The output of the edit layer with every fact's δ in column 0, added in δ's own precision."""
         mine = delta[self.fact]
         if self.entry is None:
-            # Whatever is added at any place of such a block is added to its output.
-            first = self.resid[:, 0].to(delta.dtype) + mine.sum(dim=1)
+            output, inside = self.resid[:, 0], []
         else:
-            at = places.index("attn_out")
-
-            def add(attn_out: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001 (TransformerLens's call)
-                return (attn_out.to(delta.dtype) + mine[:, at : at + 1]).to(attn_out.dtype)
-
+            inside = [at for at, place in enumerate(places) if not model.adds_to_resid(place)]
             column = Batch(tokens=self.batch.tokens[:, :1], mask=self.batch.mask[:, :1])
-            hooks: list[Hook] = [(model.hook_name("attn_out", layer), add)]
-            out = model.run(column, hooks=hooks, start=layer, stop=layer + 1, resid=self.entry, past=self.past)
-            others = [i for i in range(len(places)) if i != at]
-            first = out[:, 0].to(delta.dtype) + mine[:, others].sum(dim=1)
+            hooks: list[Hook] = [(model.hook_name(places[at], layer), _adding(mine[:, at])) for at in inside]
+            output = model.run(column, hooks=hooks, start=layer, stop=layer + 1, resid=self.entry, past=self.past)[:, 0]
+        others = [at for at in range(len(places)) if at not in inside]
+        first = output.to(delta.dtype) + mine[:, others].sum(dim=1)
         return torch.cat([first.to(self.resid.dtype).unsqueeze(1), self.resid[:, 1:]], dim=1)
+
+
+def _adding(delta: Float[Tensor, "rows d_model"]) -> HookFunction:
+    """A hook for a pass of one column: δ added to every row, in δ's own precision."""
+
+    def add(output: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001 (TransformerLens's call)
+        return (output.to(delta.dtype) + delta[:, None]).to(output.dtype)
+
+    return add
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +178,8 @@ def vanilla_rows(
     ]
     resid = model.run(batch, hooks=hooks, start=layer, resid=entry, stop=layer + 1)
 
-    # Where the MLP reads the attention's output, a δ there takes another way than into the block's output.
-    through_mlp = "attn_out" in places and not model.parallel_blocks
-    first, before = (layer, entry) if through_mlp else (layer + 1, resid)
+    through_block = not all(model.adds_to_resid(place) for place in places)
+    first, before = (layer, entry) if through_block else (layer + 1, resid)
     # The steps need no bare row: where the contexts hold the bare prompt it is among them.
     stepped = [[at for at, row in enumerate(own) if row.kind != "bare"] for own in by_fact]
     widths = [
@@ -196,7 +200,7 @@ def vanilla_rows(
             here,
             batch=Batch(tokens=batch.tokens[at, right], mask=batch.mask[at, right]),
             resid=resid[at, right],
-            entry=entry[at, column : column + 1] if through_mlp else None,
+            entry=entry[at, column : column + 1] if through_block else None,
             past=past,
             subject_key=reach,
         )

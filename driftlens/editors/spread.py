@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.keys import subject_keys, subject_outputs
+from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.edits import Edit, LowRankUpdate, edit_hooks
 from driftlens.errors import DriftlensError
@@ -50,7 +50,7 @@ def spread(
     targets: Float[Tensor, "facts d_model"],
     *,
     layers: Sequence[int],
-    site: Literal["mlp_out", "resid_post"],
+    site: Place,
     share: Callable[[int], float],
     contexts: Sequence[str],
     moments: Mapping[int, SecondMoment],

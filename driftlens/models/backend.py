@@ -45,7 +45,17 @@ class Columns:
 
     positions: Int[Tensor, "rows seq"]
     mask: Bool[Tensor, "rows past+seq"]
+    key_positions: Int[Tensor, "rows past+seq"]
     visible: Bool[Tensor, "rows seq past+seq"]
+
+    def within(self, window: int | None) -> Bool[Tensor, "rows seq past+seq"]:
+        """What of `visible` a layer attends to that reads only the last `window` positions, the query's own included.
+
+        Positions count, not columns: between a branch and its trunk there may be other branches.
+        """
+        if window is None:
+            return self.visible
+        return self.visible & (self.key_positions[:, None, :] > self.positions[:, :, None] - window)
 
 
 class Backend(ABC):
@@ -102,6 +112,11 @@ class Backend(ABC):
     @abstractmethod
     def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
         """Logits of the wrapped model's own forward, for the self-check."""
+
+    @contextmanager
+    def narrowed(self, window: int) -> Generator[None]:
+        """No sliding window wider than this while the body runs, in passes and in `reference_logits`."""
+        yield
 
     @abstractmethod
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:

@@ -7,20 +7,20 @@ block.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Dimensions
-from driftlens.models.families import FAMILIES
+from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse
-from driftlens.models.gptj import make_patchable
 from driftlens.models.key_values import PassCache
 
 __all__ = ["BridgeBackend", "empty_twin"]
@@ -49,15 +49,17 @@ class BridgeBackend(Backend):
     name = "bridge"
     column_dim = 2  # [rows, heads, columns, d_head]
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, family: Family | None = None) -> None:
         super().__init__(model)
         cfg = model.cfg
         architecture = str(cfg.architecture)
-        if architecture not in FAMILIES:
-            raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
-        self.family = FAMILIES[architecture]
-        if self.family.name == "gptj":
-            make_patchable(model)
+        family = family or family_for(architecture)
+        if family is None:
+            raise unsupported_architecture(architecture)
+        self.family = family
+        config = self.huggingface.config
+        family.require_supported(config)
+        family.prepare(model)
         fuse(model)
         if self.huggingface.config._attn_implementation != "eager":
             self.huggingface.set_attn_implementation("eager")
@@ -71,8 +73,9 @@ class BridgeBackend(Backend):
             d_mlp=self.down_projection(0)[0].shape[0],
             d_head=int(cfg.d_head),
             d_vocab=self._weight("unembed").shape[0],
-            n_ctx=int(cfg.n_ctx),
+            n_ctx=longest_row(config, int(cfg.n_ctx)),
         )
+        self.windows = family.windows(config)
         self.parallel_blocks = "Parallel" in type(model.blocks[0]).__name__
         parameters = inspect.signature(self._block(0).forward).parameters
         self._cache_name = next(name for name in _CACHE_NAMES if name in parameters)
@@ -102,10 +105,7 @@ class BridgeBackend(Backend):
     def embed(
         self, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
     ) -> Float[Tensor, "rows seq d_model"]:
-        resid: Tensor = self.model.embed(tokens)
-        if hasattr(self.model, "pos_embed"):
-            resid = resid + self.model.pos_embed(positions)
-        return resid
+        return self.family.embed(self.model, tokens, positions)
 
     @override
     def run_blocks(
@@ -115,31 +115,44 @@ class BridgeBackend(Backend):
         columns: Columns,
         cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
-        # Finite, as in Hugging Face's own masks: with -inf some half-precision kernels give NaN.
-        hidden = torch.finfo(resid.dtype).min
-        mask = torch.zeros_like(columns.visible, dtype=resid.dtype).masked_fill_(~columns.visible, hidden)
-        inputs: dict[str, Any] = {
-            "attention_mask": mask[:, None],
-            "position_ids": columns.positions,
-            "use_cache": cache is not None,
-            self._cache_name: cache,
-        }
-        if hasattr(self.model, "rotary_emb"):
-            inputs["position_embeddings"] = self.model.rotary_emb(resid, columns.positions)
+        # Without one of its own a pass still hands a cache over: it says whose mask this is (`patchable`).
+        cache = PassCache(None, keep=0, column_dim=self.column_dim) if cache is None else cache
+        inputs: dict[str, Any] = {"position_ids": columns.positions, "use_cache": True, self._cache_name: cache}
+        masks = {window: _mask(columns.within(window), resid.dtype) for window in {self.windows[n] for n in layers}}
+        rotary: dict[str | None, Any] = {}
         for layer in layers:
+            inputs["attention_mask"] = masks[self.windows[layer]]
+            if hasattr(self.model, "rotary_emb"):
+                kind = self.family.rotary_type(self.huggingface.config, layer)
+                if kind not in rotary:
+                    which = () if kind is None else (kind,)
+                    rotary[kind] = self.model.rotary_emb(resid, columns.positions, *which)
+                inputs["position_embeddings"] = rotary[kind]
             block = self.model.blocks[layer]
+            _tell_shape(block, resid)
             output = block.original_component(block.hook_in(resid), **inputs)
             resid = block.hook_out(output[0] if isinstance(output, tuple) else output)
         return resid
 
     @override
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        return self.model.unembed(self.model.ln_final(resid))
+        return self.family.unembed(self.model, resid)
 
     @override
     def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
         mask = torch.ones_like(tokens)
         return self.huggingface(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+
+    @override
+    @contextmanager
+    def narrowed(self, window: int) -> Generator[None]:
+        wide = self.windows
+        with self.family.narrowed(self.huggingface, window):
+            self.windows = tuple(width and min(width, window) for width in wide)
+            try:
+                yield
+            finally:
+                self.windows = wide
 
     @override
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
@@ -153,7 +166,7 @@ class BridgeBackend(Backend):
         # lead to the live tensors; the bridge's state dict would list its components' names, and some weights
         # twice.
         for name in empty_twin(self.huggingface).state_dict():
-            yield name, reduce(getattr, name.split("."), self.huggingface)
+            yield name, reduce(_submodule, name.split("."), self.huggingface)
 
     @override
     def description(self) -> dict[str, Any]:
@@ -165,6 +178,26 @@ class BridgeBackend(Backend):
 
     def _weight(self, component: str) -> Tensor:
         return getattr(self.model, component).original_component.weight
+
+
+def _mask(visible: Bool[Tensor, "rows seq past+seq"], dtype: torch.dtype) -> Float[Tensor, "rows 1 seq past+seq"]:
+    """What is added to the scores: 0 where a column is visible."""
+    # Finite, as in Hugging Face's own masks: with -inf some half-precision kernels give NaN.
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _tell_shape(block: Any, resid: Tensor) -> None:
+    """OPT runs its MLP on rows and columns in one dimension; the bridge's hooks unfold them, told how by its forward."""
+    if hasattr(block, "_unflatten_conversions"):
+        for conversion in block._unflatten_conversions():
+            conversion.batch_seq = tuple(resid.shape[:2])
+
+
+def _submodule(module: Any, name: str) -> Any:
+    """An attribute of the Hugging Face module that this is or wraps."""
+    # A bridge's component may carry the name of a module that its own one lies inside of (GPT-Neo's `attn.attention`).
+    wrapped = getattr(module, "original_component", None)
+    return getattr(wrapped if hasattr(wrapped, name) else module, name)
 
 
 def empty_twin(model: Any) -> Any:

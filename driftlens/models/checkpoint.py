@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from driftlens.errors import DriftlensError
 from driftlens.models.encoding import fast
-from driftlens.models.families import FAMILIES
+from driftlens.models.families import Family, family_for, unsupported_architecture
 from driftlens.models.names import suggestion
 from driftlens.models.weights import check_numbers, check_report, check_weights
 
@@ -52,8 +52,8 @@ def checkpoint(source: str, local: bool) -> Checkpoint:
     return Checkpoint(source=source, local=local)
 
 
-def read_config(of: Checkpoint) -> Any:
-    """Its configuration; an unknown architecture or quantised weights that cannot be edited are an error."""
+def read_config(of: Checkpoint, family: Family | None = None) -> tuple[Any, Family]:
+    """Its configuration and family (the given one, if any); one that cannot be run or edited is an error."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -62,15 +62,14 @@ def read_config(of: Checkpoint) -> Any:
         named: Any = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         config.architectures = [named[config.model_type]] if config.model_type in named else None
     architectures: list[str] = list(config.architectures or [])
-    if not any(architecture in FAMILIES for architecture in architectures):
-        raise DriftlensError(
-            f"unsupported architecture {', '.join(architectures) or config.model_type} in {of}; "
-            f"expected one of {', '.join(FAMILIES)}"
-        )
+    known = family or next(filter(None, map(family_for, architectures)), None)
+    if known is None:
+        raise unsupported_architecture(f"{', '.join(architectures) or config.model_type} in {of}")
     if getattr(config, "quantization_config", None):
         raise DriftlensError(f"{of} is quantised and cannot be edited; use the full-precision checkpoint")
     check_numbers(str(of), config)
-    return config
+    known.require_supported(config)
+    return config, known
 
 
 def read_tokenizer(of: Checkpoint) -> Any:

@@ -19,9 +19,6 @@ from typing_extensions import override
 
 __all__ = ["FusedNorm", "TanhGELU", "fuse"]
 
-# Hugging Face's LayerNorm and Llama's RMSNorm; other norms (Gemma's, which adds 1 to its weight) stay as they are.
-_NORMS = ("LayerNorm", "LlamaRMSNorm")
-
 
 class FusedNorm(NormalizationBridge):
     """`hook_in` → the checkpoint's own norm → `hook_out`; the bridge's way where an inner hook point is in use."""
@@ -47,10 +44,7 @@ def fuse(bridge: Any) -> None:
     """Let the norms and activations of a bridge be computed in one kernel; a no-op the second time."""
     for module in list(bridge.modules()):
         # These classes and no others: another subclass may compute something of its own.
-        if (
-            type(module) in (NormalizationBridge, RMSNormalizationBridge)
-            and type(module.original_component).__name__ in _NORMS
-        ):
+        if type(module) in (NormalizationBridge, RMSNormalizationBridge):
             module.__class__ = FusedNorm
     for parent in list(bridge.original_model.modules()):
         for name, child in list(parent.named_children()):

@@ -17,10 +17,13 @@ from typing_extensions import override
 
 from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Dimensions
-from driftlens.models.families import FAMILIES
+from driftlens.models.families import FAMILIES, Family
 from driftlens.models.key_values import PassCache
 
 __all__ = ["HookedBackend"]
+
+_ARCHITECTURES = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "LlamaForCausalLM")
+"""Those whose blocks this backend is proven on; the others need the bridge."""
 
 # The parts of a HookedTransformerConfig that, with the weights, make the function.
 _MEANINGFUL = (
@@ -35,11 +38,11 @@ class HookedBackend(Backend):
     name = "hooked"
     column_dim = 1  # [rows, columns, heads, d_head]
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, family: Family | None = None) -> None:
         super().__init__(model)
         cfg = model.cfg
         _require_supported(cfg)
-        self.family = FAMILIES[_architecture(cfg)]
+        self.family = family or FAMILIES[_architecture(cfg)]
         self.dimensions = Dimensions(
             n_layers=int(cfg.n_layers),
             n_heads=int(cfg.n_heads),
@@ -179,10 +182,13 @@ def _require_supported(cfg: Any) -> None:
 def _architecture(cfg: Any) -> str:
     """The checkpoint's architecture; for a model built by hand, the family whose blocks it has."""
     architecture = cfg.original_architecture
-    if architecture in FAMILIES:
+    if architecture in _ARCHITECTURES:
         return str(architecture)
     if architecture is not None:
-        raise DriftlensError(f"unsupported architecture {architecture}; expected one of {', '.join(FAMILIES)}")
+        raise DriftlensError(
+            f"unsupported architecture {architecture} for a HookedTransformer; expected one of "
+            f"{', '.join(_ARCHITECTURES)}, or load the checkpoint with load_model"
+        )
     if cfg.gated_mlp:
         return "LlamaForCausalLM"
     if cfg.positional_embedding_type == "standard":

@@ -22,10 +22,11 @@ from driftlens.models.backend import Backend, Columns, Hook
 from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.chat import RAW, Frame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
+from driftlens.models.families import Family
 from driftlens.models.fingerprint import fingerprint
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
-from driftlens.models.self_check import SelfCheck, check_tokens, self_check
+from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
 
 __all__ = ["LensModel", "check_loaded"]
 
@@ -42,13 +43,17 @@ _SITES: Mapping[str, str] = {
 }
 
 
+_BEFORE_NORMS: Mapping[str, str] = {"attn_out": "attn.hook_out", "mlp_out": "mlp.hook_out"}
+
+
 class LensModel:
     """A TransformerLens model with raw weights, in eval mode, with frozen parameters.
 
     `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it
     is put into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the
     model is not to be used. `source` says in words where the weights come
-    from. `check` runs the self-check, whose result is kept as `checked`.
+    from. `check` runs the self-check, whose result is kept as `checked`. `family` says what the model's architecture
+    does differently, where driftlens does not know it.
     """
 
     frame: Frame = RAW
@@ -62,8 +67,9 @@ class LensModel:
         source: str | None = None,
         check: bool = True,
         tokenizer: Any = None,
+        family: Family | None = None,
     ) -> None:
-        backend = _backend_of(model)
+        backend = _backend_of(model, family)
         reason = backend.processed()
         if reason is not None:
             raise DriftlensError(
@@ -169,11 +175,25 @@ class LensModel:
         """The hook point of a site: resid_pre, resid_post, attn_out, mlp_out, mlp_post, pattern, attn_scores
         or z.
 
-        `mlp_post` is the input of the MLP's down-projection in every family.
+        `mlp_post` and `mlp_out` are the input and the output of the MLP's down-projection in every family, `attn_out`
+        the output of the attention's output projection: before a norm that some families put behind them.
         """
         if site not in _SITES:
             raise DriftlensError(f"unknown site {site!r}; expected one of {', '.join(_SITES)}")
-        return f"blocks.{self._layer(layer)}.{_SITES[site]}"
+        # TransformerLens's own names for these two are the outputs of the norms, where a family has these.
+        point = _BEFORE_NORMS.get(site) if self._backend.family.output_norms else None
+        return f"blocks.{self._layer(layer)}.{point or _SITES[site]}"
+
+    def adds_to_resid(self, site: str) -> bool:
+        """Whether what is added at `mlp_out`, `attn_out` or `resid_post` is added, as it is, to the block's output.
+
+        It is not where a norm stands behind the site, nor at `attn_out` where the MLP reads the attention's output.
+        """
+        if site == "resid_post":
+            return True
+        if self._backend.family.output_norms:
+            return False
+        return site == "mlp_out" or (site == "attn_out" and self.parallel_blocks)
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802 (the matrix\'s name everywhere)
         """The MLP's down-projection as a live view: changing it in place changes the model."""
@@ -239,8 +259,9 @@ class LensModel:
         export(self, self._backend, folder, W_out or {})
 
     def _check(self) -> SelfCheck:
-        tokens = check_tokens(self.d_vocab, self.n_ctx).to(self.device)
-        return self_check(self, self._backend.reference_logits(tokens))
+        with self._backend.narrowed(WINDOW):
+            rows = check_rows(self.d_vocab, self.n_ctx)
+            return self_check(self, [self._backend.reference_logits(row.to(self.device)) for row in rows])
 
     def _pass(
         self,
@@ -283,6 +304,7 @@ class LensModel:
             mask = torch.cat([past.mask, mask], dim=-1)
         visible = visible_columns(batch, None if past is None else past.mask)
         positions = standing(visible)
+        before = positions[:, :0] if past is None else past.mask.cumsum(-1) - 1
         if mask.shape[1] > self.n_ctx:
             longest = int(positions.masked_fill(~batch.mask, 0).max()) + 1
             if longest > self.n_ctx:
@@ -290,7 +312,12 @@ class LensModel:
                     f"a row has {longest} tokens, but {self.name} reads at most {self.n_ctx}; shorten the prompt"
                 )
         # A row without a token of its own behind a full prefix would otherwise stand beyond the context.
-        return Columns(positions=positions.clamp(max=self.n_ctx - 1), mask=mask, visible=visible)
+        return Columns(
+            positions=positions.clamp(max=self.n_ctx - 1),
+            mask=mask,
+            key_positions=torch.cat([before, positions], dim=-1),
+            visible=visible,
+        )
 
     def _layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
@@ -313,18 +340,18 @@ def check_loaded(model: object) -> None:
         raise DriftlensError(f"a {type(model).__name__} cannot be used as it is; give its folder to load_model(folder)")
 
 
-def _backend_of(model: Any) -> Backend:
+def _backend_of(model: Any, family: Family | None) -> Backend:
     # By name: no transformer-lens has both classes in a state that can be used.
     kinds = {cls.__name__ for cls in type(model).__mro__}
     if "HookedTransformer" in kinds:
         from driftlens.models.hooked import HookedBackend
 
-        return HookedBackend(model)
+        return HookedBackend(model, family)
     # The bridge of 3.x ignores hook names that it does not know.
     if "TransformerBridge" in kinds and not version("transformer-lens").startswith("3."):
         from driftlens.models.bridge import BridgeBackend
 
-        return BridgeBackend(model)
+        return BridgeBackend(model, family)
     raise DriftlensError(
         f"cannot use a {type(model).__name__}; expected a TransformerBridge (transformer-lens 4.3 or later) "
         f"or an unprocessed HookedTransformer (3.9)"

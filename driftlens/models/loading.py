@@ -17,11 +17,12 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models.chat import RAW, chat_frame
 from driftlens.models.checkpoint import Checkpoint, checkpoint, one_line_errors, read_config, read_model, read_tokenizer
+from driftlens.models.families import Family, longest_row
 from driftlens.models.lens_model import LensModel
 from driftlens.models.names import resolve
 from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
-from driftlens.models.self_check import check_tokens, self_check
+from driftlens.models.self_check import WINDOW, check_rows, self_check
 
 __all__ = ["depth", "load_model"]
 
@@ -44,6 +45,7 @@ def load_model(
     check: bool = True,
     chat: bool = False,
     system: str | None = None,
+    family: Family | None = None,
 ) -> LensModel:
     """Load a model by its name, from a Hugging Face folder, or from a GGUF file.
 
@@ -58,6 +60,7 @@ def load_model(
         check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
         chat: Whether the model reads prompts as a user's messages, by its own chat template (`LensModel.chat`).
         system: The chat's system prompt; None leaves it to the template.
+        family: What the checkpoint's architecture does differently; needed only for one that driftlens does not know.
 
     Raises:
         DriftlensError: an unknown name; a model that cannot be fetched, read, dequantised or edited; a device or
@@ -70,17 +73,18 @@ def load_model(
     target = _device(device)
     place, source = _place(name)
     with one_line_errors(name, place), quiet_bars(quiet=place.local), quiet_reports():
-        config = read_config(place)
+        config, family = read_config(place, family)
         tokenizer = read_tokenizer(place)
         frame = chat_frame(tokenizer, system) if chat else RAW  # before the weights: it may be impossible
         exact = name == "demo" or name in PUBLISHED or place.gguf is not None
         model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
         model.to(target)
-        reference = _reference_logits(model) if check else None
-        bridge = _bridge(model, tokenizer, name)
-    lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer)
+        reference = _reference_logits(model, family) if check else None
+        bridge = _bridge(model, tokenizer, name, family)
+    lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer, family=family)
     if reference is not None:
-        lens.checked = self_check(lens, reference)
+        with lens._backend.narrowed(WINDOW):
+            lens.checked = self_check(lens, reference)
     lens.frame = frame
     return lens
 
@@ -110,18 +114,19 @@ def _place(name: str) -> tuple[Checkpoint, str]:
 
 
 @torch.no_grad()
-def _reference_logits(model: Any) -> Tensor:
+def _reference_logits(model: Any, family: Family) -> list[Tensor]:
     d_vocab = model.get_output_embeddings().weight.shape[0]
-    tokens = check_tokens(d_vocab, model.config.max_position_embeddings).to(model.device)
-    return model(input_ids=tokens, use_cache=False).logits
+    rows = check_rows(d_vocab, longest_row(model.config, model.config.max_position_embeddings))
+    with family.narrowed(model, WINDOW):
+        return [model(input_ids=row.to(model.device), use_cache=False).logits for row in rows]
 
 
-def _bridge(model: Any, tokenizer: Any, name: str) -> Any:
+def _bridge(model: Any, tokenizer: Any, name: str, family: Family) -> Any:
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import build_bridge_from_module, detect_tokenizer_bos_eos
 
-    from driftlens.models.gptj import register
-
-    register()
+    if family.adapter is not None:
+        ArchitectureAdapterFactory.register_adapter(type(model).__name__, family.adapter)
     # Without its tokenizer: given one, the bridge reads it a second time with a BOS that the model may not
     # know, and for a model of the hub asks the network for it.
     bridge: Any = build_bridge_from_module(

@@ -1,19 +1,21 @@
 """Proof, on the very model that was loaded, that what driftlens writes takes effect.
 
 A hook point that only shows values, or shows them too late, makes every intervention on it a silent no-op,
-and it has happened: GPT-J's pattern in transformer-lens 4.3. So at load, on a short prompt of random tokens
+and it has happened: GPT-J's pattern in transformer-lens 4.3. So at load, on short prompts of random tokens
 and one block:
 
-1. The logits of a pass agree with those of the model that is wrapped.
+1. The logits of a pass over two rows of different length agree with those that the wrapped model gives for each row
+   on its own. Sliding windows are narrowed to a few tokens on both sides meanwhile, so that the rows reach beyond
+   them. (Rotary embeddings that change beyond a boundary are not run beyond it: `families.longest_row`.)
 2. The rows of the attention pattern sum to one, and the MLP's output is `mlp_post @ W_out + b_out`.
 3. A random vector written at each site changes what comes after it: scores, pattern and z change the
    attention output, `mlp_post` changes the MLP's, and these two and the residual stream change the block's
-   result.
+   result. Where `LensModel.adds_to_resid` says so, the block's result changes by that very vector.
 
 The vectors are random since a constant shift is invisible behind a LayerNorm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,10 @@ from driftlens.models.batch import Batch
 if TYPE_CHECKING:
     from driftlens.models.lens_model import LensModel
 
-__all__ = ["SelfCheck", "check_tokens", "self_check"]
+__all__ = ["WINDOW", "SelfCheck", "check_rows", "self_check"]
+
+WINDOW = 4
+"""How wide sliding windows are during the check, at most."""
 
 # Each site and the site behind it where its effect must show.
 _EFFECTS = {
@@ -53,19 +58,30 @@ class SelfCheck:
     mlp_error: float
 
 
-def check_tokens(d_vocab: int, n_ctx: int) -> Int[Tensor, "1 seq"]:
-    """The prompt of the self-check, the same for the same vocabulary."""
-    return torch.randint(d_vocab, (1, min(8, n_ctx)), generator=torch.Generator().manual_seed(0))
+def check_rows(d_vocab: int, n_ctx: int) -> list[Int[Tensor, "1 seq"]]:
+    """The prompts of the self-check, a long one and a short one; the same for the same vocabulary."""
+    long = torch.randint(d_vocab, (1, min(3 * WINDOW, n_ctx)), generator=torch.Generator().manual_seed(0))
+    return [long, long[:, : -(-long.shape[1] // 3)].flip(1)]
 
 
 @torch.no_grad()
-def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) -> SelfCheck:
-    """Check `model` against the `reference` logits of `check_tokens`; raises a DriftlensError naming what fails."""
-    tokens = check_tokens(model.d_vocab, model.n_ctx).to(model.device)
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+def self_check(model: "LensModel", reference: Sequence[Float[Tensor, "1 seq d_vocab"]]) -> SelfCheck:
+    """Check `model`, with its windows narrowed to `WINDOW`, against the `reference` logits of each of `check_rows`.
+
+    Raises:
+        DriftlensError: what fails, by its name.
+    """
+    long, short = (row.to(model.device) for row in check_rows(model.d_vocab, model.n_ctx))
+    batch = Batch(long, torch.ones_like(long, dtype=torch.bool))
     half = model.dtype in (torch.float16, torch.bfloat16)
 
-    logits_error = _relative(model.unembed(model.run(batch)), reference)
+    padding = long.shape[1] - short.shape[1]
+    both = torch.cat([long, torch.nn.functional.pad(short, (padding, 0))])
+    real = torch.ones_like(both, dtype=torch.bool)
+    real[1, :padding] = False
+    logits = model.unembed(model.run(Batch(both, real)))
+    found = (logits[:1], logits[1:, padding:])
+    logits_error = max(_relative(*pair) for pair in zip(found, reference, strict=True))
     _require(logits_error < (0.1 if half else 1e-4), model, f"its logits are off by {logits_error:.1e}")
 
     layer = model.n_layers // 2
@@ -88,6 +104,14 @@ def self_check(model: "LensModel", reference: Float[Tensor, "1 seq d_vocab"]) ->
         effect = _relative(changed[behind], seen[behind])
         name = model.hook_name(site, layer)
         _require(effect > _SMALLEST_EFFECT, model, f"what is written to {name} has no effect")
+        if behind == "resid_post" and site != "resid_pre" and model.adds_to_resid(site):
+            added = changed[site].float() - seen[site].float()
+            strayed = _relative(changed[behind].float() - seen[behind].float(), added)
+            _require(
+                strayed < (0.2 if half else 1e-3),
+                model,
+                f"what is added at {name} reaches the block's output altered (is there a norm behind it?)",
+            )
     return SelfCheck(sites=tuple(_EFFECTS), logits_error=logits_error, pattern_error=pattern_error, mlp_error=mlp_error)
 
 

@@ -216,7 +216,8 @@ def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: 
     from driftlens.editors.objective import evaluate_delta
     from driftlens.editors.rows import Vanilla, vanilla_rows
 
-    layer, places = editor.edited_layers[-1], getattr(editor, "_places", ("mlp_out",))
+    layer = editor.edited_layers[-1]
+    places = editor._places(model) if hasattr(editor, "_places") else ("mlp_out",)
     contexts, settings = editor._contexts_for(model), editor._value_settings()
     kept: list[Vanilla] = []
     losses: list[torch.Tensor] = []

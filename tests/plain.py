@@ -47,6 +47,7 @@ class PlainModel:
         """The residual stream before the final norm, and the logits."""
         mask = torch.ones_like(tokens) if mask is None else mask.long()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self.rows = len(tokens)
         final: list[Tensor] = []
         with self._editing([*edits, ("resid_post", len(self.blocks) - 1, final.append)]):
             output = self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
@@ -76,6 +77,8 @@ class PlainModel:
 
     def _register(self, site: str, block: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Any:
         attention, out, mlp, down = (block.get_submodule(path) for path in self.paths)
+        if self.model.config.model_type == "opt" and site.startswith("mlp"):
+            function = self._unfolded(function)
 
         def on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (_or(function(args[0]), args[0]), *args[1:])
@@ -97,6 +100,15 @@ class PlainModel:
             return out.register_forward_pre_hook(on_heads)
         module = {"resid_post": block, "attn_out": attention, "mlp_out": mlp}[site]
         return module.register_forward_hook(on_output)
+
+    def _unfolded(self, function: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        """OPT's MLP sees rows and columns in one dimension."""
+
+        def on_flat(flat: Tensor) -> Tensor | None:
+            new = function(flat.unflatten(0, (self.rows, -1)))
+            return None if new is None else new.flatten(0, 1)
+
+        return on_flat
 
     @contextmanager
     def _attention_replaced(self, edits: Sequence[Edit]) -> Iterator[None]:

@@ -111,7 +111,7 @@ def test_the_grid_equals_plain_hugging_face_cell_by_cell(exact_model: Any, check
                 found.reset_index(drop=True), expected, check_dtype=False, rtol=2e-6, atol=1e-12
             )
             changed += int((expected["probability"] / expected["vanilla"] - 1).abs().gt(1e-3).sum())
-    assert changed > 100, "the edit must change something for the comparison to mean anything"
+    assert changed > 50, "the edit must change something for the comparison to mean anything"
 
 
 @pytest.mark.backend

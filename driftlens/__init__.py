@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from driftlens.evaluation import evaluate, summarize
     from driftlens.evaluation.generation import generate
     from driftlens.explorer import explore
-    from driftlens.models import LensModel, load_model
+    from driftlens.models import Family, LensModel, load_model, register_family
     from driftlens.statistics.correlations import correlation
 
 # Public name -> the module that defines it. A new public name is one line here and one import above.
@@ -32,6 +32,7 @@ _HOMES = {
     "Edit": "driftlens.edits",
     "EditResult": "driftlens.edits",
     "Fact": "driftlens.data",
+    "Family": "driftlens.models",
     "JointEditResult": "driftlens.edits",
     "LensModel": "driftlens.models",
     "MEMIT": "driftlens.editors",
@@ -51,6 +52,7 @@ _HOMES = {
     "load_records": "driftlens.data",
     "patch_attention": "driftlens.analyses.patch",
     "patch_scores": "driftlens.analyses.patch",
+    "register_family": "driftlens.models",
     "summarize": "driftlens.evaluation",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "Edit",
     "EditResult",
     "Fact",
+    "Family",
     "JointEditResult",
     "LensModel",
     "Record",
@@ -78,6 +81,7 @@ __all__ = [
     "load_records",
     "patch_attention",
     "patch_scores",
+    "register_family",
     "summarize",
 ]
 

@@ -14,6 +14,7 @@ Several facts can be one update (:meth:`MEMIT.edit_together`), which is MEMIT's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor

@@ -114,7 +114,7 @@ class Backend(ABC):
         """Logits of the wrapped model's own forward, for the self-check."""
 
     @contextmanager
-    def narrowed(self, window: int) -> Generator[None]:
+    def narrowed(self, window: int) -> Generator[None]:  # noqa: ARG002 (only a backend with windows narrows them)
         """No sliding window wider than this while the body runs, in passes and in `reference_logits`."""
         yield
 

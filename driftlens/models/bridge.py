@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse
@@ -187,7 +186,7 @@ def _mask(visible: Bool[Tensor, "rows seq past+seq"], dtype: torch.dtype) -> Flo
 
 
 def _tell_shape(block: Any, resid: Tensor) -> None:
-    """OPT runs its MLP on rows and columns in one dimension; the bridge's hooks unfold them, told how by its forward."""
+    """Tell OPT's hooks the rows and columns that its MLP sees as one dimension, as the bridge's own forward does."""
     if hasattr(block, "_unflatten_conversions"):
         for conversion in block._unflatten_conversions():
             conversion.batch_seq = tuple(resid.shape[:2])

@@ -8,6 +8,8 @@ The table holds the families that driftlens proves in its tests. `load_model(...
 and `register_family` puts it into the table, so that everything that loads a model by its name finds it.
 """
 
+# ruff: noqa: ARG002 (methods that a family overrides take more than the common case needs)
+
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +40,10 @@ class Family:
     """Path of the MLP's second linear map inside a block."""
     transposed: bool = True
     """Whether its weight is stored as [d_model, d_mlp] (a Linear), not as [d_mlp, d_model] (a Conv1D)."""
-    output_norms: bool = False
-    """Whether the outputs of attention and MLP pass through a norm before they are added to the residual stream.
+    rescaled_outputs: bool = False
+    """Whether a norm or a factor rescales the outputs of attention and MLP before the residual stream takes them up.
 
-    `mlp_out` and `attn_out` are the projections' outputs, before that norm: what a change of the weights changes.
+    `mlp_out` and `attn_out` are the projections' outputs, before that: what a change of the weights changes.
     """
     adapter: type[Any] | None = None
     """A TransformerLens `ArchitectureAdapter`, for an architecture that TransformerLens itself does not know."""
@@ -183,6 +185,14 @@ class _OPT(Family):
         return bridge.embed(tokens) + bridge.pos_embed(positions, position_ids=positions)
 
 
+class _OLMo2(Family):
+    @override
+    def prepare(self, bridge: Any) -> None:
+        from driftlens.models.patchable import CastRotary
+
+        bridge.rotary_emb.__class__ = CastRotary
+
+
 class _Gemma(Family):
     @override
     def unsupported(self, config: Any) -> str | None:
@@ -224,9 +234,9 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family(name="qwen2", **_LLAMA_PATHS),
     "Qwen3ForCausalLM": Family(name="qwen3", **_LLAMA_PATHS),
     "Phi3ForCausalLM": Family(name="phi3", **_LLAMA_PATHS),
-    "Gemma2ForCausalLM": _Gemma(name="gemma2", output_norms=True, **_LLAMA_PATHS),
-    "Gemma3ForCausalLM": _Gemma3(name="gemma3", output_norms=True, **_LLAMA_PATHS),
-    "Olmo2ForCausalLM": Family(name="olmo2", output_norms=True, **_LLAMA_PATHS),
+    "Gemma2ForCausalLM": _Gemma(name="gemma2", rescaled_outputs=True, **_LLAMA_PATHS),
+    "Gemma3ForCausalLM": _Gemma3(name="gemma3", rescaled_outputs=True, **_LLAMA_PATHS),
+    "Olmo2ForCausalLM": _OLMo2(name="olmo2", rescaled_outputs=True, **_LLAMA_PATHS),
     "GPTNeoForCausalLM": _GPTNeo(name="gptneo", blocks="transformer.h", down_projection="mlp.c_proj"),
     "OPTForCausalLM": _OPT(name="opt", blocks="model.decoder.layers", down_projection="fc2"),
     "Starcoder2ForCausalLM": Family(name="starcoder2", blocks="model.layers", down_projection="mlp.c_proj"),

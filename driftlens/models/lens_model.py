@@ -43,7 +43,8 @@ _SITES: Mapping[str, str] = {
 }
 
 
-_BEFORE_NORMS: Mapping[str, str] = {"attn_out": "attn.hook_out", "mlp_out": "mlp.hook_out"}
+# Where a family rescales these before it adds them, TransformerLens's names are what is added; these, what is rescaled.
+_UNSCALED: Mapping[str, str] = {"attn_out": "attn.o.hook_out", "mlp_out": "mlp.out.hook_out"}
 
 
 class LensModel:
@@ -163,11 +164,19 @@ class LensModel:
 
     def encode(self, text: str) -> Encoding:
         """Token ids and character offsets of a plain text, with the BOS that the tokenizer adds; never truncated."""
-        return encode(self.tokenizer, [text])[0]
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str], *, complete: bool = False) -> list[Encoding]:
         """As `encode`, of many texts in less time than one by one; those that are `complete` get no BOS."""
-        return encode(self.tokenizer, texts, complete=complete)
+        encodings = encode(self.tokenizer, texts, complete=complete)
+        for encoding in encodings:
+            unknown = next((token for token in encoding.ids if token >= self.d_vocab), None)
+            if unknown is not None:
+                raise DriftlensError(
+                    f"the tokenizer gives token {unknown} ({self.tokenizer.decode([unknown])!r}), but {self.name} has "
+                    f"only {self.d_vocab} tokens; leave it out of the text, or use the tokenizer made for the model"
+                )
+        return encodings
 
     # --- names and weights ---
 
@@ -176,22 +185,22 @@ class LensModel:
         or z.
 
         `mlp_post` and `mlp_out` are the input and the output of the MLP's down-projection in every family, `attn_out`
-        the output of the attention's output projection: before a norm that some families put behind them.
+        the output of the attention's output projection: before the norm or factor that some families put after them.
         """
         if site not in _SITES:
             raise DriftlensError(f"unknown site {site!r}; expected one of {', '.join(_SITES)}")
-        # TransformerLens's own names for these two are the outputs of the norms, where a family has these.
-        point = _BEFORE_NORMS.get(site) if self._backend.family.output_norms else None
+        point = _UNSCALED.get(site) if self._backend.family.rescaled_outputs else None
         return f"blocks.{self._layer(layer)}.{point or _SITES[site]}"
 
     def adds_to_resid(self, site: str) -> bool:
         """Whether what is added at `mlp_out`, `attn_out` or `resid_post` is added, as it is, to the block's output.
 
-        It is not where a norm stands behind the site, nor at `attn_out` where the MLP reads the attention's output.
+        It is not where a norm or a factor follows the site, nor at `attn_out` where the MLP reads the attention's
+        output.
         """
         if site == "resid_post":
             return True
-        if self._backend.family.output_norms:
+        if self._backend.family.rescaled_outputs:
             return False
         return site == "mlp_out" or (site == "attn_out" and self.parallel_blocks)
 

@@ -80,7 +80,7 @@ def load_model(
         model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
         model.to(target)
         reference = _reference_logits(model, family) if check else None
-        bridge = _bridge(model, tokenizer, name, family)
+    bridge = _bridge(model, tokenizer, name, family)
     lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer, family=family)
     if reference is not None:
         with lens._backend.narrowed(WINDOW):
@@ -129,9 +129,16 @@ def _bridge(model: Any, tokenizer: Any, name: str, family: Family) -> Any:
         ArchitectureAdapterFactory.register_adapter(type(model).__name__, family.adapter)
     # Without its tokenizer: given one, the bridge reads it a second time with a BOS that the model may not
     # know, and for a model of the hub asks the network for it.
-    bridge: Any = build_bridge_from_module(
-        model, type(model).__name__, hf_config=model.config, tokenizer=None, model_name=name
-    )
+    try:
+        bridge: Any = build_bridge_from_module(
+            model, type(model).__name__, hf_config=model.config, tokenizer=None, model_name=name
+        )
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DriftlensError(
+            f"transformer-lens cannot wrap {name}, a {type(model).__name__}: {reason.rstrip('. ')}; "
+            f"use another checkpoint, or a family with an adapter of your own"
+        ) from error
     # A copy, since transformer-lens's text methods need a padding token, and an export must not have one more.
     bridge.tokenizer = copy.deepcopy(tokenizer)
     if bridge.tokenizer.pad_token is None:

@@ -33,6 +33,20 @@ KNOWN_MODELS = (
     "meta-llama/Llama-2-7b-hf",
     "meta-llama/Llama-2-13b-hf",
     "meta-llama/Meta-Llama-3-8B",
+    "meta-llama/Llama-3.2-1B",
+    "mistralai/Mistral-7B-v0.1",
+    "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen2.5-7B",
+    "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen3-8B",
+    "google/gemma-2-2b",
+    "google/gemma-3-270m",
+    "google/gemma-3-1b-pt",
+    "microsoft/Phi-3-mini-4k-instruct",
+    "allenai/OLMo-2-0425-1B",
+    "EleutherAI/gpt-neo-125m",
+    "facebook/opt-1.3b",
+    "bigcode/starcoder2-3b",
 )
 
 
@@ -91,6 +105,11 @@ def _require_checkpoint(folder: Path, name: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise DriftlensError(f"{name} holds no config.json; expected a Hugging Face model folder")
+    if (folder / "adapter_config.json").is_file():
+        raise DriftlensError(
+            f"{name} holds a PEFT adapter (adapter_config.json), which would be ignored; merge it into the weights "
+            f"(merge_and_unload, then save_pretrained), or remove the file to use the model without it"
+        )
     if any(folder.glob("*.safetensors")):
         return
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]

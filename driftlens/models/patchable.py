@@ -1,12 +1,17 @@
-"""Attention for the families whose hooks on scores and pattern are dead in the bridge.
+"""What the bridge of transformer-lens 4.3 gets wrong in some families, put right.
 
 transformer-lens 4.3 hands the attention of GPT-J, GPT-Neo and OPT to Hugging Face as a whole and fires
 `hook_attn_scores` and `hook_pattern` afterwards, on the finished weights: reading the scores gives the pattern, and
 writing to either does nothing. `PatchableAttention` does the same computation step by step, with both hooks where
 they belong.
 
+OLMo 2's rotary embeddings are float32 in every precision, and its own attention casts back what they rotate. The
+bridge's does not, and stops in half precision; `CastRotary` casts the embeddings.
+
 Everything is reached through `self`, so a deep copy of a model runs its own hooks.
 """
+
+# ruff: noqa: ARG002 (methods that a family overrides take more than the common case needs)
 
 from abc import abstractmethod
 from typing import Any
@@ -14,19 +19,29 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge.generalized_components import AttentionBridge
+from transformer_lens.model_bridge.generalized_components import AttentionBridge, RotaryEmbeddingBridge
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb
 from typing_extensions import override
 
 from driftlens.models.key_values import PassCache
 
 __all__ = [
+    "CastRotary",
     "PatchableAttention",
     "PatchableGPTJAttention",
     "PatchableGPTNeoAttention",
     "PatchableOPTAttention",
     "make_patchable",
 ]
+
+
+class CastRotary(RotaryEmbeddingBridge):
+    """Rotary embeddings in the precision of the residual stream."""
+
+    @override
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        resid: Tensor = args[0] if args else kwargs["x"]
+        return tuple(each.to(resid.dtype) for each in super().forward(*args, **kwargs))
 
 
 class PatchableAttention(AttentionBridge):

@@ -209,7 +209,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
     place = checkpoint(str(gguf), local=True)
     with one_line_errors(gguf.name, place), quiet_bars(quiet=True):
-        model = read_model(place, read_config(place), torch.float32)
+        model = read_model(place, read_config(place)[0], torch.float32)
         tokenizer = read_tokenizer(place)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -110,7 +110,8 @@ def self_check(model: "LensModel", reference: Sequence[Float[Tensor, "1 seq d_vo
             _require(
                 strayed < (0.2 if half else 1e-3),
                 model,
-                f"what is added at {name} reaches the block's output altered (is there a norm behind it?)",
+                f"what is added at {name} reaches the block's output altered "
+                "(by a norm or a factor after it? Family.rescaled_outputs says so)",
             )
     return SelfCheck(sites=tuple(_EFFECTS), logits_error=logits_error, pattern_error=pattern_error, mlp_error=mlp_error)
 

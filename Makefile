@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types lint-imports format docs dist install
+.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types lint-imports format docs families dist install
 
 trace: $(VENV)/.installed
 	$(python) -m driftlens.trace --out out/trace $(ARGS)
@@ -54,6 +54,10 @@ format: $(VENV)/.installed-dev
 # The documentation site, into out/site/. The variable silences an advertisement.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+
+# docs/families.md: what is proven of each model family, measured.
+families: $(VENV)/.installed
+	$(python) tests/family_table.py
 
 dist: $(VENV)/.installed-dev
 	$(python) -m hatchling build -d dist

@@ -59,7 +59,6 @@ def main() -> None:
     for family in (*FAMILIES, *MORE_FAMILIES):
         with tempfile.TemporaryDirectory() as folder:
             lines.append(row(family, Path(folder)))
-        print(lines[-1], flush=True)
     PAGE.write_text(INTRODUCTION + "\n".join(lines) + "\n" + NOTES, encoding="utf-8")
 
 
@@ -69,10 +68,9 @@ def row(family: str, root: Path) -> str:
     half = load_model(folder, device="cpu", dtype="bf16"), PlainModel(folder, dtype=torch.bfloat16)
     assert model.checked is not None
     errors = logits_error(model, plain), logits_error(*half)
-    return (
-        f"| {family} | {len(model.checked.sites)} | {errors[0]:.0e} | {errors[1]:.0e} | {edit_error(model):.0e} | "
-        f"{trace_error(model, plain):.0e} | {'same' if reloads(model, folder, root) else 'differs'} |"
-    )
+    measured = [*errors, edit_error(model), trace_error(model, plain)]
+    cells = [family, str(len(model.checked.sites)), *(f"{error:.0e}" if error else "0" for error in measured)]
+    return f"| {' | '.join(cells)} | {'same' if reloads(model, folder, root) else 'differs'} |"
 
 
 def logits_error(model: LensModel, plain: PlainModel) -> float:

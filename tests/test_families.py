@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import CONTEXT, MORE_FAMILIES, WINDOW, tiny_checkpoint, tiny_model, write_tokenizer
+from checkpoints import FAMILIES as TINY_FAMILIES
 from conftest import BRIDGE, load_tiny
 from jaxtyping import Float
 from plain import PlainModel
@@ -46,6 +47,12 @@ def copied(checkpoints: Any, tmp_path: Path) -> Any:
 def test_every_family_has_a_checkpoint_in_the_tests():
     tested = {type(tiny_model(family)).__name__ for family in ("gpt2", "gptj", "neox", "llama", *MORE_FAMILIES)}
     assert tested == set(FAMILIES)
+
+
+def test_the_documentation_has_a_row_for_every_family():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [*TINY_FAMILIES, *MORE_FAMILIES]
 
 
 def test_windows_by_layer(checkpoints: Any):

@@ -83,7 +83,7 @@ def load_model(
     bridge = _bridge(model, tokenizer, name, family)
     lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer, family=family)
     if reference is not None:
-        with lens._backend.narrowed(WINDOW):
+        with lens._backend.narrowed(WINDOW):  # pyright: ignore[reportPrivateUsage]
             lens.checked = self_check(lens, reference)
     lens.frame = frame
     return lens

@@ -141,7 +141,8 @@ def make_patchable(bridge: Any, attention: type[PatchableAttention]) -> None:
     for layer, block in enumerate(bridge.blocks):
         if type(block.attn) is AttentionBridge:
             block.attn.__class__ = attention
-            block.attn._layer_idx = layer  # GPT-Neo's attention has it under another name
+            # GPT-Neo's attention has it under another name.
+            block.attn._layer_idx = layer  # pyright: ignore[reportPrivateUsage]
 
 
 def _rotate(

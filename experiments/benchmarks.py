@@ -110,7 +110,7 @@ class Run:
             rows: Any = relations[relations["group"] == group]
             true, new = (rows[name].to_numpy(dtype=float) for name in ("nll_true", "nll_new"))
             parts = {"RS": (true < new).astype(float), "RM": np.exp(-true)}
-            values = [summary_row(part, numbered(rows["record"]), scale=100.0) for part in parts.values()]
+            values = [summary_row(100 * part, numbered(rows["record"])) for part in parts.values()]
             index = [f"{score}, {group.replace('_', ' ')}" for score in parts]
             tables.append(pd.DataFrame(values, index=index, columns=list(COLUMNS)))
         return pd.concat(tables)

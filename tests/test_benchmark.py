@@ -219,6 +219,29 @@ def test_another_configuration_is_refused_by_name(model: Any, editor: ROME, tmp_
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_shards_without_a_manifest_are_nobody_elses(model: Any, editor: ROME, tmp_path: Path):
+    """Of the same configuration they go on being used; of another they are not overwritten."""
+    first = run(model, editor, tmp_path, generate=False, snippets=None)
+    shards = {path: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(DriftlensError, match=r"holds shards of another run \(000000-000002\.json\), and no manifest"):
+        run(model, replace(editor, lr=0.25), tmp_path, generate=False, snippets=None)
+    assert {path: path.read_bytes() for path in (tmp_path / "shards").iterdir()} == shards
+    assert not (tmp_path / "manifest.json").exists()
+    seen: list[Progress] = []
+    again = run(model, editor, tmp_path, generate=False, snippets=None, on_progress=seen.append)
+    assert all(progress.found for progress in seen if progress.tables is not None)
+    pd.testing.assert_frame_equal(again.nlls, first.nlls)
+    # Nor is a manifest that was changed to fit believed against them.
+    manifest = json.loads((tmp_path / "manifest.json").read_text()) if (tmp_path / "manifest.json").exists() else None
+    if manifest is not None:
+        manifest["configuration"]["editor"]["lr"] = 0.25
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(DriftlensError, match="holds shards of another run"):
+            run(model, replace(editor, lr=0.25), tmp_path, generate=False, snippets=None)
+    assert {path: path.read_bytes() for path in (tmp_path / "shards").iterdir()} == shards
+
+
 def test_the_sizes_of_batches_and_shards_change_nothing(
     model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path
 ):

@@ -307,6 +307,33 @@ def test_damage_inside_a_record_is_reported_where_it_is(tmp_path: Path):
         load_records(path)
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "records.NDJSON", "records.json"])
+def test_an_object_on_each_line_is_read_like_a_list(tmp_path: Path, name: str):
+    records = [eiffel_record(), eiffel_record()]
+    records[1]["requested_rewrite"]["target_new"] = "Bern\u2028"  # no line ends here
+    path = tmp_path / name
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text(f"\ufeff\n{lines[0]}\r\n\n{lines[1]}\n", encoding="utf-8")
+    assert load_records(path) == load_records(write(tmp_path, records))
+    path.write_text(f"{lines[0]}\n\n{lines[1][:40]}\n")
+    with pytest.raises(DriftlensError, match=rf"{name} is damaged: record 1, line 3, column \d+"):
+        load_records(path)
+    path.write_text(f"{lines[0]}\n[1]\n")
+    with pytest.raises(DriftlensError, match="record 1: expected an object, found a list"):
+        load_records(path)
+
+
+def test_a_file_of_lines_may_have_one_or_none_or_hold_a_list(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    for content, count in (
+        (json.dumps(eiffel_record()), 1),
+        ("\n", 0),
+        (json.dumps([eiffel_record()] * 3, indent=1), 3),
+    ):
+        path.write_text(content)
+        assert len(load_records(path)) == count
+
+
 def test_bytes_that_are_no_text_are_reported_with_their_line(tmp_path: Path):
     path = tmp_path / "records.json"
     path.write_bytes(b'[\n{"a":\n"\xff"}]')

@@ -234,6 +234,13 @@ def test_wiki_counterfact_and_its_plain_answers(tmp_path: Path):
     assert set(found) == {"rewrite", "alias", "relation", "distract_relation"}
 
 
+@pytest.mark.parametrize("field", ["portability", "locality"])
+def test_an_empty_list_is_an_object_without_entries(tmp_path: Path, field: str):
+    """As programs write it whose maps and lists are one type."""
+    empty, absent = ({**WIKI_RECENT, field: value} for value in ([], None))
+    assert load_records(write(tmp_path, [empty, WIKI_RECENT])) == load_records(write(tmp_path, [absent, WIKI_RECENT]))
+
+
 def test_knowedits_zsre_and_its_lists_of_names(tmp_path: Path):
     (record,) = load_records(write(tmp_path, [KNOWEDIT_ZSRE]))
     found = asked(record)

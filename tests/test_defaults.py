@@ -23,7 +23,7 @@ def stranger(demo_model: LensModel, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("models") / "a-model-of-mine"
     shutil.copytree(DEMO_WEIGHTS, folder)
     model = load_model(folder, device="cpu")
-    assert model.checkpoint_hash == demo_model.checkpoint_hash
+    assert model.model_hash == demo_model.model_hash
     return model
 
 

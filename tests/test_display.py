@@ -154,7 +154,7 @@ def test_drift_shows_its_first_cases(model: Any):
 def test_a_model_and_a_record(model: Any):
     text = shown(model).text
     assert f"{model.n_layers} layers, {model.n_heads} heads" in text
-    assert model.checkpoint_hash in text
+    assert model.model_hash in text
     prompt = TaskPrompt(text="A < B", target_true="x", target_new="y")
     tasks = {**dict.fromkeys(TASKS, ()), "relation": (prompt, prompt)}
     text = shown(Record(index=3, fact=ODD, tasks=tasks, split="test")).text

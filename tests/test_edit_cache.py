@@ -205,6 +205,22 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path):
         sharded([], work, tmp_path)
 
 
+def test_shards_that_were_swapped_whole_are_noticed(tmp_path: Path):
+    """With their indexes, so that every checksum is right."""
+    items = list(range(6))
+    first = sharded(items, Squares(), tmp_path, size=2)
+    for name in ("json", "table.parquet", "sums.parquet"):
+        one, other = (tmp_path / f"{stem}.{name}" for stem in ("000000-000002", "000004-000006"))
+        aside = one.rename(tmp_path / "aside")
+        other.rename(one)
+        aside.rename(other)
+    work = Squares()
+    with pytest.warns(RuntimeWarning, match="2 damaged shards"):
+        again = sharded(items, work, tmp_path, size=2)
+    assert work.items == [0, 1, 4, 5]
+    pd.testing.assert_frame_equal(again["table"], first["table"])
+
+
 def test_settings_have_one_hash_each():
     assert settings_hash({"a": 1, "b": (2, 3)}) == settings_hash({"b": [2, 3], "a": 1})
     assert settings_hash({"a": 1}) != settings_hash({"a": 1.5})

@@ -33,7 +33,7 @@ def test_an_unedited_model_comes_back_bit_for_bit(lens_model: LensModel, checkpo
     assert plain.tokenizer(text)["input_ids"] == lens_model.encode(text).ids
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"]
     again = load_model(tmp_path / "out", device="cpu")
-    assert again.checkpoint_hash == lens_model.checkpoint_hash
+    assert again.model_hash == lens_model.model_hash
 
 
 @bridge_only

@@ -122,7 +122,7 @@ def test_a_bridge_of_the_users_own(checkpoints: Any, family: str):
     assert model.adds_bos == (family == "llama")  # although transformer-lens gave the bridge's own one a BOS
     assert logits_error(model, PlainModel(folder)) < 1e-5
     loaded = load_model(folder, device="cpu")
-    assert model.checkpoint_hash == loaded.checkpoint_hash
+    assert model.model_hash == loaded.model_hash
 
 
 @bridge_only

@@ -252,6 +252,25 @@ def test_history_and_provenance(lens_model: LensModel):
     assert result.edit.updates[0].left.dtype == torch.float32
 
 
+@pytest.mark.parametrize("editor", [MEMIT, PMET])
+def test_facts_that_contradict_each_other_are_refused(lens_model: LensModel, editor: type[MEMIT | PMET]):
+    other = Fact.from_text(
+        AT_START.text, subject="Toko Yasuda", target_true=AT_START.target_true, target_new="national library"
+    )
+    moments = {layer: moment.float() for layer, moment in second_moments(lens_model).items()}
+    settings = editor(layers=(0, 1), steps=2, contexts=("{}",), second_moment=moments)
+    expected = (
+        "facts 1 and 2 contradict each other: 'Toko Yasuda plays the' cannot be followed by both 'metal' and 'nat"
+    )
+    with pytest.raises(DriftlensError, match=expected) as caught:
+        settings.edit_together(lens_model, [AT_END, AT_START, other])
+    assert "\n" not in str(caught.value)
+    # Apart they are two edits, and of one subject there may be many facts.
+    assert len(settings.edit_many(lens_model, [AT_START, other])) == 2
+    elsewhere = Fact(subject="Toko Yasuda", prompt="{} lives in", target_true="Rome", target_new="Paris")
+    assert len(settings.edit_together(lens_model, [AT_START, elsewhere]).facts) == 2
+
+
 # --- second moments ---
 
 

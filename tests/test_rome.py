@@ -288,7 +288,7 @@ def test_provenance_says_what_made_an_edit(lens_model: LensModel, tmp_path: Path
     told = Edit.load(tmp_path / "edit.safetensors").provenance
     assert told["editor"] == "ROME"
     assert told["model"] == lens_model.name
-    assert told["model_hash"] == lens_model.checkpoint_hash
+    assert told["model_hash"] == lens_model.model_hash
     assert (told["subject"], told["prompt"]) == (FACT.subject, FACT.prompt)
     assert (told["target_true"], told["target_new"]) == (FACT.target_true, FACT.target_new)
     assert "'lr': 0.125" in told["settings"]

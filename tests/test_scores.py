@@ -1,17 +1,18 @@
 """Every score against numbers worked out by hand, and the intervals against their definitions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import summarize
 from driftlens.evaluation.scores import ORDER, harmonic_mean
-from driftlens.statistics.intervals import COLUMNS, percentile_interval, resampled_means
+from driftlens.statistics.intervals import COLUMNS, bounded_interval, percentile_interval, resampled_means
 
 
 def nll(probability: float) -> float:
@@ -79,13 +80,16 @@ def test_every_score_is_what_a_hand_makes_of_the_table():
         assert summary.loc[name, "n"] == n, name
 
 
-def test_the_papers_interval_is_196_standard_errors_over_prompts():
+def test_a_scores_interval_is_that_of_its_values_by_record():
     summary = summarize(frame(TABLE))
-    # ES: 1, 0, 1 has the standard deviation sqrt(1/3); EM: 0.6, 0.2, 0.7.
-    half = 196 * math.sqrt(1 / 3) / math.sqrt(3)
-    assert summary.loc["ES", ["low", "high"]].tolist() == pytest.approx([200 / 3 - half, 200 / 3 + half])
-    half = 196 * math.sqrt((0.1**2 + 0.3**2 + 0.2**2) / 2) / math.sqrt(3)
-    assert summary.loc["EM", ["low", "high"]].tolist() == pytest.approx([50 - half, 50 + half])
+    for score, values, records in (
+        ("ES", [100.0, 0.0, 100.0], [0, 1, 2]),
+        ("EM", [60.0, 20.0, 70.0], [0, 1, 2]),
+        ("PS", [100.0, 0.0, 100.0, 100.0], [0, 0, 1, 2]),
+        ("RM", [20.0, 10.0, 10.0, 40.0], [0, 1, 1, 2]),
+    ):
+        _, low, high, _ = bounded_interval(np.array(values), np.array(records))
+        assert summary.loc[score, ["low", "high"]].tolist() == pytest.approx([low, high]), score
     assert summary.loc[["OS", "Avg.S"], ["low", "high"]].isna().all(axis=None)
 
 
@@ -95,7 +99,7 @@ def test_the_bootstrap_takes_records_whole():
     rows = [("neighborhood", 0, 0.2, 0.1)] * 10 + [("neighborhood", 1, 0.1, 0.2)] * 10
     summary = summarize(frame(rows))
     assert summary.loc["NS", ["cluster_low", "value", "cluster_high"]].tolist() == [0, 50, 100]
-    assert summary.loc["NS", "low"] > 25
+    assert 0 < summary.loc["NS", "low"] < 5  # two records say little
     # Means are over prompts within a draw too: the record with more prompts weighs more.
     rows = [("neighborhood", 0, 0.2, 0.1)] * 30 + [("neighborhood", 1, 0.1, 0.2)] * 10
     clusters = np.repeat([0, 1], [30, 10])
@@ -134,11 +138,37 @@ def test_draws_are_means_over_the_drawn_records(rows: list[tuple[int, float, int
 
 def test_without_records_there_is_no_bootstrap_and_nothing_else_changes():
     with_records, without = summarize(frame(TABLE)), summarize(frame(TABLE).drop(columns="record"))
-    pd.testing.assert_frame_equal(with_records.iloc[:, :4], without.iloc[:, :4])
+    pd.testing.assert_frame_equal(with_records[["value", "n"]], without[["value", "n"]])
+    values = np.array([100.0, 0.0, 100.0, 100.0])  # each prompt stands for itself
+    assert without.loc["PS", ["low", "high"]].tolist() == pytest.approx(list(bounded_interval(values)[1:3]))
     assert without[["cluster_low", "cluster_high"]].isna().all(axis=None)
     assert summarize(frame(TABLE), resamples=0)["cluster_low"].isna().all()
     one = frame([row for row in TABLE if row[1] == 0])
     assert summarize(one)["cluster_low"].isna().all()
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_changes_no_number(shuffle: Any):
+    rows = [*TABLE]
+    shuffle.shuffle(rows)
+    pd.testing.assert_frame_equal(
+        summarize(frame(rows), resamples=50), summarize(frame(TABLE), resamples=50), check_exact=True
+    )
+
+
+def test_no_score_leaves_0_to_100():
+    rows = [
+        ("rewrite", 0, 0.001, 0.999),
+        ("rewrite", 1, 0.3, 0.7),
+        ("neighborhood", 0, 0.9, 0.1),
+        ("neighborhood", 1, 0.1, 0.9),
+    ]
+    summary = summarize(frame(rows))
+    for score in ("ES", "EM", "NS", "NM"):
+        low, value, high = summary.loc[score, ["low", "value", "high"]]
+        assert 0 <= low <= value <= high <= 100
+        assert high - low > 10  # of two records, which agree or not
 
 
 def test_missing_tasks_are_nan_and_leave_no_average():

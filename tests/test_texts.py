@@ -212,8 +212,11 @@ def test_records_are_what_is_averaged():
     assert summary.index.tolist() == ["FL", "REF", "PPL"]
     assert summary["value"].tolist() == [610, 20, 45]
     assert summary["n"].tolist() == [3, 2, 2]
-    half = 1.96 * 10 / math.sqrt(3)
-    assert summary.loc["FL", ["low", "high"]].tolist() == pytest.approx([610 - half, 610 + half])
+    # Student's t of two degrees of freedom is 4.3027; the standard error is 10 / √3.
+    factor = math.exp(4.30265 * 10 / math.sqrt(3) / 610)
+    assert summary.loc["FL", ["low", "high"]].tolist() == pytest.approx([610 / factor, 610 * factor])
+    assert (summary["low"] > 0).all()
+    assert summary.loc["REF", "high"] <= 100
     assert summary.loc["PPL", ["cluster_low", "cluster_high"]].tolist() == [40, 50]
     with pytest.raises(DriftlensError, match="expected record and one of fluency, reference, perplexity"):
         summarize_records(fluent[["record"]])

@@ -418,12 +418,13 @@ def test_averages_over_cases(gpt2: Any):
         each = table[here & (table["role"] == role)].groupby("case")["effect"].mean()
         row = grid.query("target_name == 'o_edit' and module == 'mlp' and layer == 1 and role == @role").iloc[0]
         assert row["cases"] == cases == len(each)
-        error = np.std(each, ddof=1) / np.sqrt(len(each))
-        np.testing.assert_allclose(
-            [row["effect"], row["low"], row["high"]],
-            [np.mean(each), np.mean(each) - 1.96 * error, np.mean(each) + 1.96 * error],
-            rtol=1e-6,
-        )
+        assert row["effect"] == pytest.approx(np.mean(each), rel=1e-6)
+        # Wilson's interval on the scale from -1 to 1: its ends are t standard errors, taken there, from the mean.
+        t, error = 4.302653, np.std(each, ddof=1) / np.sqrt(len(each))
+        for end in (row["low"], row["high"]):
+            there = error * np.sqrt((1 - end**2) / (1 - row["effect"] ** 2))
+            assert abs(end - row["effect"]) == pytest.approx(t * there, rel=1e-4)
+        assert -1 <= row["low"] <= row["effect"] <= row["high"] <= 1
     example = grid[grid["role"] == "before subject"]["example"].iloc[0]
     assert example == "The"
     single = contaminating_substitution(gpt2, edit, prompts[0], "Paris").by_role()

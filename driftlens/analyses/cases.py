@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TaskPrompt
-from driftlens.edits import Edit, Edited, edits_of
+from driftlens.edits import Edit, Edited, check_edits, edits_of
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel, check_loaded
 from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
@@ -89,8 +89,7 @@ def make_cases(
         for one in own:
             if not one.strip():
                 raise DriftlensError(f"the target {one!r} is empty; give some visible text")
-    for each in {id(each): each for each in edits}.values():
-        each.check(model)
+    check_edits(model, edits)
     texts = [
         own_edit.filled(each) if isinstance(each, str) else each.text
         for own_edit, each in zip(edits, prompts, strict=True)

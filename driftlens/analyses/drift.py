@@ -36,7 +36,7 @@ from torch import Tensor
 
 from driftlens.data import TaskPrompt
 from driftlens.editors.sadr import last_token_kl
-from driftlens.edits import Edit, Edited, edit_hooks, edits_of
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_of
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel, check_loaded
@@ -134,8 +134,7 @@ def attention_drift(
         raise DriftlensError(
             f"{len(given)} prompts, {len(edits)} edits and {len(subjects)} subjects; give one of each for every case"
         )
-    for each in {id(each): each for each in edits}.values():
-        each.check(model)
+    check_edits(model, edits)
     lowest = min((layer for each in edits for layer in each.updates), default=-1)
     chosen = tuple(range(lowest + 1, model.n_layers)) if layers is None else tuple(dict.fromkeys(layers))
     if not chosen and layers is None:

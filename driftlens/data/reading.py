@@ -1,4 +1,4 @@
-"""Reading a JSON list of records, with errors that lead a person to the very place in the file."""
+"""Reading records, a JSON list or an object a line, with errors that lead a person to the very place in the file."""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from driftlens.errors import DriftlensError
 from driftlens.files import read_file
 
 __all__ = ["Node", "read_nodes"]
+
+_BY_LINE = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,12 @@ class Node:
         raise DriftlensError(self.message(problem))
 
     def get(self, key: str) -> "Node | None":
-        """The entry `key` of this object, or None where it is absent or null."""
+        """The entry `key` of this object, or None where it is absent or null.
+
+        An empty list is an object without entries: some programs write it so.
+        """
+        if self.value == []:
+            return None
         if not isinstance(self.value, dict):
             self.fail(f"expected an object, found {_kind(self.value)}")
         value = cast("dict[str, object]", self.value).get(key)
@@ -39,6 +46,8 @@ class Node:
 
     def need(self, key: str) -> "Node":
         """The entry `key` of this object, which must be there."""
+        if self.value == []:
+            self.fail(f"expected an object, found {_kind(self.value)}")
         node = self.get(key)
         if node is None:
             self._inner(None, f"{self.field}.{key}" if self.field else key).fail("is missing")
@@ -87,7 +96,7 @@ class Node:
 
 
 def read_nodes(path: Path) -> Iterator[Node]:
-    """The records of the file `path`, a JSON list of objects."""
+    """The records of the file `path`: a JSON list of objects, or JSON Lines, an object on each line."""
     try:
         content = read_file(path, "a JSON file of records").decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,7 +104,9 @@ def read_nodes(path: Path) -> Iterator[Node]:
         raise DriftlensError(f"{path} is damaged: line {line} is not UTF-8; fetch the file again") from error
 
     try:
-        records = json.loads(content)
+        named = path.suffix.lower() in _BY_LINE and not content.lstrip().startswith("[")
+        by_line = named or _begins_with_an_object(content)
+        records = _lines(path, content) if by_line else json.loads(content)
     except json.JSONDecodeError as error:
         place = f"record {_record_at(content, error.pos)}, line {error.lineno}, column {error.colno}"
         raise DriftlensError(f"{path} is damaged: {place}: {error.msg}; mend it or fetch it again") from error
@@ -107,6 +118,34 @@ def read_nodes(path: Path) -> Iterator[Node]:
         raise DriftlensError(f"{path} is no list of records: its top level is {_kind(records)}")
     for number, record in enumerate(cast("list[object]", records)):
         yield Node(value=record, file=path, record=number)
+
+
+def _begins_with_an_object(content: str) -> bool:
+    """Whether the first line with something in it is a whole object, and is not the only one."""
+    lines = content.split("\n")
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    if not lines[first].lstrip().startswith("{") or not any(line.strip() for line in lines[first + 1 :]):
+        return False
+    try:
+        json.loads(lines[first])
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _lines(path: Path, content: str) -> list[object]:
+    """The objects of JSON Lines; blank lines are passed over."""
+    records: list[object] = []
+    # Not `splitlines`: a text may hold line separators of Unicode's.
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            place = f"record {len(records)}, line {number}, column {error.colno}"
+            raise DriftlensError(f"{path} is damaged: {place}: {error.msg}; mend it or fetch it again") from error
+    return records
 
 
 def _record_at(content: str, position: int) -> int:

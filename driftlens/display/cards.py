@@ -145,7 +145,7 @@ def lens_model(of: Any) -> str:
         "size": f"{of.n_layers} layers, {of.n_heads} heads, width {of.d_model}, MLP {of.d_mlp}",
         "vocabulary": f"{of.d_vocab:,} tokens, context of {of.n_ctx:,}",
         "source": of.source,
-        "weights": f"{str(of.dtype).removeprefix('torch.')} on {of.device}, hash {of.checkpoint_hash}",
+        "weights": f"{str(of.dtype).removeprefix('torch.')} on {of.device}, hash {of.model_hash}",
     }
     return card("model", of.name, pairs(parts))
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from os import PathLike
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+
+import torch
 
 from driftlens.data import Fact, Record
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
+from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.regularizers import ChoosesLayers, Regularizer
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
@@ -48,6 +52,26 @@ def check_settings(editor: type[Editor], changes: Iterable[str]) -> None:
     for name in changes:
         if name not in known:
             raise unknown_name(f"setting of {editor.__name__}", name, known)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def undisturbed(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """For what edits a model: the same in every mode of PyTorch, and the model's weights read for its hash once.
+
+    A tensor made in inference mode could never take part in a gradient, and autocast rounds what is solved for.
+    """
+
+    @wraps(method)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        model: Any = kwargs["model"] if "model" in kwargs else args[1]
+        check_loaded(model)
+        with model.unchanged(), torch.inference_mode(mode=False), torch.autocast(model.device.type, enabled=False):
+            return method(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,15 +194,28 @@ class Editor(ABC):
         }
         return {
             "editor": type(self).__name__,
-            "settings": repr(plain),
-            "regularizers": repr(self.regularizers),
+            # The class's name, and what it does where it is somebody else's.
+            "settings": _identity_or_repr(plain) + identity(type(self)).removeprefix(type(self).__qualname__),
+            "regularizers": _identity_or_repr(self.regularizers),
             "model": model.name,
             "model_source": model.source,
-            "model_hash": model.checkpoint_hash,
+            "model_hash": model.model_hash,
             **told,
             **({"chat": model.frame.around("{}")} if model.frame else {}),
             "driftlens": __version__,
         }
+
+    def check_identified(self) -> None:
+        """Whether the settings tell this editor from every other, as caches and runs need.
+
+        Raises:
+            UnidentifiedError: a setting, or something in a regularizer, is none of what can be identified; see
+                :mod:`driftlens.editors.identity`.
+        """
+        identity(type(self))
+        for item in fields(self):
+            if item.name not in self._not_described or item.name == "regularizers":
+                identity(getattr(self, item.name))
 
     def _contexts_for(self, model: LensModel) -> tuple[str, ...]:
         return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
@@ -210,10 +247,10 @@ class Editor(ABC):
                         f"{model.name} has {model.d_mlp}; give the one of layer {layer} of this model"
                     )
             return given
-        # Kept by the weights they were taken over: one editor may serve several models.
-        key = model.checkpoint_hash
+        # Kept by the weights and texts they were taken over: one editor may serve several models, and edited ones.
+        corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
+        key = f"{model.model_hash} {corpus.digest}"
         if key not in self._moments:
-            corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
             self._moments[key] = second_moments(model, layers, corpus, samples=self.samples)
         return self._moments[key]
 
@@ -226,3 +263,11 @@ class Editor(ABC):
         for name in names:
             if not getattr(self, name) > 0:
                 raise DriftlensError(f"{name} is {getattr(self, name)}; expected a number above 0")
+
+
+def _identity_or_repr(value: object) -> str:
+    """For reading: what cannot be identified is named all the same."""
+    try:
+        return identity(value)
+    except UnidentifiedError:
+        return repr(value)

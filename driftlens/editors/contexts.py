@@ -37,21 +37,21 @@ class ContextSampling:
     starts: tuple[str, ...] = STARTS
 
 
-_sampled: WeakKeyDictionary[LensModel, dict[ContextSampling, tuple[str, ...]]] = WeakKeyDictionary()
+_sampled: WeakKeyDictionary[LensModel, dict[tuple[str, ContextSampling], tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def sample_contexts(model: LensModel, sampling: ContextSampling) -> tuple[str, ...]:
     """Templates with one ``{}`` for the prompt: the bare ``"{}"`` first, then the sampled prefixes.
 
-    Kept per model, since an editor asks for the same ones for every fact.
+    Kept per model and its weights as they are, since an editor asks for the same ones for every fact.
     """
-    known = _sampled.setdefault(model, {})
-    if sampling not in known:
+    known, key = _sampled.setdefault(model, {}), (model.model_hash, sampling)
+    if key not in known:
         prefixes = [prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)]
         # Braces in a sampled text would read as the slot; line breaks would start a new document.
         cleaned = [" ".join(prefix.replace("{", " ").replace("}", " ").split()) for prefix in prefixes]
-        known[sampling] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
-    return known[sampling]
+        known[key] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
+    return known[key]
 
 
 def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:

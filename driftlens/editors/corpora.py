@@ -5,6 +5,7 @@ were.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -61,7 +62,8 @@ def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, str | PathLike):
-        digest = hashlib.sha256("\0".join(source).encode()).hexdigest()[:16]
+        # As JSON, so that no text can look like the border between two.
+        digest = hashlib.sha256(json.dumps(list(source)).encode()).hexdigest()[:16]
         return Corpus(name=f"{len(source)} texts", digest=digest, texts=lambda: iter(source))
     name = str(source)
     if name == "demo":

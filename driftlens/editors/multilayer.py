@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, check_settings
+from driftlens.editors.base import Editor, check_facts, check_settings, undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
@@ -94,6 +94,7 @@ class MultiLayerEditor(Editor):
         return self.layers
 
     @override
+    @undisturbed
     def edit_many(
         self,
         model: LensModel,
@@ -131,6 +132,7 @@ class MultiLayerEditor(Editor):
 
         return delivered(in_batches(facts, batch_size, edit_batch, on_done=on_facts))
 
+    @undisturbed
     def edit_together(
         self,
         model: LensModel,
@@ -151,13 +153,14 @@ class MultiLayerEditor(Editor):
             on_facts: called with the number of facts whose value is optimised.
 
         Raises:
-            DriftlensError: no fact, a layer is out of range, or one of the facts cannot be edited (a prompt too long,
-                the loss not finite): there is no update without it.
+            DriftlensError: no fact, two facts that contradict each other, a layer is out of range, or one of the facts
+                cannot be edited (a prompt too long, the loss not finite): there is no update without it.
         """
         facts = tuple(facts)
         if not facts:
             raise DriftlensError("there are no facts to edit; give at least one")
         check_facts(facts)
+        _check_no_contradiction(facts)
         moments, contexts = self._moments_for(model), self._contexts_for(model)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
@@ -244,3 +247,15 @@ class MultiLayerEditor(Editor):
             updates=update.updates,
             provenance=self.provenance(model, *facts) | {"second_moment": ", ".join(sources)},
         )
+
+
+def _check_no_contradiction(facts: Sequence[Fact]) -> None:
+    """One key cannot be given two values: the least-squares fit would be something between, and neither answer."""
+    first: dict[str, int] = {}
+    for number, fact in enumerate(facts):
+        other = first.setdefault(fact.text, number)
+        if facts[other].target_new != fact.target_new:
+            raise DriftlensError(
+                f"facts {other} and {number} contradict each other: {fact.text!r} cannot be followed by both "
+                f"{facts[other].target_new!r} and {fact.target_new!r}; leave one of them out"
+            )

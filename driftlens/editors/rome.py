@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, check_settings
+from driftlens.editors.base import Editor, check_facts, check_settings, undisturbed
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import preset
@@ -101,6 +101,7 @@ class ROME(Editor):
         return (self.layer,)
 
     @override
+    @undisturbed
     def edit_many(
         self,
         model: LensModel,
@@ -154,8 +155,9 @@ class ROME(Editor):
             # v* − (W k₀ + b) is δ itself, since target_init is the MLP's output at k₀.
             key, residual = bare, value.delta.double()
         else:
-            W_out, bias = model.down_projection(self.layer)
-            written = mean @ W_out.double()
+            with model.exclusive():  # another thread's edit is in the weights only while it has the model
+                W_out, bias = model.down_projection(self.layer)
+                written = mean @ W_out.double()
             written = written if bias is None else written + bias.double()
             key, residual = mean, value.target_init.double() + value.delta.double() - written
         right = residual / (key @ left)

@@ -40,13 +40,19 @@ SAMPLES = 100_000
 
 
 class SecondMoment:
-    """The uncentred second moment of one layer's keys, and the solve with it; ``source`` names the text."""
+    """The uncentred second moment of one layer's keys, and the solve with it.
 
-    def __init__(self, matrix: Float[Tensor, "d_mlp d_mlp"], *, source: str = "given") -> None:
+    ``source`` names the text, and ``model_hash`` the model whose keys they are; None where that is not known.
+    """
+
+    def __init__(
+        self, matrix: Float[Tensor, "d_mlp d_mlp"], *, source: str = "given", model_hash: str | None = None
+    ) -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise DriftlensError(f"a second moment has shape [d_mlp, d_mlp]; this one has {tuple(matrix.shape)}")
         self.matrix = matrix
         self.source = source
+        self.model_hash = model_hash
 
     def __repr__(self) -> str:
         return f"SecondMoment({list(self.matrix.shape)}, {self.source!r})"
@@ -95,26 +101,33 @@ def second_moments(
         DriftlensError: a cached file is damaged, or the corpus has no text.
     """
     folder = cache_folder() if folder is None else folder
-    names = {layer: cache_name(model, layer, corpus, samples) for layer in layers}
+    with model.unchanged():
+        model_hash = model.model_hash
+        names = {layer: cache_name(model, layer, corpus, samples) for layer in layers}
     source = text_source(corpus, samples)
+
+    def taken(matrix: Tensor) -> SecondMoment:
+        return SecondMoment(matrix, source=source, model_hash=model_hash)
+
     found: dict[int, SecondMoment] = {}
     for layer, name in names.items():
         path = _kept(model, name, folder)
         if path is not None:
-            found[layer] = SecondMoment(read_second_moment(path, name).to(model.device), source=source)
+            found[layer] = taken(read_second_moment(path, name).to(model.device))
     missing = [layer for layer in layers if layer not in found]
     if missing:
         writable_folder(folder)
         for layer, matrix in stream_second_moments(model, missing, corpus.texts(), samples, on_texts).items():
             write_second_moment(folder / names[layer], matrix, names[layer])
-            found[layer] = SecondMoment(matrix, source=source)
+            found[layer] = taken(matrix)
     return found
 
 
 def are_cached(model: LensModel, layers: Sequence[int], corpus: Corpus, *, samples: int = SAMPLES) -> bool:
     """Whether :func:`second_moments` would find all of them."""
     folder = cache_folder()
-    return all(_kept(model, cache_name(model, layer, corpus, samples), folder) is not None for layer in layers)
+    with model.unchanged():
+        return all(_kept(model, cache_name(model, layer, corpus, samples), folder) is not None for layer in layers)
 
 
 def _kept(model: LensModel, name: str, folder: Path) -> Path | None:
@@ -141,7 +154,7 @@ def stream_second_moments(
     """
     precision = torch.float32 if model.device.type == "mps" else torch.float64
     sums = {n: torch.zeros(model.d_mlp, model.d_mlp, device=model.device, dtype=precision) for n in layers}
-    product = torch.empty(model.d_mlp, model.d_mlp, device=model.device)
+    product = torch.empty(model.d_mlp, model.d_mlp, device=model.device, dtype=torch.float32)
 
     def accumulate(rows: Sequence[list[int]]) -> list[int]:
         batch, _ = pad_rows(model, rows)
@@ -196,7 +209,7 @@ def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Itera
 
 def cache_name(model: LensModel, layer: int, corpus: Corpus, samples: int) -> str:
     """The cache's file name: readable, and different whenever model, layer, corpus or sample size differ."""
-    key = f"{model.checkpoint_hash}\0{layer}\0{corpus.digest}\0{samples}"
+    key = f"{model.model_hash}\0{layer}\0{corpus.digest}\0{samples}"
     return f"second_moment-layer{layer}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 

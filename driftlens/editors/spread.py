@@ -26,7 +26,7 @@ from driftlens.data import Fact
 from driftlens.editors.keys import subject_keys, subject_outputs
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SecondMoment
-from driftlens.edits import Edit, LowRankUpdate, edit_hooks
+from driftlens.edits import Edit, LowRankUpdate, edit_hooks, hooks_of
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook
 from driftlens.models import LensModel
@@ -86,7 +86,7 @@ def spread(
 
         def in_place(batch: Sequence[int], rows_per_fact: int, edits: Sequence[Edit] = edits) -> list[Hook]:
             if len(edits) == 1:  # one update for all rows needs no copy of its factors for each
-                return edits[0].hooks(model)
+                return hooks_of(model, edits[0])
             return edit_hooks(model, edits, group_of[list(batch)].repeat_interleave(rows_per_fact))
 
         def now(batch: Sequence[int], layer: int = layer) -> list[tuple[Tensor, Tensor]]:
@@ -105,8 +105,9 @@ def spread(
         ):
             left = least_squares_factor(k, s, weight)
             updates[number][layer] = LowRankUpdate(left=left.to(precision), right=r.to(precision))
-        W_out, bias = model.down_projection(layer)
-        written = keys @ W_out.double() if bias is None else keys @ W_out.double() + bias.double()
+        with model.exclusive():  # another thread's edit is in the weights only while it has the model
+            W_out, bias = model.down_projection(layer)
+            written = keys @ W_out.double() if bias is None else keys @ W_out.double() + bias.double()
         keys_by_layer[layer], values_by_layer[layer] = keys.to(precision), (written + residuals).to(precision)
 
     return [

@@ -107,7 +107,8 @@ def optimize_values(
     for step in range(settings.steps):
         optimizer.zero_grad()
         for group in groups:
-            with torch.enable_grad():
+            # Forward and backward as one: a thread that writes an edit in between would spoil the graph.
+            with model.exclusive(), torch.enable_grad():
                 terms, now = evaluate_delta(
                     model,
                     group.rows,
@@ -120,21 +121,21 @@ def optimize_values(
                     nll_factor=group.nll_factor,
                 )
                 loss = terms.loss
-            if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
-                group.vanilla = now.detach()
-            finite = _log(histories, group.running.tolist(), step, loss, terms)
-            final[group.running] = delta.detach()[group.running]
-            stopped = loss.detach() < settings.early_stop_loss
-            if not bool(finite.all()):
-                failed = ~finite.to(loss.device)
-                overflown |= dict.fromkeys(group.running[failed].tolist(), step)
-                stopped |= failed
-            if settings.certain_stop_kl is not None:
-                stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
-            staying = ~stopped
-            if step < settings.steps - 1 and bool(staying.any()):
-                # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
-                loss[staying].sum().backward()  # pyright: ignore[reportUnknownMemberType]
+                if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
+                    group.vanilla = now.detach()
+                finite = _log(histories, group.running.tolist(), step, loss, terms)
+                final[group.running] = delta.detach()[group.running]
+                stopped = loss.detach() < settings.early_stop_loss
+                if not bool(finite.all()):
+                    failed = ~finite.to(loss.device)
+                    overflown |= dict.fromkeys(group.running[failed].tolist(), step)
+                    stopped |= failed
+                if settings.certain_stop_kl is not None:
+                    stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
+                staying = ~stopped
+                if step < settings.steps - 1 and bool(staying.any()):
+                    # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
+                    loss[staying].sum().backward()  # pyright: ignore[reportUnknownMemberType]
             # For the steps to come; this step's loss has the factor of the one before, as in the published code.
             group.nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(loss))
             group.keep(staying)

@@ -1,17 +1,7 @@
 """Edits as data: what changes where, and what an editor gives back."""
 
-from driftlens.edits.edit import (
-    FORMAT,
-    Edit,
-    Edited,
-    EditResult,
-    JointEditResult,
-    LowRankUpdate,
-    edit_hooks,
-    edits_of,
-    edits_or_none,
-    one_edit,
-)
+from driftlens.edits.edit import FORMAT, Edit, LowRankUpdate, check_edits, edit_hooks, hooks_of
+from driftlens.edits.results import Edited, EditResult, JointEditResult, edits_of, edits_or_none, one_edit
 
 __all__ = [
     "FORMAT",
@@ -20,8 +10,10 @@ __all__ = [
     "Edited",
     "JointEditResult",
     "LowRankUpdate",
+    "check_edits",
     "edit_hooks",
     "edits_of",
     "edits_or_none",
+    "hooks_of",
     "one_edit",
 ]

@@ -12,12 +12,13 @@ factors per layer, ``W_out += left @ right``, and acts in either of two ways tha
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, partial, reduce
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,11 +29,9 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, existing_file
 from driftlens.hooks import Hook, apply_low_rank
+from driftlens.models.fingerprint import DIGITS
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from driftlens.data import Fact
     from driftlens.models import LensModel
 
 FORMAT = "driftlens-edit-1"
@@ -64,6 +63,16 @@ class LowRankUpdate:
         """The change itself, in the factors' dtype."""
         return self.left @ self.right
 
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether every number in the factors is one."""
+        return bool(self.left.isfinite().all()) and bool(self.right.isfinite().all())
+
+    def equals(self, other: LowRankUpdate) -> bool:
+        """Whether both factors are the same, number for number."""
+        pairs = ((self.left, other.left), (self.right, other.right))
+        return all(a.shape == b.shape and torch.equal(a.double().cpu(), b.double().cpu()) for a, b in pairs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
@@ -84,51 +93,42 @@ class Edit:
     def hooks(self, model: LensModel) -> list[Hook]:
         """Hooks that make ``model`` behave as edited, in every row of a batch."""
         self.check(model)
-        hooks: list[Hook] = []
-        for layer, update in self.updates.items():
-            on_post, on_out = apply_low_rank(*_placed(model, update.left, update.right))
-            hooks += [
-                (model.hook_name("mlp_post", layer), on_post),
-                (model.hook_name("mlp_out", layer), on_out),
-            ]
-        return hooks
+        return hooks_of(model, self)
 
     @contextmanager
     def applied(self, model: LensModel) -> Generator[LensModel]:
         """The edit written into ``model``'s weights; every bit is restored on leaving, also after an
         exception.
 
-        Nests: several edits applied inside one another add up.
+        Nests: several edits applied inside one another add up, and are left in reverse order.  Until then the model
+        belongs to this thread; another one that wants to compute with it waits.
+
+        Raises:
+            DriftlensError: as :meth:`check`.
         """
         self.check(model)
-        saved = {layer: model.W_out(layer).detach().clone() for layer in self.updates}
-        try:
-            with torch.no_grad():
-                for layer in self.updates:
-                    W_out = model.W_out(layer)
-                    W_out.copy_(self.written(model, layer, W_out))
+        with model.rewritten(partial(self.written, model), layers=self.updates, what=self):
             yield model
-        finally:
-            with torch.no_grad():
-                for layer, before in saved.items():
-                    model.W_out(layer).copy_(before)
 
     def written(
         self, model: LensModel, layer: int, W_out: Float[Tensor, "d_mlp d_model"]
     ) -> Float[Tensor, "d_mlp d_model"]:
         """``W_out`` with this edit's update of ``layer`` added, the sum formed in the factors' precision."""
         left, right = _placed(model, self.updates[layer].left, self.updates[layer].right)
-        return (W_out.to(left.dtype) + left @ right).to(W_out.dtype)
+        with torch.autocast(left.device.type, enabled=False):  # it would round the product
+            return (W_out.to(left.dtype) + left @ right).to(W_out.dtype)
 
     def export(self, model: LensModel, folder: str | PathLike[str]) -> None:
         """Write the edited model as a Hugging Face folder that any program can load.
 
         Raises:
             DriftlensError: the folder exists and is not empty, cannot be written, or the backend holds no
-                Hugging Face model.
+                Hugging Face model; and as :meth:`check`.
         """
         self.check(model)
-        model.export(folder, {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates})
+        with model.exclusive(), torch.no_grad():
+            weights = {layer: self.written(model, layer, model.W_out(layer)) for layer in self.updates}
+            model.export(folder, weights)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write factors and provenance to one safetensors file, atomically."""
@@ -146,7 +146,7 @@ class Edit:
         """Read an edit that :meth:`save` wrote.
 
         Raises:
-            DriftlensError: the file is missing, damaged, or not an edit.
+            DriftlensError: the file is missing, damaged, not an edit, or holds factors that are no numbers.
         """
         source = existing_file(path, "a file that Edit.save wrote")
         try:
@@ -168,6 +168,9 @@ class Edit:
             updates = {n: LowRankUpdate(left=tensors[f"{n}.left"], right=tensors[f"{n}.right"]) for n in layers}
         except KeyError as error:
             raise DriftlensError(f"{path} lacks the factor {error}; save the edit again") from error
+        for layer, update in updates.items():
+            if not update.is_finite:
+                raise DriftlensError(f"the edit {path} holds NaN or infinity in layer {layer}; make it again")
         return cls(updates=updates, provenance=provenance)
 
     def __add__(self, other: Edit) -> Edit:
@@ -193,8 +196,54 @@ class Edit:
         subject = self.provenance.get("subject", "{}")
         return prompt.replace("{}", subject, 1) if self.provenance.get("prompt", "").count("{}") == 1 else prompt
 
+    def equals(self, other: Edit) -> bool:
+        """Whether both change the same layers by the same factors, wherever they come from."""
+        return self.updates.keys() == other.updates.keys() and all(
+            update.equals(other.updates[layer]) for layer, update in self.updates.items()
+        )
+
     def check(self, model: LensModel) -> None:
-        """Refuse a model that the edit does not fit.
+        """Refuse a model that the edit does not fit, and warn of one that it was not made for.
+
+        Raises:
+            DriftlensError: a layer is out of range, the factors' shapes are another model's, a factor holds NaN or
+                infinity, or this very edit is applied to the model already and would count twice.
+        """
+        self.check_shapes(model)
+        for layer, update in self.updates.items():
+            if not update.is_finite:
+                raise DriftlensError(f"the edit holds NaN or infinity in layer {layer}; make it again with a lower lr")
+        self.check_not_applied(model)
+        before = {entry.before for entry in model.written}
+        # Shorter hashes are of versions that read a sample of the weights, and cannot be compared.
+        # The model as it is, or as it was before an edit that is applied for a while: edits made on either add up.
+        made_on = set(self.provenance.get("model_hash", "").split(" + "))
+        if model.foreign_hooks:  # whatever it is now, it is not what the edit was made for; it has no hash
+            return
+        if all(len(known) == DIGITS for known in made_on) and not made_on & {model.model_hash, *before}:
+            warnings.warn(
+                f"the edit was made on {self.provenance.get('model', 'a model')} with the hash "
+                f"{self.provenance['model_hash']}, but {model.name} has {model.model_hash}: its weights, precision or "
+                "tokenizer are others, so the edit may not do what it was made for",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def check_not_applied(self, model: LensModel) -> None:
+        """Refuse to count twice; the second part of :meth:`check`.
+
+        Raises:
+            DriftlensError: this very edit is applied to the model already.
+        """
+        applied = [entry.what for entry in model.written if isinstance(entry.what, Edit)]
+        if self.updates and any(edit is self or edit.equals(self) for edit in applied):
+            raise DriftlensError(
+                "this edit is applied to the model already and would count twice; inside applied() give no edit, or "
+                "leave it first"
+            )
+
+    def check_shapes(self, model: LensModel) -> None:
+        """Refuse a model with other layers or other dimensions; the first part of :meth:`check`, which reads nothing.
 
         Raises:
             DriftlensError: a layer is out of range, or the factors' shapes are another model's.
@@ -213,115 +262,41 @@ class Edit:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditResult:
-    """What an editor gives back for one fact.
+def check_edits(model: LensModel, edits: Iterable[Edit | None]) -> None:
+    """:meth:`Edit.check` of each different edit, with the model's weights read once for all of them.
 
-    Attributes:
-        fact: the request.
-        edit: the low-rank update.
-        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay, sadr, probability``; the
-            middle four are the terms of the loss, with their factors, and sum to it.
-        keys: by layer, the key the update was solved for, ``[d_mlp]``.
-        values: by layer, the value that key is to give, ``[d_model]``.
+    Warns where a hook is on the model, which changes every number without being an edit.
     """
-
-    fact: Fact
-    edit: Edit
-    history: pd.DataFrame
-    keys: Mapping[int, Float[Tensor, "d_mlp"]]
-    values: Mapping[int, Float[Tensor, "d_model"]]
-
-    def __repr__(self) -> str:
-        return f"EditResult({_asked(self.fact)}, {self.edit!r}, {_reached(self.history)})"
-
-    def _repr_html_(self) -> str:
-        from driftlens.display.cards import edit_result
-
-        return edit_result(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointEditResult:
-    """What an editor gives back for several facts written in one update.
-
-    Attributes:
-        facts: the requests.
-        edit: the low-rank update, of rank ``len(facts)`` in each layer.
-        history: as in :class:`EditResult`, with a first column ``fact`` that counts the requests from 0.
-        keys: by layer, the keys the update was solved for, ``[facts, d_mlp]``.
-        values: by layer, the values those keys are to give, ``[facts, d_model]``.
-    """
-
-    facts: tuple[Fact, ...]
-    edit: Edit
-    history: pd.DataFrame
-    keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
-    values: Mapping[int, Float[Tensor, "facts d_model"]]
-
-    def __repr__(self) -> str:
-        first = f"{_asked(self.facts[0])}{', …' if len(self.facts) > 1 else ''}" if self.facts else ""
-        return f"JointEditResult({len(self.facts)} facts: {first}; {self.edit!r})"
-
-    def _repr_html_(self) -> str:
-        from driftlens.display.cards import joint_edit_result
-
-        return joint_edit_result(self)
-
-
-def _asked(fact: Fact) -> str:
-    return f"{fact.text!r}: {fact.target_true!r} → {fact.target_new!r}"
-
-
-def _reached(history: pd.DataFrame) -> str:
-    steps = f"{len(history)} {'step' if len(history) == 1 else 'steps'}"
-    return steps + (f", P(new) {float(history['probability'].iloc[-1]):.3f}" if len(history) else "")
-
-
-Edited: TypeAlias = Edit | EditResult | JointEditResult
-"""Where an edit is asked for, an editor's result is as good."""
-
-
-def one_edit(given: Edited) -> Edit:
-    """The edit itself.
-
-    Raises:
-        DriftlensError: neither an edit nor an editor's result.
-    """
-    edit: Any = given.edit if isinstance(given, EditResult | JointEditResult) else given
-    if not isinstance(edit, Edit):
-        raise DriftlensError(
-            f"{str(given)[:60]!r} is no edit; expected an Edit or an EditResult, such as "
-            "ROME.for_model(model).edit(model, fact)"
+    if hooks := model.foreign_hooks:
+        warnings.warn(
+            f"a hook is on the model at {hooks[0]}: the numbers are those of the model with it; remove it, with "
+            "reset_hooks() if it is TransformerLens's, unless that is what you measure",
+            RuntimeWarning,
+            stacklevel=3,
         )
-    return edit
+    with model.unchanged():
+        for edit in {id(edit): edit for edit in edits if edit is not None}.values():
+            edit.check(model)
 
 
-def edits_of(given: Edited | Sequence[Edited], count: int) -> list[Edit]:
-    """A list of edits as it is; a single one ``count`` times."""
-    several: Any = given
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [one_edit(one) for one in several]
-    return [one_edit(several)] * count
-
-
-def edits_or_none(given: Edited | Sequence[Edited | None] | None, count: int) -> list[Edit | None]:
-    """As :func:`edits_of`, where None stands for the unedited model."""
-    several: Any = given
-    if given is None:
-        return [None] * count
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [None if one is None else one_edit(one) for one in several]
-    return [one_edit(several) for _ in range(count)]
+def hooks_of(model: LensModel, edit: Edit) -> list[Hook]:
+    """One edit's hooks for every row of a batch, unchecked."""
+    hooks: list[Hook] = []
+    for layer, update in edit.updates.items():
+        on_post, on_out = apply_low_rank(*_placed(model, update.left, update.right))
+        hooks += [(model.hook_name("mlp_post", layer), on_post), (model.hook_name("mlp_out", layer), on_out)]
+    return hooks
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:
     """Hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
 
-    ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.
+    ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.  Numbers and
+    provenance are not checked here: what is given edits does so once, with :func:`check_edits`.
     """
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
-        edit.check(model)
+        edit.check_shapes(model)
+        edit.check_not_applied(model)
     index = torch.arange(len(edits)) if rows is None else rows.cpu()
     hooks: list[Hook] = []
     for layer in sorted({layer for edit in edits if edit is not None for layer in edit.updates}):

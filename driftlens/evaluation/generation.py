@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, KeyValues, LensModel, check_loaded
 from driftlens.models.memory import in_batches
@@ -101,6 +101,7 @@ def generate(
     for name, found in (("edits", len(edit_list)), ("keys", len(key_list))):
         if found != len(prompts):
             raise DriftlensError(f"{len(prompts)} prompts but {found} {name}; give one for each prompt")
+    check_edits(model, edit_list)
     rows = [
         _Row(prompt=prompt.text, ids=prompt.ids, edit=edit, key=key)
         for prompt, edit, key in zip(

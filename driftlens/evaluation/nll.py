@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TASKS, Record, TaskPrompt
-from driftlens.edits import Edit, Edited, edit_hooks
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
@@ -115,6 +115,7 @@ def evaluate(
     """
     check_loaded(model)
     pairs = paired(records, edits)
+    check_edits(model, (edit for _, edit in pairs))
     wanted = None if tasks is None else set(tasks)
     for task in wanted or ():
         if task not in TASKS:

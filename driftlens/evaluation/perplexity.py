@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import Record
-from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from driftlens.models.memory import in_batches
@@ -57,6 +57,7 @@ def perplexities(
     labels = list(range(len(edit_list))) if records is None else [record.index for record in records]
     if len(labels) != len(edit_list):
         raise DriftlensError(f"{len(labels)} records but {len(edit_list)} edits; give one edit for each record")
+    check_edits(model, edit_list)
     ids = model.encode(" ".join(texts)).ids[: min(max_tokens, model.n_ctx)]
     if len(ids) < 2:
         raise DriftlensError(f"{len(ids)} tokens of text; perplexity needs 2 or more, so give longer texts")

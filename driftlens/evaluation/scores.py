@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from driftlens.errors import DriftlensError
 from driftlens.statistics.intervals import (
     COLUMNS,
+    Clusters,
     Floats,
-    mean_interval,
+    bounded_interval,
     numbered,
     percentile_interval,
     resampled_means,
@@ -70,9 +71,10 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
 
     Returns:
         Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``, then ``AS`` and ``DRS`` where the table has
-        such prompts.  Columns ``value, low, high, n``: percent, its 95 % interval (1.96 · standard error over
-        prompts, the paper's), and the number of prompts; ``cluster_low, cluster_high``: the middle 95 % of the
-        value over draws of the records with replacement.  A score without a prompt is NaN with n = 0; Avg.S is
+        such prompts.  Columns ``value, low, high, n``: percent, its 95 % interval (Wilson's, with a record's
+        prompts as one cluster; without ``record`` each prompt is one), and the number of prompts; ``cluster_low,
+        cluster_high``: the middle 95 % of the value over draws of the records with replacement.  No interval leaves 0
+        to 100, and none depends on the order of the rows.  A score without a prompt is NaN with n = 0; Avg.S is
         NaN unless all its parts are there, and 0 if one of them is.  Avg.S has the bootstrap interval only, and
         its n is that of its smallest part.
 
@@ -81,14 +83,16 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
     """
     series = _observations(nlls)
     draws: dict[str, Floats] = {}
-    records = numbered(nlls["record"]) if "record" in nlls.columns else None
-    if records is not None and resamples and len(np.unique(records)) > 1:
+    clusters: dict[str, Clusters] = {}
+    if "record" in nlls.columns:
+        records = numbered(nlls["record"])
         clusters = {name: records[_counted(nlls, _task_of(name))] for name in series}
-        draws = resampled_means(series, clusters, resamples=resamples, seed=seed)
+        if resamples and len(np.unique(records)) > 1:
+            draws = resampled_means(series, clusters, resamples=resamples, seed=seed)
     rows: dict[str, tuple[float, float, float, int, float, float]] = {}
     for name, values in series.items():
         interval = percentile_interval(draws[name]) if draws else (float("nan"), float("nan"))
-        rows[name] = (*mean_interval(values), *interval)
+        rows[name] = (*bounded_interval(values, clusters.get(name)), *interval)
 
     average = harmonic_mean(np.array([[rows[name][0]] for name in AVERAGED]))
     drawn = harmonic_mean(np.stack([draws[name] for name in AVERAGED])) if draws else np.full(1, np.nan)
@@ -142,8 +146,9 @@ def summarize_records(*tables: pd.DataFrame, resamples: int = 1000, seed: int = 
         seed: same seed, same draws.
 
     Returns:
-        The rows ``FL``, ``REF`` and ``PPL``, those of them that a table has: the mean over records, 1.96 ·
-        standard error around it, the number of records, and the middle 95 % of the mean over draws of records.
+        The rows ``FL``, ``REF`` and ``PPL``, those of them that a table has: the mean over records, its 95 %
+        interval (Wilson's for REF, which is a percentage; else one that stays positive), the number of records, and the
+        middle 95 % of the mean over draws of records.
 
     Raises:
         DriftlensError: a table has none of these columns, or no ``record``.
@@ -158,6 +163,7 @@ def summarize_records(*tables: pd.DataFrame, resamples: int = 1000, seed: int = 
             )
         for name in found:
             values = np.asarray(table[OF_RECORDS[name]], dtype=np.float64)
-            rows[name] = summary_row(values, numbered(table["record"]), resamples=resamples, seed=seed)
+            bounds = (0.0, 100.0) if name == "REF" else None
+            rows[name] = summary_row(values, numbered(table["record"]), bounds=bounds, resamples=resamples, seed=seed)
     index = [name for name in OF_RECORDS if name in rows]
     return pd.DataFrame.from_dict({name: rows[name] for name in index}, orient="index", columns=list(COLUMNS))

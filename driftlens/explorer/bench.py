@@ -56,13 +56,14 @@ class Bench:
         self.editor_for = editor_for
         self.templates = tuple(templates)
         self.batch_size = batch_size
-        self._edits: dict[tuple[int, float | None], Edit] = {}
-        self._readings: dict[tuple[int, int, float | None], Reading] = {}
-        self._grids: dict[tuple[int, int, float | None, int], Floats] = {}
+        # The first of each key is the model's hash: its weights may be edited between two questions.
+        self._edits: dict[tuple[str, int, float | None], Edit] = {}
+        self._readings: dict[tuple[str, int, int, float | None], Reading] = {}
+        self._grids: dict[tuple[str, int, int, float | None, int], Floats] = {}
 
     def keep(self, exhibit: int, gamma: float | None, edit: Edit) -> None:
         """An edit that was made elsewhere."""
-        self._edits[exhibit, gamma] = edit
+        self._edits[self.model.model_hash, exhibit, gamma] = edit
 
     def label(self, editor: str, gamma: float | None) -> str:
         """What to call the edits with a γ: the editor's name, γ, and its number of steps."""
@@ -71,25 +72,29 @@ class Bench:
 
     def edit(self, exhibit: int, gamma: float | None) -> Edit:
         """The fact's edit with SADR's γ, or without it."""
-        if (exhibit, gamma) not in self._edits:
-            fact = self.exhibits[exhibit].fact
-            self._edits[exhibit, gamma] = self.editor_for(gamma).edit(self.model, fact).edit
-        return self._edits[exhibit, gamma]
+        with self.model.unchanged():
+            key = self.model.model_hash, exhibit, gamma
+            if key not in self._edits:
+                fact = self.exhibits[exhibit].fact
+                self._edits[key] = self.editor_for(gamma).edit(self.model, fact).edit
+            return self._edits[key]
 
     def reading(self, exhibit: int, prompt: int, gamma: float | None) -> Reading:
         """Both models on a prompt, which is counted over all tasks."""
-        key = exhibit, prompt, gamma
-        if key not in self._readings:
-            asked = self.exhibits[exhibit].prompts[prompt][1]
-            self._readings[key] = read(self.model, self.edit(exhibit, gamma), asked, templates=self.templates)
-        return self._readings[key]
+        with self.model.unchanged():
+            key = self.model.model_hash, exhibit, prompt, gamma
+            if key not in self._readings:
+                asked = self.exhibits[exhibit].prompts[prompt][1]
+                self._readings[key] = read(self.model, self.edit(exhibit, gamma), asked, templates=self.templates)
+            return self._readings[key]
 
     def grid(self, exhibit: int, prompt: int, gamma: float | None, window: int) -> Floats:
         """Contaminating substitution of all modules: `[modules, tokens, layers, 2 + candidates]`."""
-        key = exhibit, prompt, gamma, window
-        if key not in self._grids:
-            self.fill(exhibit, [prompt], gamma, window)
-        return self._grids[key]
+        with self.model.unchanged():
+            key = self.model.model_hash, exhibit, prompt, gamma, window
+            if key not in self._grids:
+                self.fill(exhibit, [prompt], gamma, window)
+            return self._grids[key]
 
     def fill(
         self,
@@ -101,10 +106,12 @@ class Bench:
         on_cells: Callable[[int, int], None] | None = None,
     ) -> None:
         """Make the grids of several prompts side by side, which is cheaper than one after another."""
-        readings = [self.reading(exhibit, prompt, gamma) for prompt in prompts]
-        found = grids(self.model, readings, window, batch_size=self.batch_size, on_cells=on_cells)
-        for prompt, grid in zip(prompts, found, strict=True):
-            self._grids[exhibit, prompt, gamma, window] = grid
+        with self.model.unchanged():
+            model_hash = self.model.model_hash
+            readings = [self.reading(exhibit, prompt, gamma) for prompt in prompts]
+            found = grids(self.model, readings, window, batch_size=self.batch_size, on_cells=on_cells)
+            for prompt, grid in zip(prompts, found, strict=True):
+                self._grids[model_hash, exhibit, prompt, gamma, window] = grid
 
 
 def exhibits(records: Record | Sequence[Record], *, most: int | None = None) -> list[Exhibit]:

@@ -74,6 +74,7 @@ class Backend(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._hook_points: dict[str, Any] = {}
+        self._hooks: list[tuple[str, dict[Any, Any]]] = []
 
     @property
     @abstractmethod
@@ -149,6 +150,13 @@ class Backend(ABC):
                 )
             self._hook_points[name] = point
         return point
+
+    def foreign_hooks(self) -> list[str]:
+        """Where hooks are on the model, whoever put them there: TransformerLens's or PyTorch's own."""
+        if not self._hooks:
+            for name, module in self.model.named_modules():
+                self._hooks += [(name, module._forward_hooks), (name, module._forward_pre_hooks)]
+        return [name for name, hooks in self._hooks if hooks]
 
     @contextmanager
     def attached(self, hooks: Iterable[Hook]) -> Generator[None]:

@@ -9,7 +9,7 @@ block.
 import inspect
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -164,8 +164,12 @@ class BridgeBackend(Backend):
         # The bridge's components answer for the modules that they replaced, so the checkpoint's own names
         # lead to the live tensors; the bridge's state dict would list its components' names, and some weights
         # twice.
-        for name in empty_twin(self.huggingface).state_dict():
+        for name in self._names:
             yield name, reduce(_submodule, name.split("."), self.huggingface)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(empty_twin(self.huggingface).state_dict())
 
     @override
     def description(self) -> dict[str, Any]:

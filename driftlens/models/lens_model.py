@@ -7,7 +7,9 @@ once and reused.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from os import PathLike
@@ -23,10 +25,11 @@ from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.chat import RAW, Frame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
 from driftlens.models.families import Family
-from driftlens.models.fingerprint import fingerprint
+from driftlens.models.fingerprint import DIGITS, Fingerprint, tokenizer_digest
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
 from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
+from driftlens.models.sharing import Shared, Written, shared
 
 __all__ = ["LensModel", "check_loaded"]
 
@@ -76,7 +79,15 @@ class LensModel:
             raise DriftlensError(
                 f"the model's weights are not the checkpoint's: {reason}; hand over an unprocessed model"
             )
+        if hooks := backend.foreign_hooks():
+            raise DriftlensError(
+                f"a hook is left on the model at {hooks[0]}, and would change every number; remove it first, with "
+                "reset_hooks() if it is TransformerLens's"
+            )
         self._backend: Backend = backend
+        self._fingerprint = Fingerprint(backend)
+        self._known = (-1, "")  # at which write the hash was taken, and the hash
+        self._unchanged = 0
         self.model = model
         self.name: str = name or str(model.cfg.model_name)
         self.source: str = source or f"a {type(model).__name__} of your own"
@@ -92,8 +103,6 @@ class LensModel:
         self.d_head: int = dimensions.d_head
         self.d_vocab: int = dimensions.d_vocab
         self.n_ctx: int = dimensions.n_ctx
-        # Now, since an edit written into the weights would otherwise be part of it.
-        self.checkpoint_hash: str = fingerprint(backend)
         self.checked: SelfCheck | None = self._check() if check else None
 
     @property
@@ -119,6 +128,107 @@ class LensModel:
     def dtype(self) -> torch.dtype:
         """The precision of the weights and of the residual stream."""
         return self._backend.dtype
+
+    # --- what it is now, and whose ---
+
+    @property
+    def model_hash(self) -> str:
+        """20 hexadecimal digits that name the model as it is now: weights, configuration and tokenizer.
+
+        Edits that are written into the weights are part of it, and so is any other change of a weight, however small.
+        All weights are read each time, at about the speed of memory.
+
+        Raises:
+            DriftlensError: a hook is on the model, and nobody can say what it does.
+        """
+        if hooks := self.foreign_hooks:
+            raise DriftlensError(
+                f"a hook is on the model at {hooks[0]}, so what is computed with it cannot be told from the model's "
+                "own; remove it first, with reset_hooks() if it is TransformerLens's"
+            )
+        with self.exclusive():
+            if self._unchanged and self._known[0] == self._shared.writes:
+                return self._known[1]
+            parts = [self._fingerprint.now(), self._tokenizer_digest]
+            found = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGITS]
+            self._known = (self._shared.writes, found)
+        return found
+
+    @contextmanager
+    def unchanged(self) -> Generator[None]:
+        """A promise that only `rewritten` changes weights meanwhile, so that `model_hash` reads them once."""
+        with self.exclusive():
+            if not self._unchanged:
+                self._known = (-1, "")
+            self._unchanged += 1
+        try:
+            yield
+        finally:
+            with self.exclusive():
+                self._unchanged -= 1
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return "" if self._tokenizer is None else tokenizer_digest(self._tokenizer)
+
+    @property
+    def foreign_hooks(self) -> list[str]:
+        """Where hooks are on the model between passes: somebody else's, TransformerLens's or PyTorch's own."""
+        with self.exclusive():
+            return self._backend.foreign_hooks()
+
+    @contextmanager
+    def exclusive(self) -> Generator[None]:
+        """The model for this thread alone; another that wants it waits."""
+        with self._shared.exclusive():
+            yield
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """What is written into the weights at the moment, in the order in which it was."""
+        return tuple(self._shared.written)
+
+    @contextmanager
+    def rewritten(
+        self, change: Callable[[int, Tensor], Tensor], *, layers: Iterable[int], what: object
+    ) -> Generator[None]:
+        """`change(layer, W_out)` written into `layers`; every bit is restored on leaving, also after an exception.
+
+        The thread has the model for itself until then, and `written` lists `what`.
+
+        Raises:
+            DriftlensError: contexts that lie inside one another are not left in reverse order; the weights are
+                restored when the last of them is left.
+        """
+        with self.exclusive():
+            entry = Written(what=what, before=self.model_hash)
+            entry.saved.update({layer: self.W_out(layer).detach().clone() for layer in layers})
+            stack = self._shared.written
+            stack.append(entry)
+            self._shared.writes += 1
+            try:
+                with torch.no_grad():
+                    for layer in entry.saved:
+                        W_out = self.W_out(layer)
+                        W_out.copy_(change(layer, W_out))
+                yield
+            finally:
+                entry.ended = True
+                self._shared.writes += 1
+                in_order = stack[-1] is entry
+                while stack and stack[-1].ended:
+                    with torch.no_grad():
+                        for layer, before in stack.pop().saved.items():
+                            self.W_out(layer).copy_(before)
+                if not in_order:
+                    raise DriftlensError(
+                        "edits that are applied inside one another must be left in reverse order; this one is still in "
+                        "the weights until the ones inside it are left"
+                    )
+
+    @property
+    def _shared(self) -> Shared:
+        return shared(self.model)
 
     # --- tokens ---
 
@@ -159,6 +269,7 @@ class LensModel:
             DriftlensError: the tokenizer has no chat template, or none that takes a system prompt.
         """
         view = copy.copy(self)
+        view._known, view._unchanged = (-1, ""), 0  # what is promised for this one is not promised for that
         view.frame = chat_frame(self.tokenizer, system)
         return view
 
@@ -259,7 +370,8 @@ class LensModel:
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Final norm and head: `unembed(run(batch))` are the model's logits."""
-        return self._backend.unembed(resid.to(self.dtype))
+        with torch.autocast(self.device.type, enabled=False):
+            return self._backend.unembed(resid.to(self.dtype))
 
     def export(self, folder: str | PathLike[str], W_out: Mapping[int, Tensor] | None = None) -> None:
         """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
@@ -272,7 +384,12 @@ class LensModel:
             rows = check_rows(self.d_vocab, self.n_ctx)
             return self_check(self, [self._backend.reference_logits(row.to(self.device)) for row in rows])
 
-    def _pass(
+    def _pass(self, batch: Batch, **how: Any) -> tuple[Tensor, PassCache | None]:
+        # Autocast would round what is computed here and not what it is compared with.
+        with self.exclusive(), torch.autocast(self.device.type, enabled=False):
+            return self._exclusive_pass(batch, **how)
+
+    def _exclusive_pass(
         self,
         batch: Batch,
         *,

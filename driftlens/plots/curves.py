@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from driftlens.plots.style import EDITED, FAINT, INK, PALETTE, PAPER, TRUE, Frame, escaped, write
+from driftlens.statistics.intervals import bounded_interval
 
 __all__ = ["plot_histogram", "plot_patch_curve"]
 
@@ -30,7 +31,7 @@ def plot_patch_curve(
     The unpatched edited model stands apart, left of layer 0, over the tick "none"; the vanilla model is dashed.
 
     `table` and `baselines` are those of a `driftlens.analyses.patch.AttentionPatch`; with a column `task` in both,
-    every task is a panel. Bands are the mean ∓ 1.96 standard errors over prompts.
+    every task is a panel. Bands are 95 % intervals over prompts, which stay between 0 and 1.
     """
     tasks: list[Any] = list(dict.fromkeys(table["task"])) if "task" in table.columns else [None]
     names = list(dict.fromkeys(table["target_name"]))
@@ -132,7 +133,12 @@ def plot_histogram(
 
 def _mean_curve(cells: Any) -> Any:
     groups = cells.groupby("layer")
-    curve = groups["probability"].agg(mean="mean", error="sem").reset_index()
+    curve = groups["probability"].agg(mean="mean").reset_index()
+    intervals = [bounded_interval(of.to_numpy(dtype=float), bounds=(0.0, 1.0)) for _, of in groups["probability"]]
+    # A single prompt has none: its band is the line.
+    curve["low"], curve["high"] = (
+        [interval[0] if np.isnan(interval[end]) else interval[end] for interval in intervals] for end in (1, 2)
+    )
     places = groups[["first", "last"]].first().reset_index()
     return curve.merge(places, on="layer")
 
@@ -145,8 +151,7 @@ def _apart_from(last: int) -> float:
 def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: str, colour: str) -> None:
     vanilla, edited = float(before["vanilla"].mean()), float(before["edited"].mean())
     layers = [int(layer) for layer in curve["layer"]]
-    half = 1.96 * curve["error"].fillna(0)
-    band = {"x": [*layers, *layers[::-1]], "y": [*(curve["mean"] + half), *(curve["mean"] - half)[::-1]]}
+    band = {"x": [*layers, *layers[::-1]], "y": [*curve["high"], *curve["low"][::-1]]}
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     fill = f"rgba({red},{green},{blue},0.14)"
     figure.add_trace(
@@ -180,12 +185,22 @@ def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: s
         1,
         column,
     )
-    spread = 0.0 if len(before) < 2 else 1.96 * float(before["edited"].sem())
+    # A single prompt has no interval: its ends are the point.
+    found = bounded_interval(before["edited"].to_numpy(dtype=float), bounds=(0.0, 1.0))[1:3]
+    low, high = (edited if np.isnan(end) else end for end in found)
     figure.add_trace(
         go.Scatter(
             x=[_apart_from(layers[-1])],
             y=[edited],
-            error_y={"type": "data", "array": [spread], "color": colour, "thickness": 1.4, "width": 4},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - edited],
+                "arrayminus": [edited - low],
+                "color": colour,
+                "thickness": 1.4,
+                "width": 4,
+            },
             mode="markers",
             marker={"size": 10, "color": colour, "symbol": symbol},
             customdata=[f"not patched<br>P({name}) <b>{edited:.4f}</b><br>vanilla model {vanilla:.4f}"],

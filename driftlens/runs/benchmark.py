@@ -26,7 +26,7 @@ from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf, summarize, summarize_records
 from driftlens.files import path_of
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
-from driftlens.runs.shards import Compute, Tables, all_there, settings_hash, sharded_by
+from driftlens.runs.shards import Compute, Tables, all_there, foreign_shard, settings_hash, sharded_by
 from driftlens.runs.work import Measures, Work
 
 if TYPE_CHECKING:
@@ -239,6 +239,12 @@ def run(
             return _result(there, manifest, len(records))
     with claimed(folder, on_wait):
         manifest = open_manifest(folder, wanted)
+        # Shards that nobody can read any more may be replaced; those of another run may not.
+        if (foreign := foreign_shard(folder / "shards", key)) is not None:
+            raise DriftlensError(
+                f"{folder} holds shards of another run ({foreign.name}), and no manifest that says which; choose "
+                "another folder, or delete that one to start anew"
+            )
         manifest.setdefault("shard_size", shard_size)
         here: dict[str, Any] = {"started": now(), **session, "records": 0, "seconds": 0.0}
         start = time.perf_counter()

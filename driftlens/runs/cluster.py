@@ -105,7 +105,7 @@ class Worker:
         from driftlens.version import __version__
 
         work = self._ready(how)
-        return __version__, work.model.checkpoint_hash, work.editor
+        return __version__, work.model.model_hash, work.editor
 
     def prepared(self, how: Sequence[Any]) -> bool:
         """When model and editor are there."""
@@ -135,7 +135,7 @@ class Worker:
             work = replace(recipe, editor=editor).work()
         except DriftlensError as error:
             raise DriftlensError(f"{error} (on {machine})") from None
-        if expected not in (None, work.model.checkpoint_hash):
+        if expected not in (None, work.model.model_hash):
             raise DriftlensError(
                 f"{recipe.model} on {machine} is another model than on the first worker's machine; put the same folder "
                 "on every machine"

@@ -25,6 +25,7 @@ from driftlens.data import Fact
 from driftlens.editors import Failure, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.base import Editor
 from driftlens.editors.failures import delivered
+from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.second_moment import text_source
 from driftlens.edits import Edit, EditResult
 from driftlens.errors import DriftlensError
@@ -62,8 +63,14 @@ def cached_edits(
     if batch_size < 1:
         raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")
     place = writable_folder(folder)
-    identity = editor_identity(model, editor)
-    keys = [_key(identity, editor.provenance(model, fact)) for fact in facts]
+    try:
+        editor.check_identified()
+    except UnidentifiedError as error:
+        warnings.warn(f"{error}: these edits are made anew and not cached", RuntimeWarning, stacklevel=2)
+        return _uncached(model, editor, facts, batch_size, on_facts)
+    with model.unchanged():
+        about = editor_identity(model, editor)
+        keys = [_key(about, editor.provenance(model, fact)) for fact in facts]
     wanted = dict(zip(keys, facts, strict=True))
     found: dict[str, Edit] = {}
     damaged: list[Path] = []
@@ -93,32 +100,45 @@ def cached_edits(
     return [found[key] for key in keys]
 
 
+def _uncached(
+    model: LensModel,
+    editor: Editor,
+    facts: Sequence[Fact],
+    batch_size: int,
+    on_facts: Callable[[int], None] | None,
+) -> list[Edit]:
+    wanted = list(dict.fromkeys(facts))
+    edits = dict(zip(wanted, editor.edit_many(model, wanted, batch_size=batch_size, on_facts=on_facts), strict=True))
+    return [edits[fact].edit for fact in facts]
+
+
 def editor_identity(model: LensModel, editor: Editor) -> str:
     """The text behind the editor's second moments: the one thing that its provenance does not tell beforehand.
 
-    It is the same whether they are given or are going to be taken over the same texts.
+    It is the same whether they are given or are going to be taken over the same texts with this very model; moments of
+    another model, or of nobody knows what, go by their numbers.
     """
     given: Any = getattr(editor, "second_moment", None)
     if given is None:
         opened = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
         return text_source(opened, editor.samples)
     parts: Mapping[Any, Any] = given if isinstance(given, Mapping) else {"": given}
-    sources = {layer: _moment(moment) for layer, moment in parts.items()}
+    model_hash = model.model_hash
+    sources = {layer: _moment(moment, model_hash) for layer, moment in parts.items()}
     same = set(sources.values())
     return same.pop() if len(same) == 1 else "; ".join(f"{layer} {source}" for layer, source in sources.items())
 
 
-def _moment(moment: Tensor | SecondMoment) -> str:
-    if isinstance(moment, SecondMoment) and moment.source != "given":
-        return moment.source
-    matrix = moment.matrix if isinstance(moment, SecondMoment) else moment
-    return _digest(matrix)
+def _moment(moment: Tensor | SecondMoment, model_hash: str) -> str:
+    if isinstance(moment, SecondMoment):
+        return moment.source if moment.model_hash == model_hash else identity(moment.matrix)
+    return identity(moment)
 
 
-def _key(identity: str, provenance: Mapping[str, str]) -> str:
+def _key(about: str, provenance: Mapping[str, str]) -> str:
     # The weights' hash says which model it is; by what name and from where it was loaded does not matter.
     parts = {name: value for name, value in provenance.items() if name not in ("model", "model_source")}
-    return hashlib.sha256(json.dumps([identity, parts], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([about, parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _path(folder: Path, key: str) -> Path:
@@ -142,14 +162,9 @@ def _read(path: Path, key: str) -> Edit | None:
 
 
 def _checksum(edit: Edit) -> str:
-    return "-".join(
-        f"{layer}:{_digest(update.left)}:{_digest(update.right)}" for layer, update in sorted(edit.updates.items())
+    return " ".join(
+        f"{layer} {identity(update.left)} {identity(update.right)}" for layer, update in sorted(edit.updates.items())
     )
-
-
-def _digest(tensor: Tensor) -> str:
-    values = tensor.detach().float().cpu().contiguous()
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
 def _tell(on_facts: Callable[[int], None] | None, done: int) -> None:

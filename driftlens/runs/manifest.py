@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
+from driftlens.editors.identity import identity
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 from driftlens.runs.edit_cache import editor_identity
@@ -43,12 +44,16 @@ _POLL_SECONDS = 0.5
 def configuration(
     model: LensModel, editor: Editor | None, records: Sequence[Record], measures: Measures
 ) -> dict[str, Any]:
-    """All that the numbers depend on, as JSON says it."""
+    """All that the numbers depend on, as JSON says it.
+
+    Raises:
+        UnidentifiedError: something in the editor cannot be told from something else, so neither could a run of it.
+    """
     from driftlens.version import __version__
 
     texts, snippets, tfidf = measures.perplexity_texts, measures.snippets, measures.tfidf
     told: dict[str, Any] = {
-        "model_hash": model.checkpoint_hash,
+        "model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "editor": None if editor is None else _settings(model, editor),
         "records": len(records),
@@ -72,11 +77,12 @@ def _settings(model: LensModel, editor: Editor) -> dict[str, Any]:
         if not item.name.startswith("_") and item.name not in ("corpus", "second_moment", "regularizers", "samples")
     }
     return {
-        "name": type(editor).__name__,
+        "name": identity(type(editor)),
         **{
-            name: value if isinstance(value, int | float | str | None) else repr(value) for name, value in plain.items()
+            name: value if isinstance(value, int | float | str | None) else identity(value)
+            for name, value in plain.items()
         },
-        "regularizers": " + ".join(map(repr, editor.regularizers)),
+        "regularizers": " + ".join(map(identity, editor.regularizers)),
         "second_moment": editor_identity(model, editor),
     }
 

@@ -1,9 +1,9 @@
 """Tables that are computed a few items at a time, each piece kept on disk as soon as it is done.
 
 A shard is the tables of a slice of the items, one parquet file each, written atomically; an index with their checksums
-comes last, and a shard without one does not count.  A run that was interrupted goes on with the shards that are not
-there, in whatever order they were made and by whom, and one that has all of them computes nothing.  A shard that was
-truncated, altered, or made with other settings is computed again.
+and the place of the slice comes last, and a shard without one does not count.  A run that was interrupted goes on with
+the shards that are not there, in whatever order they were made and by whom, and one that has all of them computes
+nothing.  A shard that was truncated, altered, moved to another's place, or made with other settings is computed again.
 
 What is put together is always what was read back from disk, so an interrupted run gives the very tables of another.
 """
@@ -23,7 +23,7 @@ import pandas as pd
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
-__all__ = ["Compute", "Tables", "all_there", "settings_hash", "sharded", "sharded_by"]
+__all__ = ["Compute", "Tables", "all_there", "foreign_shard", "settings_hash", "sharded", "sharded_by"]
 
 Item = TypeVar("Item")
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
@@ -139,6 +139,18 @@ def all_there(
     return _together(found)
 
 
+def foreign_shard(folder: Path, key: str) -> Path | None:
+    """The first shard in ``folder`` that was whole once and written under another key than ``key``, or None."""
+    for index in sorted(folder.glob("*.json")):
+        try:
+            told: Any = json.loads(index.read_text())
+            if isinstance(told["key"], str) and told["key"] != key:
+                return index
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: it will be computed again
+    return None
+
+
 def _together(shards: Sequence[tuple[int, Tables]]) -> dict[str, pd.DataFrame]:
     pieces: dict[str, list[pd.DataFrame]] = {}
     for start, tables in shards:
@@ -163,7 +175,7 @@ def _write(folder: Path, stem: str, tables: Tables, key: str) -> Tables:
         with atomic_path(folder / f"{stem}.{name}.parquet") as temporary:
             temporary.write_bytes(content)
     # Last: a shard counts when all its tables are there.
-    index = {"key": key, "sha256": {name: _checksum(content) for name, content in contents.items()}}
+    index = {"key": key, "items": stem, "sha256": {name: _checksum(content) for name, content in contents.items()}}
     with atomic_path(folder / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(index))
     return {name: pd.read_parquet(io.BytesIO(content)) for name, content in contents.items()}
@@ -176,7 +188,7 @@ def _read(folder: Path, stem: str, key: str) -> tuple[dict[str, pd.DataFrame] | 
         return None, 0
     try:
         told: Any = json.loads(index.read_text())
-        if told["key"] != key:
+        if told["key"] != key or told["items"] != stem:
             return None, 1
         tables: dict[str, pd.DataFrame] = {}
         for name, checksum in told["sha256"].items():

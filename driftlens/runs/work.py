@@ -119,6 +119,10 @@ class Work:
 
     def __call__(self, records: Sequence[Record]) -> dict[str, pd.DataFrame]:
         """The tables ``nlls``, ``records``, ``generations`` and ``problems`` of ``records``."""
+        with self.model.unchanged():
+            return self._tables(records)
+
+    def _tables(self, records: Sequence[Record]) -> dict[str, pd.DataFrame]:
         outcomes, seconds = self._edits([record.fact for record in records])
         problems: list[_Problem] = []
         chosen: list[Record] = []

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import stats
 
 from driftlens.errors import DriftlensError
+from driftlens.statistics.intervals import numbered
 
 __all__ = ["Correlation", "correlation", "correlation_difference"]
 
@@ -75,7 +75,7 @@ def correlation(
     result: Any = stats.pearsonr(a, b)
     interval = result.confidence_interval(0.95)
     nan = float("nan")
-    codes = np.zeros(0, dtype=int) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
+    codes = np.zeros(0, dtype=int) if groups is None else numbered(_labels(groups))
     # A single group can be resampled in one way only, which says nothing.
     cluster = _cluster_interval(a, b, codes, resamples, seed) if codes.size and codes.max() > 0 else (nan, nan)
     return Correlation(
@@ -103,7 +103,7 @@ def correlation_difference(
     Both factors are measured on the same prompts, so their correlations are far from independent; every resample
     compares the two.
     """
-    codes = pd.factorize(np.asarray(groups, dtype=object))[0]
+    codes = numbered(_labels(groups))
     a, b, c = (np.asarray(values, dtype=float) for values in (x, other, y))
     observed = abs(correlation(x, y).rho) - abs(correlation(other, y).rho)
     if codes.max() < 1:
@@ -111,6 +111,12 @@ def correlation_difference(
     found = [np.abs(_resampled(values, c, codes, resamples, seed)) for values in (a, b)]
     low, high = np.nanpercentile(found[0] - found[1], [2.5, 97.5])
     return observed, float(low), float(high)
+
+
+def _labels(groups: Sequence[Hashable]) -> npt.NDArray[np.object_]:
+    labels = np.empty(len(groups), dtype=object)  # of tuples NumPy would make a second dimension
+    labels[:] = list(groups)
+    return labels
 
 
 def _cluster_interval(
@@ -122,6 +128,8 @@ def _cluster_interval(
 
 def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int) -> Floats:
     """ρ of each resample of whole groups: a weight per group, so ρ comes from weighted sums."""
+    order = np.lexsort((b, a, group))  # no sum is rounded otherwise for points in another order
+    a, b, group = a[order], b[order], group[order]
     # Sums of squares around the mean: ρ is the same, and no digit is lost to a large offset.
     a, b = a - a.mean(), b - b.mean()
     n_groups = int(group.max()) + 1

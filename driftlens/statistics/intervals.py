@@ -1,9 +1,15 @@
-"""Means with their uncertainty, told in two ways.
+"""Means with their uncertainty, told in two ways that both take what belongs together as one.
 
-1. The paper's: mean ± 1.96 · standard error over the observations (prompts), as if they were independent.
+Ten prompts of one edit fail together, so a record's prompts are one cluster of observations.
+
+1. An interval that cannot leave the range of the values. For percentages it is Wilson's score interval with the
+   effective sample size, the number of independent observations with the same standard error, and Student's t of the
+   clusters (Dean & Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
+   2015). For positive numbers it is symmetric in the logarithm.
 2. The clustered bootstrap: records are drawn with replacement, each with all its observations, the mean is
-   taken over what was drawn, and the interval is the middle 95 % of many such means.  Ten prompts of one edit
-   fail together, so this one is the honest one, and the wider one.
+   taken over what was drawn, and the interval is the middle 95 % of many such means.
+
+Neither depends on the order of the observations.
 """
 
 from __future__ import annotations
@@ -14,21 +20,85 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Floats: TypeAlias = NDArray[np.float64]
+Clusters: TypeAlias = NDArray[np.int64]
 
 COLUMNS = ("value", "low", "high", "n", "cluster_low", "cluster_high")
+_LEVEL = 0.975
 
 
-def mean_interval(values: Floats) -> tuple[float, float, float, int]:
-    """Mean, the paper's interval around it, and the number of values; NaN where there are too few."""
+def bounded_interval(
+    values: Floats, clusters: Clusters | None = None, *, bounds: tuple[float, float] = (0.0, 100.0)
+) -> tuple[float, float, float, int]:
+    """Mean of values that lie between ``bounds``, its 95 % interval, which does too, and the number of values.
+
+    With p the mean as a share of the range and v the variance of p over the clusters (G of them), the effective sample
+    size is n = p (1 − p) / v, and the interval is that of Wilson, (p + t²/2n ± t √(p (1 − p)/n + t²/4n²)) / (1 + t²/n),
+    with t of G − 1 degrees of freedom. Where the clusters do not differ, n is G.
+
+    Args:
+        values: the observations.
+        clusters: the cluster of each; default: each is one of its own.
+        bounds: the least and the most that an observation can be.
+
+    Returns:
+        Mean, low, high, n; NaN for the interval where there are fewer than two clusters.
+    """
+    least, most = bounds
+    mean, error, count = _clustered(values, clusters)
+    if count < 2:
+        return mean, float("nan"), float("nan"), len(values)
+    share, spread = (mean - least) / (most - least), error / (most - least)
+    share = min(max(share, 0.0), 1.0)
+    inside = share * (1 - share)
+    size = inside / spread**2 if spread**2 > 1e-12 * inside / len(values) else float(count)
+    t = _student(count)
+    centre = (share + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t * np.sqrt(inside / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
+    low, high = (least + (most - least) * float(np.clip(end, 0.0, 1.0)) for end in (centre - half, centre + half))
+    return mean, low, high, len(values)
+
+
+def positive_interval(values: Floats, clusters: Clusters | None = None) -> tuple[float, float, float, int]:
+    """Mean of positive values, its 95 % interval, which is positive too, and the number of values.
+
+    The interval is m · exp(± t · s / m), with s the standard error over the clusters and t as in
+    :func:`bounded_interval`: the mean's own, transformed so that it is symmetric in the logarithm.
+    """
+    mean, error, count = _clustered(values, clusters)
+    if count < 2 or mean <= 0 or not np.isfinite(mean):
+        return mean, float("nan"), float("nan"), len(values)
+    factor = float(np.exp(_student(count) * error / mean))
+    return mean, mean / factor, mean * factor, len(values)
+
+
+def _student(clusters: int) -> float:
+    """Student's t below which lies all but half of 5 %."""
+    return float(stdtrit(clusters - 1, _LEVEL))
+
+
+def _clustered(values: Floats, clusters: Clusters | None) -> tuple[float, float, int]:
+    """The mean, its standard error over the clusters (of a ratio of sums), and the number of clusters."""
     n = len(values)
     if n == 0:
-        return float("nan"), float("nan"), float("nan"), 0
+        return float("nan"), float("nan"), 0
+    of = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    values, of = _ordered(values, of)
     mean = float(values.mean())
-    half = 1.96 * float(stats.sem(values)) if n > 1 else float("nan")
-    return mean, mean - half, mean + half, n
+    with np.errstate(invalid="ignore"):  # an infinite value has no interval
+        residuals = np.bincount(of, values - mean)
+    count = len(residuals)
+    if count < 2:
+        return mean, float("nan"), count
+    return mean, float(np.sqrt(count / (count - 1) * np.square(residuals).sum()) / n), count
+
+
+def _ordered(values: Floats, clusters: Clusters) -> tuple[Floats, Clusters]:
+    """By cluster and value, so that no sum is rounded otherwise for rows in another order."""
+    order = np.lexsort((values, clusters))
+    return values[order], clusters[order]
 
 
 def resampled_means(
@@ -45,12 +115,11 @@ def resampled_means(
         resamples: how many draws.
         seed: same seed, same draws.
     """
+    ordered = {name: _ordered(series, clusters[name]) for name, series in values.items()}
     count = 1 + max((int(of.max()) for of in clusters.values() if len(of)), default=-1)
     sums = {
-        name: np.stack(
-            [np.bincount(clusters[name], weights, minlength=count) for weights in (series, np.ones(len(series)))]
-        )
-        for name, series in values.items()
+        name: np.stack([np.bincount(of, weights, minlength=count) for weights in (series, np.ones(len(series)))])
+        for name, (series, of) in ordered.items()
     }
     means = {name: np.full(resamples, np.nan) for name in values}
     if count == 0:
@@ -73,21 +142,34 @@ def percentile_interval(means: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def numbered(clusters: object) -> NDArray[np.int64]:
-    """The clusters of a column as numbers from 0, in order of appearance."""
-    return np.asarray(pd.factorize(np.asarray(clusters))[0], dtype=np.int64)
+def numbered(clusters: object) -> Clusters:
+    """The clusters of a column as numbers from 0, in their own order, whatever the order of the rows."""
+    codes, names = pd.factorize(np.asarray(clusters, dtype=object), use_na_sentinel=False)
+    try:
+        ranked = sorted(range(len(names)), key=lambda at: names[at])
+    except TypeError:  # numbers beside texts
+        ranked = sorted(range(len(names)), key=lambda at: repr(names[at]))
+    ranks = np.empty(len(names), dtype=np.int64)
+    ranks[ranked] = np.arange(len(names))
+    return ranks[codes]
 
 
 def summary_row(
-    values: Floats, clusters: NDArray[np.int64] | None, *, scale: float = 1.0, resamples: int = 1000, seed: int = 0
+    values: Floats,
+    clusters: Clusters | None,
+    *,
+    bounds: tuple[float, float] | None = (0.0, 100.0),
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float, float, int, float, float]:
     """One line of a summary table, in the order of ``COLUMNS``, for a series of its own.
 
-    Without clusters, or with fewer than two, the bootstrap interval is NaN.
+    ``bounds`` are those of :func:`bounded_interval`; None is for positive values.  Without clusters, or with fewer than
+    two, the bootstrap interval is NaN.
     """
-    mean, low, high, n = mean_interval(scale * values)
+    told = positive_interval(values, clusters) if bounds is None else bounded_interval(values, clusters, bounds=bounds)
     cluster_low = cluster_high = float("nan")
     if clusters is not None and resamples and len(np.unique(clusters)) > 1:
-        means = resampled_means({"": scale * values}, {"": clusters}, resamples=resamples, seed=seed)
+        means = resampled_means({"": values}, {"": clusters}, resamples=resamples, seed=seed)
         cluster_low, cluster_high = percentile_interval(means[""])
-    return mean, low, high, n, cluster_low, cluster_high
+    return *told, cluster_low, cluster_high

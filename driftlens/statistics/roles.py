@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from driftlens.statistics.intervals import bounded_interval
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -19,16 +21,18 @@ def average_by_role(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Role × layer grids of a table's `effect`, averaged over cases, for each combination of `keys`.
 
     A role's tokens are averaged within each case first, so a case with a long subject counts once; then cases are
-    averaged. `low` and `high` are the mean ∓ 1.96 standard errors over the cases that have the role (`cases`), NaN for
-    a single one. `example` is the role's text in the first such case. The columns are `keys`, then `role, example,
-    layer, effect, low, high, cases`; rows are in the order of a prompt.
+    averaged. `low` and `high` are the 95 % interval of that mean over the cases that have the role (`cases`), NaN for a
+    single one; like the effects it stays between -1 and 1 (:func:`driftlens.statistics.intervals.bounded_interval`).
+    `example` is the role's text in the first such case. The columns are `keys`, then `role, example, layer, effect,
+    low, high, cases`; rows are in the order of a prompt.
     """
     groups = [*keys, "role", "layer"]
     cells: Any = table.groupby([*groups, "case"], sort=False)
     per_case = cells["effect"].mean().reset_index()
-    grid: Any = per_case.groupby(groups, sort=False)["effect"].agg(effect="mean", cases="count", error="sem")
-    grid = grid.reset_index()
-    grid["low"], grid["high"] = grid["effect"] - 1.96 * grid["error"], grid["effect"] + 1.96 * grid["error"]
+    by_group: Any = per_case.groupby(groups, sort=False)["effect"]
+    grid: Any = by_group.agg(effect="mean", cases="count").reset_index()
+    intervals = [bounded_interval(effects.to_numpy(dtype=float), bounds=(-1.0, 1.0)) for _, effects in by_group]
+    grid["low"], grid["high"] = ([interval[end] for interval in intervals] for end in (1, 2))
     grid["example"] = grid["role"].map(_examples(table))
     # Keys in the order in which they stand in the table.
     orders = {**{key: list(table[key].unique()) for key in keys}, "role": list(ROLES)}

@@ -220,4 +220,4 @@ def test_layers_of_one_model_are_shared(chat_folder: Path):
     edit = random_edit(plain, 0, 1)
     with edit.applied(chat):
         assert torch.equal(plain.W_out(1), chat.W_out(1))
-    assert chat.model_hash == plain.checkpoint_hash
+    assert chat.model_hash == plain.model_hash

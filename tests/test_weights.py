@@ -111,7 +111,7 @@ def test_masks_of_old_checkpoints_and_heads_of_other_tasks_are_no_damage(folder:
     before = load_model(folder, device="cpu")
     change(folder, lambda tensors: tensors.update(old))
     after = load_model(folder, device="cpu")
-    assert after.model_hash == before.checkpoint_hash
+    assert after.model_hash == before.model_hash
 
 
 def test_names_without_the_models_own_in_front_are_read(checkpoints: Any, tmp_path: Path):

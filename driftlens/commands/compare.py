@@ -138,7 +138,7 @@ def _of_edits(
         task = progress.add_task("load model", total=None)
         model = load_model(options.model, device=options.device, dtype=options.dtype)
         progress.remove_task(task)
-        about["model"] = {"name": Path(model.name).name, "hash": model.checkpoint_hash}
+        about["model"] = {"name": Path(model.name).name, "hash": model.model_hash}
         edits = [
             _edits(options, side, model, records, data, saved.get(side.name), about, progress)
             for side in (options.baseline, options.challenger)

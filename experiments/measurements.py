@@ -220,7 +220,9 @@ def _measured(
     work: Callable[[Sequence[Case]], dict[str, pd.DataFrame]],
     size: int = 16,
 ) -> dict[str, pd.DataFrame]:
-    prompts = settings_hash([[repr(case.record.fact), repr(case.prompt)] for case in cases])
+    # Templates say where a test prompt's subject stands, and so which roles its tokens have.
+    asked = [[repr(case.record.fact), repr(case.prompt)] for case in cases]
+    prompts = settings_hash([asked, list(study.templates)])
     return _kept(study, f"{name} {prompts}", " ".join(name.split()[:3]).replace("_", " "), cases, work, size)
 
 

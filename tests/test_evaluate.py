@@ -123,6 +123,7 @@ def test_all_at_once_is_one_record_at_a_time(
         assert both.empty or (both[column] - both[f"{column}_together"]).abs().max() < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:a hook is on the model")  # it counts what is run
 def test_what_prompts_begin_with_in_common_is_run_once(lens_model: LensModel):
     columns: list[int] = []
     handle = lens_model.model.blocks[0].mlp.register_forward_pre_hook(

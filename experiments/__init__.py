@@ -3,3 +3,10 @@
 A module chooses its inputs, calls the library and writes a picture, the table behind it and a caption that sets the
 paper's numbers beside those found here. `python -m experiments.all` makes everything and a gallery.
 """
+
+import sys
+
+from driftlens.options.program import interrupts_in_one_line
+
+if sys.argv[:1] == ["-m"]:  # `python -m experiments.figure3` looks for the module, and is going to import torch
+    interrupts_in_one_line()

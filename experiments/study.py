@@ -24,6 +24,7 @@ from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models import load_model
+from driftlens.models.names import resolve
 from driftlens.options.editing import check_layers, choose_corpus, editor_text, make_editor, with_second_moments
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
@@ -72,7 +73,10 @@ class Study:
     @cached_property
     def all_records(self) -> list[Record]:
         """The whole data set."""
-        return load_records(self.options.data)
+        records = load_records(self.options.data)
+        if not records:
+            raise DriftlensError(f"{self.options.data} holds no records; choose another --data")
+        return records
 
     @cached_property
     def records(self) -> list[Record]:
@@ -217,4 +221,7 @@ def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
 def open_study(options: Options, errors: Terminal) -> Generator[Study]:
     """A study whose progress and warnings are seen on `errors`."""
     with shown_warnings(errors), progress_bars(errors) as progress:
-        yield Study(options, progress)
+        study = Study(options, progress)
+        resolve(options.model)  # a name that is none, and data that hold nothing, cost no waiting
+        study.all_records  # noqa: B018
+        yield study

@@ -1,7 +1,9 @@
 """`driftlens edit` from end to end, and every mistake as one line."""
 
+import io
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,11 @@ def test_force_edits_and_ships_all_the_same(arguments: list[str], capsys: pytest
         ([*FACT, "--export", "full"], "cannot export to full: it exists and is not empty"),
         ([*FACT, "--export", "driftlens-edit"], "choose another place"),
         ([*FACT, "--save", "full"], "it is a folder"),
+        ([*FACT, "--save", "same", "--export", "same"], "choose another place"),
+        ([*FACT, "--export", "new", "--save", "new/edit.safetensors"], "choose another place"),
+        ([*FACT, "--out", "new/report", "--export", "new"], "choose another place"),
+        ([*FACT, "--save", "driftlens-edit/clinic.json"], "choose another place"),
+        ([*FACT, "--data", "full/file", "--save", "full/file"], "choose another place"),
         ([*FACT, "--out", "full/file"], "it is a file; choose a folder"),
     ],
 )
@@ -168,6 +175,24 @@ def test_a_disk_that_takes_nothing_leaves_nothing(
     assert run([*arguments, "--true", "Paris"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir() if path.name != "cache"] == []
+
+
+@pytest.mark.parametrize("stream", ["full", "ascii"])
+def test_what_was_made_is_written_whatever_becomes_of_the_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, stream: str
+):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    taken = Full() if stream == "full" else io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", taken)
+    request = ["--layers", "1", "--gammas", "0.1", "--new", "[/]", "--probe", "[bold] is", "--true", "Paris", "--force"]
+    code = run([*arguments, *request, "--export", "model", "--save", "edit.safetensors"])
+    assert code == (2 if stream == "full" else 4)
+    assert list(Edit.load("edit.safetensors").updates) == [1]
+    assert (Path("model") / "model.safetensors").is_file()
+    assert json.loads(Path("out/clinic.json").read_text())["request"]["target_new"] == "[/]"
 
 
 def test_an_answer_belongs_to_the_probe_before_it():

@@ -18,6 +18,7 @@ from driftlens.display.terminal import Terminal, progress_bars, shown_warnings, 
 from driftlens.errors import DriftlensError, visible
 from driftlens.options.program import run_command
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = (
     "[/]",
     "[bold]x[/bold]",
@@ -161,6 +162,21 @@ def test_a_warning_of_a_command_is_a_line(capsys: pytest.CaptureFixture[str]):
 
     assert run_command(main, []) == 0
     assert capsys.readouterr().err == "driftlens: left out 3 records \\x1b[2J\n"
+
+
+def test_an_interrupt_while_an_experiment_is_imported_is_one_line(tmp_path: Path):
+    # A module of that name stands in for pandas, which experiments import before anything of theirs runs.
+    (tmp_path / "pandas.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.figure3"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (130, b"driftlens: interrupted\n", b"")
 
 
 # --- spreadsheets ---

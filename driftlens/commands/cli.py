@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from driftlens.errors import unknown_name
+from driftlens.options.parsing import Parser
 from driftlens.options.program import run_command
 from driftlens.version import __version__
 
@@ -49,10 +50,10 @@ def script() -> int:
     return run_command(main)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     width = max(map(len, _COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {line}" for name, line in _COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="driftlens",
         usage="driftlens [-h] [--version] COMMAND ...",
         description="Edit facts into language models and see where the edited model goes wrong.",

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Visit the clinic, write what it found, and say in the terminal what came out."""
     options = read_options(argv)
     records = load_records(options.data) if options.data is not None else None
+    if records is not None and not records:
+        raise DriftlensError(f"{options.data} holds no records to make probes of; choose another --data")
     with ExitStack() as places:
         folder = places.enter_context(output_folder(options.out, REPORT))
         for place in (options.save, options.export):

@@ -15,12 +15,13 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import IO
 
 from driftlens.errors import DriftlensError, visible
 from driftlens.files import reason_of
 
-__all__ = ["run_command"]
+__all__ = ["interrupts_in_one_line", "run_command"]
 
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -54,6 +55,23 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         _discard(sys.stdout)
         return _BAD_INPUT
     return code
+
+
+def interrupts_in_one_line() -> None:
+    """From now on an interrupt that nobody catches is one line and exit code 130.
+
+    For `python -m` of a module that imports for seconds before :func:`run_command` is reached.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            before(kind, error, trace)
+            return
+        _say("interrupted")
+        os._exit(_INTERRUPTED)  # Python would make it 1
+
+    sys.excepthook = hook
 
 
 def _say(line: str) -> None:

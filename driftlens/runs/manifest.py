@@ -140,8 +140,8 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found: dict[str, Any] = manifest["configuration"]
-        known = manifest["format"] == FORMAT and isinstance(manifest["sessions"], list)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = manifest["format"] == FORMAT and _is_whole(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DriftlensError(
             f"cannot read {path} ({type(error).__name__}); choose another folder, or delete this one to start anew"
         ) from error
@@ -158,6 +158,18 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder} holds another run: {first}{more}; choose another folder, or delete that one to start anew"
         )
     return manifest
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether everything that is read from a manifest is of the kind that was written."""
+    size: object = manifest.get("shard_size", 1)
+    return (
+        isinstance(manifest["configuration"], dict)
+        and isinstance(manifest["sessions"], list)
+        and isinstance(size, int)
+        and not isinstance(size, bool)
+        and size >= 1
+    )
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

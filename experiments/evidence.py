@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from driftlens.display.terminal import standard_output
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 from driftlens.options.parsing import Parser
@@ -157,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = page(options.models, beside=Path(options.out))
     with atomic_path(writable_folder(options.out) / "evidence.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    Console(highlight=False).print(f"wrote {options.out}/evidence.md", markup=False, soft_wrap=True)
+    standard_output().print(f"wrote {options.out}/evidence.md", soft_wrap=True)
     return 0
 
 

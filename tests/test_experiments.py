@@ -205,11 +205,19 @@ def test_one_that_fails_does_not_keep_the_others_from_being_made(
     def fails(study: Study) -> Any:
         raise DriftlensError("nothing to see")
 
-    monkeypatch.setattr(everything, "ARTIFACTS", {"figure4": fails, "figure3": figure3.figure3})
-    assert run_command(everything.main, arguments("--records", "2")) == 2
+    def breaks(study: Study) -> Any:
+        return [][study.options.prompts]
+
+    made = {"figure4": fails, "figure5": fails, "figure6": breaks, "figure3": figure3.figure3}
+    monkeypatch.setattr(everything, "ARTIFACTS", made)
+    assert run_command(everything.main, arguments("--records", "1")) == 1
     said = capsys.readouterr()
-    assert said.err == "driftlens: figure4: nothing to see\n"
-    assert "1 of 2" in said.out
+    assert said.err.count("nothing to see") == 1
+    assert "driftlens: figure4: nothing to see\n" in said.err
+    assert "driftlens: figure6: IndexError: list index out of range (test_experiments.py, line " in said.err
+    assert "driftlens: figure5: the same as figure4\n" in said.err
+    assert "Traceback" not in said.err
+    assert "1 of 4" in said.out
     assert (tmp_path / "out" / "figure3.html").exists()
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from driftlens.analyses.substitution import Trace
-from driftlens.plots import figure_html, figure_png, plot_trace, save_figure
+from driftlens.plots import figure_html, figure_png, plot_table, plot_trace, save_figure
 
 ROLES = ["first subject token", "last subject token", "after subject", "test prompt", "last token"]
 TEXTS = ["Eif", "fel <b>", " in", " Ben", " is"]
@@ -183,3 +183,29 @@ def test_a_real_picture():
     if picture is None:
         pytest.skip(problem)
     assert picture.startswith(b"\x89PNG")
+
+
+def test_a_single_prompt_that_is_averaged_by_role_has_a_row_for_each_role():
+    # As experiments keep it: a role's first token stands for it, so that numbers are left out.
+    roles = ["first subject token", "last subject token", "last token"]
+    tokens = [0, 3, 9]
+    cells = [
+        {"case": 0, "target_name": "o_true", "target": "x", "module": "mlp", "token": token, "token_text": "a <b>",
+         "role": role, "layer": layer, "window": 1, "probability": 0.5, "effect": 0.1 * token, "vanilla": 0.4,
+         "edited": 0.2}
+        for token, role in zip(tokens, roles, strict=True)
+        for layer in range(2)
+    ]  # fmt: skip
+    baselines = [{"case": 0, "prompt": "p", "target_name": "o_true", "target": "x", "vanilla": 0.4, "edited": 0.2}]
+    table, rows = pd.DataFrame(cells), pd.DataFrame(baselines)
+    trace = Trace(table=table, baselines=rows, model="m", window=1, edited_layers=(0,))
+    (heatmap,) = (part for part in trace.plot().data if part.type == "heatmap")
+    assert np.allclose(heatmap.z, [[0.0, 0.0], [0.3, 0.3], [0.9, 0.9]])
+
+
+def test_cells_of_a_table_are_shown_as_they_are():
+    table = pd.DataFrame({"a & b": ["<i>x</i>", "y"], "html": ["W<sub>l</sub>", "z"]})
+    texts = [note.text for note in plot_table(table, title="<t>", html=["html"]).layout.annotations]
+    assert "&lt;i&gt;x&lt;/i&gt;" in texts
+    assert "<b>a &amp; b</b>" in texts
+    assert "W<sub>l</sub>" in texts

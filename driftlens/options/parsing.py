@@ -43,8 +43,9 @@ class Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        if message != unknown and unknown.startswith("--"):
+        start = "unrecognized arguments: "
+        unknown = message.removeprefix(start).split("=")[0].split(" ")[0]
+        if message.startswith(start) and unknown.startswith("--"):
             options = [name for name in self._option_string_actions if name.startswith("--")]
             near = get_close_matches(unknown, options, n=2, cutoff=0.6)
             if near:

@@ -97,7 +97,7 @@ def depth(name: str | PathLike[str]) -> int:
     """
     place, _ = _place(fspath(name))
     with one_line_errors(fspath(name), place), quiet_bars(quiet=place.local):
-        return int(read_config(place).num_hidden_layers)
+        return int(read_config(place)[0].num_hidden_layers)
 
 
 def _place(name: str) -> tuple[Checkpoint, str]:

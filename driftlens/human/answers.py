@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from driftlens.errors import DriftlensError
+from driftlens.files import reason_of
 from driftlens.human.comparison import CRITERIA, Comparison, Item
 
 __all__ = ["CHOICES", "FORMAT", "Answer", "AnswerSheet", "checks", "judgements", "read_answers"]
@@ -164,12 +165,14 @@ def _sheets_of(path: Path) -> list[AnswerSheet]:
             with AnswerStore.open(path) as store:
                 return store.sheets()
         told: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, DriftlensError):
-            raise
+    except OSError as error:
         raise DriftlensError(
-            f"cannot read the answers {path} ({error}); name files that the page downloaded"
+            f"cannot read the answers {path}: {reason_of(error)}; name files that the page downloaded"
         ) from error
+    except DriftlensError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DriftlensError(f"{path} is not JSON ({error}); name files that the page downloaded") from error
     return [AnswerSheet.read(each, str(path)) for each in (told if isinstance(told, list) else [told])]
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
-from driftlens.files import atomic_path
+from driftlens.files import atomic_path, reason_of
 
 __all__ = ["CHECKS", "CRITERIA", "KEY", "Comparison", "Criterion", "Item", "Systems", "TextPair"]
 
@@ -235,8 +235,12 @@ class Comparison:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DriftlensError(f"cannot read the key {path} ({error}); name a {KEY} that driftlens wrote") from error
+        except OSError as error:
+            raise DriftlensError(
+                f"cannot read the key {path}: {reason_of(error)}; name a {KEY} that driftlens compare wrote"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DriftlensError(f"{path} is not the key of a comparison (no text); expected a {KEY}") from error
         try:
             told: dict[str, Any] = json.loads(text)
             found = cls(

@@ -84,7 +84,8 @@ def _with_interval(row: Mapping[str, Any], name: str, scale: float, digits: int)
     if value != value:
         return "–"
     text = f"{value:.{digits}f}"
-    return text if low != low else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    text = text if low != low else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text.replace("-", "−")
 
 
 def _hundred(kappa: float) -> str:

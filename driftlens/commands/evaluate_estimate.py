@@ -13,18 +13,16 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from driftlens.commands.evaluate_options import EvaluateOptions
-from driftlens.commands.evaluate_progress import duration
-from driftlens.editors import ROME, Corpus, SecondMoment, default_corpus, open_corpus, stream_second_moments
-from driftlens.editors.corpora import DATASETS
+from driftlens.editors import ROME, Corpus, SecondMoment, default_corpus, open_corpus
+from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
-from driftlens.options.editing import editor_text, make_editor, with_second_moments
+from driftlens.options.editing import duration, editor_text, make_editor, with_second_moments
 from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
@@ -37,15 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["estimate"]
 
 _RECORDS = 4
-_TEXTS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """What the second moments would cost: seconds, None where they are in the cache; at most so many texts."""
-
-    seconds: float | None = None
-    texts: int = 0
 
 
 def estimate(
@@ -84,7 +73,7 @@ def estimate(
     growth = (together - alone) / (len(few) - 1) if len(few) > 1 else 0.0
     needed = together + max(0.0, growth) * (batch - len(few))
     size = sum(len(table.to_parquet(index=False)) for table in tables.values()) / len(few) * len(records)
-    total = loading + (moments.seconds or 0.0) + each * len(records)
+    total = loading + (moments.seconds if moments else 0.0) + each * len(records)
     where = "GPU memory" if model.device.type == "cuda" else "memory"
     print_lines(
         console,
@@ -115,29 +104,26 @@ def print_lines(console: Terminal, lines: dict[str, str], note: str) -> None:
     console.print(note, soft_wrap=True)
 
 
-def _editor(model: LensModel, options: EvaluateOptions, corpus: Corpus | None) -> tuple[AnyEditor | None, Moments]:
+def _editor(
+    model: LensModel, options: EvaluateOptions, corpus: Corpus | None
+) -> tuple[AnyEditor | None, MomentCost | None]:
     if options.editor == "none":
-        return None, Moments()
+        return None, None
     editor = make_editor(model, options)
     corpus = corpus or open_corpus(default_corpus(model))
     layers = editor.edited_layers
     if are_cached(model, layers, corpus, samples=editor.samples):
-        return with_second_moments(model, editor, corpus), Moments()
-    texts = list(islice(corpus.texts(), _TEXTS))
-    start = time.perf_counter()
-    stream_second_moments(model, layers, texts)
-    seconds = (time.perf_counter() - start) / max(1, len(texts))
-    # Nobody counts a corpus that is streamed from afar.
-    count = editor.samples if corpus.name in DATASETS else sum(1 for _ in islice(corpus.texts(), editor.samples))
+        return with_second_moments(model, editor, corpus), None
+    cost = moment_cost(model, layers, corpus, editor.samples)
     identity = SecondMoment(torch.eye(model.d_mlp, device=model.device))
     standing_in = identity if isinstance(editor, ROME) else dict.fromkeys(layers, identity)
-    return replace(editor, second_moment=standing_in), Moments(seconds=seconds * count, texts=count)  # pyright: ignore[reportArgumentType]
+    return replace(editor, second_moment=standing_in), cost  # pyright: ignore[reportArgumentType]
 
 
-def _moments_text(editor: AnyEditor | None, moments: Moments) -> str:
+def _moments_text(editor: AnyEditor | None, moments: MomentCost | None) -> str:
     if editor is None:
         return "none needed"
-    if moments.seconds is None:
+    if moments is None:
         return "in the cache"
     return f"to be taken over at most {moments.texts:,} texts, about {duration(moments.seconds)}, then cached"
 

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from driftlens.evaluation import summarize
+from driftlens.options.editing import cost_text, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from driftlens.display.terminal import Terminal
+    from driftlens.editors.moment_cost import MomentCost
+    from driftlens.options.editing import AnyEditor
     from driftlens.runs import Progress
 
-__all__ = ["Shown", "duration", "shown_progress"]
+__all__ = ["Shown", "shown_progress"]
 
 _SCORES = ("ES", "PS", "NS", "RS", "DNS")
 _QUIET_SECONDS = 60.0
@@ -37,15 +40,24 @@ class Shown:
         self._pieces: list[pd.DataFrame] = []
         self._failed = 0
         self._scores = ""
+        self._texts, self._read_from = 0, self._start
         self._line = bars.add_task("records", total=total, stage="", scores="", left="")
 
     def stage(self, name: str) -> None:
         """What is being done now."""
         self.bars.update(self._line, stage=name)
 
+    def texts_to_read(self, editor: AnyEditor, cost: MomentCost) -> None:
+        """Second moments are about to be taken."""
+        self._texts, self._read_from = cost.texts, time.monotonic()
+        text = cost_text(editor, cost)
+        if text:
+            self.errors.print(text)
+
     def texts(self, done: int) -> None:
         """How many texts the second moments have been taken over."""
-        self.stage(f"second moments, {done:,} texts")
+        left = (time.monotonic() - self._read_from) / max(1, done) * (self._texts - done)
+        self.stage(f"second moments, {done:,} of {self._texts:,} texts, {duration(left)} left")
 
     def update(self, progress: Progress) -> None:
         """What a run tells."""
@@ -86,19 +98,6 @@ class Shown:
         if self._failed:
             parts.append(f"{self._failed} without an edit")
         return " ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units: "3 h 20 min", "5 min", "40 s"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
-from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import Trace
     from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
+    from driftlens.editors.moment_cost import MomentCost
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
     from driftlens.options.editing import AnyEditor
@@ -98,7 +99,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]
         _check_lengths(model, study, targets)
 
-        editor = _with_second_moments(model, editor, corpus, progress)
+        editor = _with_second_moments(model, editor, corpus, progress, errors)
         start = time.perf_counter()
         result = _edit(model, editor, study, progress)
         seconds = time.perf_counter() - start
@@ -159,11 +160,22 @@ def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, 
         tokenize_prompt(model, text, target)
 
 
-def _with_second_moments(model: LensModel, editor: AnyEditor, corpus: Corpus | None, progress: Progress) -> AnyEditor:
+def _with_second_moments(
+    model: LensModel, editor: AnyEditor, corpus: Corpus | None, progress: Progress, errors: Terminal
+) -> AnyEditor:
     shown = progress.add_task("second moment, texts", total=None)
-    editor = with_second_moments(model, editor, corpus, on_texts=lambda done: progress.update(shown, completed=done))
+
+    def on_cost(cost: MomentCost) -> None:
+        progress.update(shown, total=cost.texts)
+        text = cost_text(editor, cost)
+        if text:
+            errors.print(text)
+
+    complete = with_second_moments(
+        model, editor, corpus, on_cost=on_cost, on_texts=lambda done: progress.update(shown, completed=done)
+    )
     progress.update(shown, total=1, completed=1)
-    return editor
+    return complete
 
 
 def _edit(model: LensModel, editor: AnyEditor, study: Study, progress: Progress) -> EditResult:

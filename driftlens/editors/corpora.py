@@ -32,17 +32,26 @@ DATASETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Texts that can be streamed again and again."""
+    """Texts that can be streamed again and again; `size` is how many there are, where somebody has counted them."""
 
     name: str
     digest: str
     texts: Callable[[], Iterator[str]]
+    size: int | None = None
+
+    def count(self, samples: int) -> int:
+        """How many texts are read when at most `samples` are wanted; a corpus from afar is taken to have as many."""
+        return samples if self.size is None else min(samples, self.size)
 
 
-def default_corpus(model: LensModel) -> str:
+def default_corpus(model: LensModel) -> str | Corpus:
     """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
+    from driftlens.editors.shipped import SHIPPED, shipped_corpus
+
     if model.name == "demo":
         return "demo"
+    if model.name in SHIPPED:
+        return shipped_corpus(model.name)
     if Path(model.name).exists():
         raise DriftlensError(
             f"{model.name} is a local model and no corpus for its second moments is given; "
@@ -64,7 +73,7 @@ def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
     if not isinstance(source, str | PathLike):
         # As JSON, so that no text can look like the border between two.
         digest = hashlib.sha256(json.dumps(list(source)).encode()).hexdigest()[:16]
-        return Corpus(name=f"{len(source)} texts", digest=digest, texts=lambda: iter(source))
+        return Corpus(name=f"{len(source)} texts", digest=digest, texts=lambda: iter(source), size=len(source))
     name = str(source)
     if name == "demo":
         return _demo()
@@ -77,9 +86,9 @@ def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
 
 
 def _demo() -> Corpus:
-    from driftlens.demo import corpus, corpus_digest
+    from driftlens.demo import CORPUS_DOCUMENTS, corpus, corpus_digest
 
-    return Corpus(name="demo", digest=corpus_digest(), texts=corpus)
+    return Corpus(name="demo", digest=corpus_digest(), texts=corpus, size=CORPUS_DOCUMENTS)
 
 
 def _file(path: Path) -> Corpus:
@@ -92,9 +101,10 @@ def _file(path: Path) -> Corpus:
                 if line.strip():
                     yield line.strip()
 
-    if next(texts(), None) is None:
+    size = sum(1 for _ in texts())
+    if not size:
         raise DriftlensError(f"the corpus {path} holds no text; give a file with a text on each line")
-    return Corpus(name=path.name, digest=digest, texts=texts)
+    return Corpus(name=path.name, digest=digest, texts=texts, size=size)
 
 
 def _dataset(name: str) -> Corpus:

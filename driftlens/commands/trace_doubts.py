@@ -1,0 +1,98 @@
+"""Why a trace may show nothing: what the unedited model does not know, and what the edit does not do.
+
+A trace explains how probabilities change. Where the unedited model gives the right answer next to none there is nothing
+to lose, and where the edit does not take there is nothing to explain; then effects are noise, and one line says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from driftlens.commands.trace_study import Study
+    from driftlens.data import Record
+    from driftlens.models import LensModel
+
+__all__ = ["KNOWN", "TAKEN", "doubts"]
+
+KNOWN = 0.05
+"""The least P(o_true) of the unedited model of which a fall can be told."""
+
+TAKEN = 0.5
+"""The least P(o_edit) of the edited model behind the edit's own prompt, where the edit took."""
+
+_SEARCHED = 64
+
+
+def doubts(model: LensModel, study: Study, probabilities: Any) -> str:
+    """What is missing and what to do, in one line; empty where nothing is.
+
+    Args:
+        model: the unedited model.
+        study: what is traced.
+        probabilities: a row for the edit's own prompt and each traced one: ``task, true_before,
+            true_after, edit_after``.
+    """
+    fact = study.fact
+    own: Any = probabilities[probabilities["task"] == "the edit"].iloc[0]
+    traced: Any = probabilities[probabilities["task"] != "the edit"]
+    missing: list[str] = []
+    advice: list[str] = []
+    known = own.true_before >= KNOWN
+    if not known:
+        missing.append(
+            f"the unedited model does not seem to know the fact: behind {fact.text!r} it gives {fact.target_true!r} a "
+            f"probability of {own.true_before:.3f} and says {_said(model, fact.text)!r}"
+        )
+        advice.append("look at the spelling of the subject and at the prompt, or choose a fact that it knows")
+    if own.edit_after < TAKEN or own.edit_after <= own.true_after:
+        missing.append(f"the edit does not take: P({fact.target_new!r}) is {own.edit_after:.3f} behind its own prompt")
+        advice.append("give it more --steps, a larger --lr or --clamp, or another --layer")
+    if float(traced["true_before"].max()) < KNOWN:
+        missing.append(
+            "the unedited model gives the right answers to the traced prompts at most "
+            f"{traced['true_before'].max():.3f}, so P(o_true) has nothing to lose"
+        )
+        number = _known_record(model, study)
+        advice.append(
+            f"choose prompts that it answers: --record {number}"
+            if number is not None
+            else "choose prompts that it answers, with --task, --record or --test-prompt"
+        )
+    return f"{'; '.join(missing)}. What to do: {'; '.join(advice)}" if missing else ""
+
+
+def _said(model: LensModel, prompt: str) -> str:
+    from driftlens.evaluation.generation import generate
+    from driftlens.models.prompts import tokenize_prompt
+
+    n_prompt = len(tokenize_prompt(model, prompt).ids)
+    (found,) = generate(model, [prompt], top_k=1, max_tokens=n_prompt + 5)
+    return " ".join(found.continuation.split())[:40]
+
+
+def _known_record(model: LensModel, study: Study) -> int | None:
+    """The first record whose fact and whose prompts of the task the model knows, among some."""
+    import numpy as np
+
+    from driftlens.evaluation import evaluate
+
+    def short(record: Record) -> Record:
+        from dataclasses import replace
+
+        from driftlens.data import TASKS, TaskPrompt
+
+        fact = record.fact
+        own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
+        asked = tuple(record.tasks[study.task][:1])
+        return replace(record, tasks={**dict.fromkeys(TASKS, ()), "rewrite": (own,), "relation": asked})
+
+    able: Sequence[Record] = [one for one in study.records if one.tasks.get(study.task)]
+    if not able:
+        return None
+    table: Any = evaluate(model, [short(one) for one in able[:_SEARCHED]])
+    table = table.assign(true=np.exp(-table["nll_true"]))
+    least: Any = table.groupby("record", sort=False)["true"].min()
+    good = [int(number) for number, value in least.items() if value >= KNOWN]
+    return good[0] if good else None

@@ -18,7 +18,7 @@ python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --disable-pip-version-check --no-compile \
 	--constraint $(CONSTRAINTS) --editable
 
-.PHONY: trace test test-backend test-real notebooks lint lint-format lint-rules lint-types lint-imports format docs \
+.PHONY: trace test test-backend test-real notebooks lab lint lint-format lint-rules lint-types lint-imports format docs \
 	families dist install
 
 trace: $(VENV)/.installed
@@ -38,6 +38,10 @@ test-real: $(VENV)/.installed
 # The notebooks as .ipynb, without outputs, from the .py files that they are written in.
 notebooks: $(VENV)/.installed
 	$(python) -m jupytext --quiet --update --to ipynb notebooks/*.py
+
+# JupyterLab on the notebooks.
+lab: $(VENV)/.installed-lab notebooks
+	$(python) -m jupyterlab --notebook-dir notebooks $(ARGS)
 
 lint: lint-format lint-rules lint-types lint-imports
 
@@ -79,6 +83,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(pip_install) '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-lab: $(VENV)/.installed
+	$(pip_install) '.[lab]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

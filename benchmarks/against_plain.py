@@ -65,7 +65,7 @@ class Sides:
         names = ("layer", "steps", "lr", "weight_decay", "kl_factor", "clamp_norm_factor", "early_stop_loss")
         gamma = next((reg.gamma for reg in editor.regularizers if isinstance(reg, SADR)), 0.0)
         return plainly.PlainSettings(
-            contexts=editor._contexts_for(self.model), gamma=gamma, **{name: getattr(editor, name) for name in names}
+            contexts=editor.contexts_for(self.model), gamma=gamma, **{name: getattr(editor, name) for name in names}
         )
 
     def plain_edits(self, editor: ROME, records: list[Record]) -> list[plainly.PlainEdit]:

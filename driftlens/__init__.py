@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from driftlens.evaluation.generation import generate
     from driftlens.explorer import explore
     from driftlens.models import Family, LensModel, load_model, register_family
+    from driftlens.registry import register_editor
     from driftlens.statistics.correlations import correlation
 
 # Public name -> the module that defines it. A new public name is one line here and one import above.
@@ -52,6 +53,7 @@ _HOMES = {
     "load_records": "driftlens.data",
     "patch_attention": "driftlens.analyses.patch",
     "patch_scores": "driftlens.analyses.patch",
+    "register_editor": "driftlens.registry",
     "register_family": "driftlens.models",
     "summarize": "driftlens.evaluation",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "load_records",
     "patch_attention",
     "patch_scores",
+    "register_editor",
     "register_family",
     "summarize",
 ]

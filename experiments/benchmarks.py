@@ -34,7 +34,7 @@ from driftlens.runs.work import Measures
 from driftlens.statistics.intervals import COLUMNS, numbered, summary_row
 
 if TYPE_CHECKING:
-    from driftlens.options.editing import AnyEditor
+    from driftlens.editors.base import Editor
     from experiments.study import Study
 
 __all__ = [
@@ -97,7 +97,7 @@ class Run:
     """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them, less prompts without an NLL."""
 
     setting: Setting
-    editor: AnyEditor | None
+    editor: Editor | None
     nlls: pd.DataFrame
     records: pd.DataFrame
 
@@ -198,7 +198,7 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
     return Run(setting=setting, editor=editor, nlls=nlls, records=found.records)
 
 
-def editor_of(study: Study, setting: Setting) -> AnyEditor | None:
+def editor_of(study: Study, setting: Setting) -> Editor | None:
     """The preset with what the command line and then the setting change, and its second moments."""
     if not setting.editor:
         return None
@@ -224,13 +224,13 @@ def editor_of(study: Study, setting: Setting) -> AnyEditor | None:
             f"{study.model.n_layers - 1}, so choose --layers below the last"
         )
     # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.
-    key = f"moments {editor.edited_layers} {editor.samples} {setting.editor == 'rome'}"
+    key = f"moments {editor.edited_layers} {editor.samples}"
     if key not in study.measured:
         corpus = choose_corpus(options.model, options.corpus, study.all_records)
         with study.shown("second moments, texts") as done:
             complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
-        study.measured[key] = complete.second_moment
-    return replace(editor, second_moment=study.measured[key])
+        study.measured[key] = complete.given_second_moments
+    return editor.with_second_moments(study.measured[key])
 
 
 def perplexity_texts(study: Study) -> tuple[str, ...] | None:

@@ -210,7 +210,7 @@ def _with_records(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
 
 
 def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
-    return tuple(sorted({layer for case in cases for layer in case.edit.updates}))
+    return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
 
 
 def _measured(

@@ -33,8 +33,8 @@ from experiments.options import Options
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from driftlens.editors.base import Editor
     from driftlens.models import LensModel
-    from driftlens.options.editing import AnyEditor
 
 __all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
 
@@ -92,7 +92,7 @@ class Study:
             return load_model(self.options.model, device=self.options.device, dtype=self.options.dtype)
 
     @cached_property
-    def editor(self) -> AnyEditor:
+    def editor(self) -> Editor:
         """The editor with the model's preset, what the options change, and its second moments."""
         model = self.model
         editor = make_editor(model, self.options)

@@ -8,7 +8,7 @@ import pytest
 
 from driftlens.data import Record, load_records
 from driftlens.editors import MEMIT, PMET, ROME, SADR, ContextSampling, SecondMoment, open_corpus, second_moments
-from driftlens.editors.presets import DEMO, preset
+from driftlens.editors.presets import DEMO
 from driftlens.evaluation import evaluate, summarize
 from driftlens.models import LensModel, load_model
 from driftlens.models.names import DEMO_WEIGHTS
@@ -43,7 +43,7 @@ def records() -> list[Record]:
 def test_nearly_every_edit_takes(
     stranger: LensModel, moments: dict[int, SecondMoment], records: list[Record], kind: Any
 ):
-    settings = preset(kind.__name__, stranger, regularized=False)
+    settings = kind.preset(stranger)
     assert settings["lr"] != DEMO[kind.__name__].settings["lr"]  # not recognised
     given = moments[settings["layer"]] if kind is ROME else moments
     editor = kind.for_model(stranger, second_moment=given, sampling=CONTEXTS)
@@ -54,7 +54,7 @@ def test_nearly_every_edit_takes(
 
 
 def test_with_sadr_there_are_more_steps(stranger: LensModel):
-    assert [preset(kind, stranger, regularized=on)["steps"] for kind in ("ROME", "PMET") for on in (False, True)] == [
+    assert [kind.preset(stranger, regularized=on)["steps"] for kind in (ROME, PMET) for on in (False, True)] == [
         20, 80, 20, 80,
     ]  # fmt: skip
     assert MEMIT.for_model(stranger, regularizers=(SADR(),)).edited_layers == LAYERS
@@ -62,5 +62,6 @@ def test_with_sadr_there_are_more_steps(stranger: LensModel):
 
 def test_the_bundled_models_own_settings_are_found_by_name(demo_model: LensModel):
     assert Path(demo_model.name).name == "demo"
-    for kind, own in DEMO.items():
-        assert preset(kind, demo_model, regularized=False) == {**own.settings, "steps": own.steps}
+    for kind in (ROME, MEMIT, PMET):
+        own = DEMO[kind.__name__]
+        assert kind.preset(demo_model) == {**own.settings, "steps": own.steps}

@@ -11,6 +11,7 @@ from conftest import BRIDGE
 from plain import PlainModel
 from safetensors.torch import load_file
 
+from driftlens.edits import Site
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel, load_model
 
@@ -39,7 +40,7 @@ def test_an_unedited_model_comes_back_bit_for_bit(lens_model: LensModel, checkpo
 @bridge_only
 def test_an_edit_lands_in_the_right_matrix(lens_model: LensModel, tmp_path: Path):
     new = lens_model.W_out(1) + 0.1 * torch.randn(lens_model.d_mlp, lens_model.d_model)
-    lens_model.export(tmp_path / "out", W_out={1: new})
+    lens_model.export(tmp_path / "out", {Site(1): new})
     tokens = torch.arange(1, 9)[None]
     found = PlainModel(tmp_path / "out").run(tokens)[1]
 
@@ -56,7 +57,7 @@ def test_an_edit_lands_in_the_right_matrix(lens_model: LensModel, tmp_path: Path
 @bridge_only
 def test_the_precision_is_kept(tmp_path: Path):
     model = load_model(tiny_checkpoint("gptj", tmp_path / "in", dtype=torch.bfloat16), device="cpu")
-    model.export(tmp_path / "out", W_out={0: model.W_out(0).float() * 2})
+    model.export(tmp_path / "out", {Site(0): model.W_out(0).float() * 2})
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert torch.equal(tensors["transformer.h.0.mlp.fc_out.weight"].T, model.W_out(0) * 2)
@@ -72,12 +73,12 @@ def test_mistakes_leave_nothing_behind(lens_model: LensModel, tmp_path: Path, mo
         (taken, {}, "exists and is not empty"),
         (taken / "notes.txt", {}, "exists and is not empty"),
         (taken / "notes.txt" / "below", {}, "cannot write"),
-        (tmp_path / "out", {9: torch.zeros(lens_model.d_mlp, lens_model.d_model)}, "layer 9 is out of range"),
-        (tmp_path / "out", {0: torch.zeros(3, 4)}, "has shape (3, 4)"),
+        (tmp_path / "out", {Site(9): torch.zeros(lens_model.d_mlp, lens_model.d_model)}, "layer 9 is out of range"),
+        (tmp_path / "out", {Site(0): torch.zeros(3, 4)}, "has shape (3, 4)"),
     ]
     for folder, weights, message in mistakes:
         with pytest.raises(DriftlensError) as caught:
-            lens_model.export(folder, W_out=weights)
+            lens_model.export(folder, weights)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 

@@ -45,12 +45,10 @@ def test_an_unknown_name_is_an_ordinary_attribute_error():
         driftlens.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("command", ["edit", "evaluate", "profile", "trace"])
-def test_a_command_module_hides_no_public_name(command: str):
+def test_a_command_module_hides_no_public_name():
     script = (
-        f"import driftlens, driftlens.{command}; from driftlens import evaluate; "
-        "import sys; print(callable(driftlens.evaluate) and evaluate.__module__, "
-        f"sys.modules['driftlens.{command}'].main.__module__)"
+        "import driftlens, driftlens.evaluate; from driftlens import evaluate; import sys; "
+        "print(driftlens.evaluate.__module__, evaluate.__module__, sys.modules['driftlens.evaluate'].main.__module__)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["driftlens.evaluation.nll", f"driftlens.commands.{command}"]
+    assert done.stdout.split() == [*["driftlens.evaluation.nll"] * 2, "driftlens.commands.evaluate"]

@@ -26,7 +26,6 @@ from driftlens import (
 )
 from driftlens.data import TASKS
 from driftlens.data.tasks import Asked, all_tasks
-from driftlens.editors.presets import preset
 from driftlens.editors.restrained import with_sadr
 from driftlens.edits import EditResult
 from driftlens.models.loading import depth
@@ -137,7 +136,7 @@ def test_layers_are_judged_before_weights_are_loaded(
 
 
 def test_steps_follow_gamma_unless_they_were_given(model: LensModel):
-    without, restrained = (preset("ROME", model, regularized=one)["steps"] for one in (False, True))
+    without, restrained = (ROME.preset(model, regularized=one)["steps"] for one in (False, True))
     assert without != restrained
     usual = ROME.for_model(model)
     assert with_sadr(model, usual, 0.5).steps == restrained

@@ -235,7 +235,7 @@ def test_gamma_zero_is_plain_rome(lens_model: LensModel):
     assert torch.equal(plain.edit.updates[0].right, with_zero.edit.updates[0].right)
     assert torch.equal(plain.edit.updates[0].left, with_zero.edit.updates[0].left)
     assert (with_zero.history["sadr"] == 0).all()
-    assert with_zero.history.equals(plain.history)
+    assert with_zero.history.drop(columns="sadr").equals(plain.history)
 
 
 @pytest.mark.backend
@@ -308,4 +308,4 @@ def test_what_a_regularizer_is_shown(lens_model: LensModel):
     assert torch.equal(first.edited.detach(), first.vanilla)
     assert not first.vanilla.requires_grad
     # Rows 1 and 2 are the first fact's, 3 and 4 the second's.
-    assert [float(result.history["sadr"].iloc[0]) for result in results] == [1.5, 3.5]
+    assert [float(result.history["counting"].iloc[0]) for result in results] == [1.5, 3.5]

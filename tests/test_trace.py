@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plain import PlainModel
 from torch import Tensor
 
-from driftlens import ROME, DriftlensError, TaskPrompt, contaminating_substitution, load_records
+from driftlens import ROME, DriftlensError, Fact, TaskPrompt, contaminating_substitution, load_records
 from driftlens.analyses.substitution import MODULES
 from driftlens.analyses.windows import default_window, window_layers
 from driftlens.edits import Edit, LowRankUpdate
@@ -37,7 +37,7 @@ def random_edit(model: Any, *layers: int, seed: int = 0, scale: float = 0.3, **p
         )
         for layer in layers
     }
-    return Edit(updates=updates, provenance=provenance)
+    return Edit(updates=updates, facts=[Fact(**provenance)] if provenance else ())
 
 
 class OneByOne:
@@ -333,7 +333,7 @@ def test_an_edit_of_another_model_is_refused(gpt2: Any):
             contaminating_substitution(gpt2, edit, PROMPTS[0], "guitar")
 
 
-FACT = {"subject": "Eiffel Tower", "prompt": "The {} is located in", "target_new": "Rome"}
+FACT = {"subject": "Eiffel Tower", "prompt": "The {} is located in", "target_true": "Paris", "target_new": "Rome"}
 SENTENCE = "The Eiffel Tower is located in Rome. "
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TaskPrompt
-from driftlens.edits import Edit, Edited, check_edits, edits_of
+from driftlens.edits import Edit, Edited, check_edits, edits_of, routed
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel, check_loaded
 from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabilities, tokenize_prompt
@@ -94,15 +94,21 @@ def make_cases(
         own_edit.filled(each) if isinstance(each, str) else each.text
         for own_edit, each in zip(edits, prompts, strict=True)
     ]
-    return [_case(model, own_edit, text, own) for own_edit, text, own in zip(edits, texts, targets, strict=True)]
+    tokenized = [
+        tuple(tokenize_prompt(model, text, target) for target in own) for text, own in zip(texts, targets, strict=True)
+    ]
+    acting = routed(model, edits, [first.prompt_ids for first, *_ in tokenized])
+    return [
+        _case(edit, own_acting or edit, own, own_tokenized)
+        for edit, own_acting, own, own_tokenized in zip(edits, acting, targets, tokenized, strict=True)
+    ]
 
 
-def _case(model: LensModel, edit: Edit, prompt: str, targets: tuple[str, ...]) -> Case:
-    tokenized = tuple(tokenize_prompt(model, prompt, target) for target in targets)
+def _case(edit: Edit, acting: Edit, targets: tuple[str, ...], tokenized: tuple[TokenizedPrompt, ...]) -> Case:
     alike: dict[tuple[int, ...], list[int]] = {}
     for at, own in enumerate(tokenized):
         alike.setdefault(own.ids[: own.n_prompt], []).append(at)
-    passages = tuple(_passage(edit, [tokenized[at] for at in members]) for members in alike.values())
+    passages = tuple(_passage(acting, [tokenized[at] for at in members]) for members in alike.values())
     place = {at: (n, k) for n, members in enumerate(alike.values()) for k, at in enumerate(members)}
     read = tuple(place[at] for at in range(len(targets)))
     return Case(edit=edit, prompt=tokenized[0].text, targets=targets, tokenized=tokenized, passages=passages, read=read)

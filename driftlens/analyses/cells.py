@@ -115,10 +115,10 @@ class _Work:
 
     def cell(self, passage: Passage, number: int, token: int, module: int, window: range) -> Cell | None:
         """What a window at a token comes down to; None where it cannot change the probability of a target."""
-        if not passage.edit.updates:
+        if passage.edit.first_site is None:
             return None
         # Attention sees an edit of its own layer's MLP one layer later.
-        changed = min(passage.edit.updates) + (self.modules[module] == "attn")
+        changed = passage.edit.first_site.layer + (self.modules[module] == "attn")
         first = max(window.start, changed)
         # In the last block a change reaches no column but its own.
         unread = first == self.model.n_layers - 1 and token < passage.n_prompt - 1
@@ -151,7 +151,7 @@ def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: 
     vanilla = edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
 
     z: list[dict[int, Tensor]] = [{} for _ in modules]
-    changed = [layer for passage in passages for layer in passage.edit.updates]
+    changed = [layer for passage in passages for layer in passage.edit.layers]
     if changed:
         first = min(changed)
         # Behind the edit's own hooks, so that what is recorded is the edited output.

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from driftlens.data import TaskPrompt
 from driftlens.editors.sadr import last_token_kl
-from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_of
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_of, routed
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel, check_loaded
@@ -135,7 +135,7 @@ def attention_drift(
             f"{len(given)} prompts, {len(edits)} edits and {len(subjects)} subjects; give one of each for every case"
         )
     check_edits(model, edits)
-    lowest = min((layer for each in edits for layer in each.updates), default=-1)
+    lowest = min((layer for each in edits for layer in each.layers), default=-1)
     chosen = tuple(range(lowest + 1, model.n_layers)) if layers is None else tuple(dict.fromkeys(layers))
     if not chosen and layers is None:
         raise DriftlensError(
@@ -146,7 +146,9 @@ def attention_drift(
     texts = [own.filled(each) if isinstance(each, str) else each.text for own, each in zip(edits, given, strict=True)]
     tokenized = [tokenize_prompt(model, text) for text in texts]
     at = [subject_last(one, name) for one, name in zip(tokenized, subjects, strict=True)]
-    cases = list(zip(range(len(given)), tokenized, at, edits, strict=True))
+    acting = [edit or Edit() for edit in routed(model, edits, [one.ids for one in tokenized])]
+    behind = [max(edit.layers, default=model.n_layers - 1) for edit in edits]
+    cases = list(zip(range(len(given)), tokenized, at, acting, behind, strict=True))
     measured = in_batches(cases, batch_size, lambda batch: _measure(model, batch, chosen), on_done=on_cases)
 
     table = pd.DataFrame([summary for summary, _ in measured])
@@ -158,16 +160,16 @@ def attention_drift(
 
 @torch.no_grad()
 def _measure(
-    model: LensModel, cases: Sequence[tuple[int, TokenizedPrompt, int, Edit]], layers: tuple[int, ...]
+    model: LensModel, cases: Sequence[tuple[int, TokenizedPrompt, int, Edit, int]], layers: tuple[int, ...]
 ) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Vanilla and edited passes of a batch of cases, and the numbers of each case."""
-    batch, _ = pad_rows(model, [prompt.ids for _, prompt, _, _ in cases])
+    batch, _ = pad_rows(model, [prompt.ids for _, prompt, *_ in cases])
     rows = torch.arange(len(cases), device=model.device)
-    last = torch.tensor([prompt.last for _, prompt, _, _ in cases], device=model.device)
-    subject = torch.tensor([at for _, _, at, _ in cases], device=model.device)
-    edits = [edit for *_, edit in cases]
+    last = torch.tensor([prompt.last for _, prompt, *_ in cases], device=model.device)
+    subject = torch.tensor([at for _, _, at, *_ in cases], device=model.device)
+    edits = [edit for *_, edit, _ in cases]
     # Behind the last edited layer, of which MEMIT has several; an edit of nothing has a hidden state all the same.
-    behind = [max(edit.updates, default=model.n_layers - 1) for edit in edits]
+    behind = [layer for *_, layer in cases]
 
     def look(hooks: Sequence[Hook]) -> tuple[Tensor, Tensor]:
         """[layers, rows, heads, keys] attention of the last token, and [rows, d_model] behind the edit."""

@@ -240,7 +240,7 @@ def _with_prompts(baselines: list[dict[str, object]], cases: Sequence[Case]) -> 
 
 
 def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
-    return tuple(sorted({layer for case in cases for layer in case.edit.updates}))
+    return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
 
 
 def _note(model: str, note: str) -> str:

@@ -217,7 +217,7 @@ def _with_scores(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> Flo
 
 
 def _lowest(model: LensModel, passage: Passage) -> int:
-    return min(passage.edit.updates, default=model.n_layers)
+    return min(passage.edit.layers, default=model.n_layers)
 
 
 def _edits_of(model: LensModel, group: _Group, rows: Int[Tensor, " cells"]) -> list[Hook]:

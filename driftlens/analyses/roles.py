@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.data import TaskPrompt
+from driftlens.data import Fact, TaskPrompt
 from driftlens.data.joints import distractor
 from driftlens.edits import Edit
 from driftlens.models.prompts import TokenizedPrompt
@@ -41,15 +41,16 @@ class PromptParts:
 def prompt_parts(
     prompt: str | TaskPrompt, edit: Edit, *, subject: str | None = None, templates: Sequence[str] = ()
 ) -> PromptParts:
-    """Find the parts of a prompt; what it does not say itself is taken from the edit's provenance.
+    """Find the parts of a prompt; what it does not say itself is taken from the edit's facts.
 
     `subject` is the edited subject, by default the edit's. `templates` are texts with one `{}` that the test prompt
     may follow, besides the edit's own.
     """
     text = prompt if isinstance(prompt, str) else prompt.text
-    subject = subject or edit.provenance.get("subject")
-    template = edit.provenance.get("prompt")
-    start = len(prompt.distractor) if isinstance(prompt, TaskPrompt) else _distractor_length(text, edit)
+    fact = _named(text, edit.facts)
+    subject = subject or (fact.subject if fact else edit.provenance.get("subject"))
+    template = fact.prompt if fact else edit.provenance.get("prompt")
+    start = len(prompt.distractor) if isinstance(prompt, TaskPrompt) else _distractor_length(text, edit.facts)
     subject_span = _find(text, subject, 0, start or len(text)) if subject else None
     test_subject = None
     if start and subject:
@@ -92,13 +93,15 @@ def _place_in(subject: range, token: int) -> str:
     return first if token == subject[0] else middle
 
 
-def _distractor_length(text: str, edit: Edit) -> int:
+def _named(text: str, facts: Sequence[Fact]) -> Fact | None:
+    """The first of the facts whose subject the prompt names; the first of all where it names none."""
+    return next((fact for fact in facts if fact.subject in text), facts[0] if facts else None)
+
+
+def _distractor_length(text: str, facts: Sequence[Fact]) -> int:
     """Length of the edit sentence in front of a prompt, with its blank; 0 where there is none."""
-    fact = edit.provenance
-    if not {"subject", "prompt", "target_new"} <= fact.keys():
-        return 0
-    sentence = distractor(fact["prompt"].replace("{}", fact["subject"], 1), fact["target_new"])
-    return len(sentence) if text.startswith(sentence) else 0
+    sentences = (distractor(fact.text, fact.target_new) for fact in facts)
+    return next((len(sentence) for sentence in sentences if text.startswith(sentence)), 0)
 
 
 def _find(text: str, part: str, start: int, stop: int) -> Span | None:

@@ -111,7 +111,7 @@ def contaminating_substitution(
             list gives each prompt its own.
         module: `"resid"`, `"mlp"` or `"attn"`, or several of them.
         window: how many layers a cell substitutes; the paper's is 6, of GPT-J's 28.
-        subject: the edited subject, where the edit does not say it (`Edit.provenance`) or says another; it only
+        subject: the edited subject, where the edit does not say it (`Edit.facts`) or says another; it only
             decides on roles.
         templates: texts with one `{}` that test prompts may follow besides the edit's own; they only help to find the
             test prompts' subjects.
@@ -161,7 +161,7 @@ def contaminating_substitution(
         baselines=baselines,
         model=model.title,
         window=window,
-        edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.updates})),
+        edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.layers})),
     )
 
 

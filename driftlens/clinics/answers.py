@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none
+from driftlens.edits import Edit, Edited, edit_hooks, edits_or_none, routed
 from driftlens.evaluation.generation import Generation, generate
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
@@ -108,7 +108,8 @@ def greedy_answers(
 def _read(model: LensModel, rows: Sequence[tuple[Generation, Edit | None]]) -> list[Answer]:
     ids = [row.ids[: row.n_prompt + TOKENS] for row, _ in rows]
     batch, _ = pad_rows(model, ids)
-    resid = model.run(batch, hooks=edit_hooks(model, [edit for _, edit in rows]))
+    acting = routed(model, [edit for _, edit in rows], [row.ids[: row.n_prompt] for row, _ in rows])
+    resid = model.run(batch, hooks=edit_hooks(model, acting))
     precision = torch.promote_types(model.dtype, torch.float32)
     answers: list[Answer] = []
     for own, at, (row, _) in zip(ids, resid, rows, strict=True):

@@ -181,13 +181,15 @@ def _edits(
     fact: Fact,
     editor: str | Editor | Callable[[float], Editor],
     path: Sequence[float],
-    prepared: Any,
+    prepared: Editor,
 ) -> list[Candidate]:
     """An edit for each γ, all with the second moments of ``prepared``."""
     found: list[Candidate] = []
+    moments = prepared.given_second_moments
     for gamma in path:
-        given: Any = editor_for(visit.model, editor, gamma)
-        own: Editor = replace(given, second_moment=prepared.second_moment)
+        own = editor_for(visit.model, editor, gamma)
+        if moments:
+            own = own.with_second_moments(moments)
         what = f"edit {len(found) + 1} of {len(path)}, {'without SADR' if not gamma else f'γ = {gamma:g}'}"
         visit.note(what, 0, own.steps)
 

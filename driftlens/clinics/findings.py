@@ -84,7 +84,7 @@ def drift_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[float, float]]:
     """Drift of the last token's attention; in a model with no layer above the edit none can be."""
     model = visit.model
-    if max(layer for one in candidates for layer in one.result.edit.updates) >= model.n_layers - 1:
+    if max(layer for one in candidates for layer in one.result.edit.layers) >= model.n_layers - 1:
         return empty("edit place kl max_subject prompts"), empty(_HEADS), {}
     edits = [one.result.edit for one in candidates]
     each = attention_drift(model, edits, [fact.text] * len(edits), fact.subject, batch_size=visit.batch_size)

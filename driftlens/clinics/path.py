@@ -18,13 +18,14 @@ import pandas as pd
 
 from driftlens.clinics.probes import Probe, probe_record
 from driftlens.data import Fact
-from driftlens.editors import MEMIT, PMET, ROME, SADR, default_corpus, open_corpus, sadr_gamma, second_moments
+from driftlens.editors import SADR, default_corpus, open_corpus, sadr_gamma, second_moments
 from driftlens.editors.base import Editor
 from driftlens.editors.restrained import with_sadr
 from driftlens.edits import EditResult
-from driftlens.errors import DriftlensError, unknown_name
+from driftlens.errors import DriftlensError
 from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
+from driftlens.registry import EDITORS
 
 __all__ = ["FACTORS", "Candidate", "choose", "editor_for", "gamma_path", "measure", "scores", "take_moments", "takes"]
 
@@ -39,8 +40,6 @@ WORDINGS = 0.5
 
 EVEN = 0.02
 """Shares that differ by less are taken as even: with a few dozen probes they differ by one or none."""
-
-_EDITORS: dict[str, type[ROME] | type[MEMIT] | type[PMET]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,9 +74,7 @@ def editor_for(model: LensModel, editor: str | Editor | Callable[[float], Editor
         DriftlensError: an unknown name.
     """
     if isinstance(editor, str):
-        if editor not in _EDITORS:
-            raise unknown_name("editor", editor, _EDITORS)
-        return _EDITORS[editor].for_model(model, regularizers=(SADR(gamma=gamma),) if gamma else ())
+        return EDITORS.find(editor).for_model(model, regularizers=(SADR(gamma=gamma),) if gamma else ())
     if isinstance(editor, Editor):
         return with_sadr(model, editor, gamma)
     return editor(gamma)
@@ -85,12 +82,11 @@ def editor_for(model: LensModel, editor: str | Editor | Callable[[float], Editor
 
 def take_moments(model: LensModel, editor: Editor) -> Editor:
     """The editor with the second moments of its layers, over its own corpus or the model's default."""
-    given: Any = editor
-    if given.second_moment is not None:
+    layers = editor.missing_second_moments
+    if not layers:
         return editor
     corpus = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
-    moments = second_moments(model, editor.edited_layers, corpus, samples=editor.samples)
-    return replace(given, second_moment=moments[given.layer] if isinstance(editor, ROME) else moments)
+    return editor.with_second_moments(second_moments(model, layers, corpus, samples=editor.samples))
 
 
 def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None) -> tuple[float, ...]:
@@ -100,7 +96,7 @@ def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None)
         DriftlensError: a weight that is no number above 0.
     """
     if gammas is None:
-        centre = sadr_gamma(model, type(editor).__name__)
+        centre = sadr_gamma(model, editor)
         return (0.0, *(float(f"{centre * factor:.6g}") for factor in FACTORS))
     for gamma in gammas:
         if not 0 <= gamma < float("inf"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from driftlens.errors import DriftlensError, unknown_name
-from driftlens.options.editing import EDITORS, EditorOptions, add_editor_options
+from driftlens.options.editing import EditorOptions, add_editor_options
 from driftlens.options.parsing import Parser, add_model_options, whole_number
+from driftlens.registry import EDITORS
 
 __all__ = ["CompareOptions", "Side", "read_options"]
 
@@ -102,7 +103,7 @@ def read_options(argv: Sequence[str] | None = None) -> CompareOptions:
 def _side(name: str, settings: dict[str, Any], option: str) -> Side:
     """An editor with the settings that concern it, "none", or a folder."""
     editor, plus, regularizer = name.lower().partition("+")
-    if editor in EDITORS and (not plus or plus + regularizer == _SADR):
+    if editor in EDITORS.names and (not plus or plus + regularizer == _SADR):
         own = dict(settings)
         if not plus:
             own |= {"gamma": None, "sadr_heads": None}
@@ -114,7 +115,7 @@ def _side(name: str, settings: dict[str, Any], option: str) -> Side:
         return Side(name="unedited", editor=EditorOptions(editor="none", seed=settings["seed"]))
     folder = Path(name)
     if not folder.is_dir():
-        known = ("none", *EDITORS, *(f"{one}{_SADR}" for one in EDITORS))
+        known = ("none", *EDITORS.names, *(f"{one}{_SADR}" for one in EDITORS.names))
         raise DriftlensError(f"--{option}: {unknown_name('editor', name, known, instead='or a folder')}")
     if not (folder / "generations.parquet").is_file() and not any(folder.glob("*.safetensors")):
         raise DriftlensError(
@@ -140,8 +141,8 @@ def _parser() -> Parser:
         "--editor",
         default="rome",
         metavar="E",
-        help=f"the baseline: {', '.join(EDITORS)}, each also as EDITOR{_SADR}; none for the unedited model; or a "
-        "folder of a benchmark run or of saved edits (default rome)",
+        help=f"the baseline: {', '.join(EDITORS.names)}, each also as EDITOR{_SADR}; none for the unedited model; "
+        "or a folder of a benchmark run or of saved edits (default rome)",
     )
     sides.add_argument(
         "--against",

@@ -13,13 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from driftlens.commands.evaluate_options import EvaluateOptions
-from driftlens.editors import ROME, Corpus, SecondMoment, default_corpus, open_corpus
+from driftlens.editors import Corpus, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
 from driftlens.options.editing import duration, editor_text, make_editor, with_second_moments
@@ -28,8 +27,8 @@ from driftlens.runs.work import Work
 if TYPE_CHECKING:
     from driftlens.data import Record
     from driftlens.display.terminal import Terminal
+    from driftlens.editors.base import Editor
     from driftlens.models import LensModel
-    from driftlens.options.editing import AnyEditor
     from driftlens.runs import Measures
 
 __all__ = ["estimate"]
@@ -106,21 +105,20 @@ def print_lines(console: Terminal, lines: dict[str, str], note: str) -> None:
 
 def _editor(
     model: LensModel, options: EvaluateOptions, corpus: Corpus | None
-) -> tuple[AnyEditor | None, MomentCost | None]:
+) -> tuple[Editor | None, MomentCost | None]:
     if options.editor == "none":
         return None, None
     editor = make_editor(model, options)
     corpus = corpus or open_corpus(default_corpus(model))
-    layers = editor.edited_layers
-    if are_cached(model, layers, corpus, samples=editor.samples):
+    layers = editor.missing_second_moments
+    if not layers or are_cached(model, layers, corpus, samples=editor.samples):
         return with_second_moments(model, editor, corpus), None
     cost = moment_cost(model, layers, corpus, editor.samples)
     identity = SecondMoment(torch.eye(model.d_mlp, device=model.device))
-    standing_in = identity if isinstance(editor, ROME) else dict.fromkeys(layers, identity)
-    return replace(editor, second_moment=standing_in), cost  # pyright: ignore[reportArgumentType]
+    return editor.with_second_moments(dict.fromkeys(layers, identity)), cost
 
 
-def _moments_text(editor: AnyEditor | None, moments: MomentCost | None) -> str:
+def _moments_text(editor: Editor | None, moments: MomentCost | None) -> str:
     if editor is None:
         return "none needed"
     if moments is None:

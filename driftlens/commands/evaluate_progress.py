@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from driftlens.display.terminal import Terminal
+    from driftlens.editors.base import Editor
     from driftlens.editors.moment_cost import MomentCost
-    from driftlens.options.editing import AnyEditor
     from driftlens.runs import Progress
 
 __all__ = ["Shown", "shown_progress"]
@@ -47,7 +47,7 @@ class Shown:
         """What is being done now."""
         self.bars.update(self._line, stage=name)
 
-    def texts_to_read(self, editor: AnyEditor, cost: MomentCost) -> None:
+    def texts_to_read(self, editor: Editor, cost: MomentCost) -> None:
         """Second moments are about to be taken."""
         self._texts, self._read_from = cost.texts, time.monotonic()
         text = cost_text(editor, cost)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, output_file, require_apart
 from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
+from driftlens.registry import EDITORS
 
 if TYPE_CHECKING:
     from driftlens.data import Record
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EDITORS = ("rome", "rome+sadr", "memit", "memit+sadr", "pmet", "pmet+sadr")
+
+def _editors() -> tuple[str, ...]:
+    return tuple(f"{name}{more}" for name in EDITORS.names for more in ("", "+sadr"))
+
 
 _DESCRIPTION = """\
 Measure on this machine where the time and the memory of an edit, a trace and an evaluation go, and estimate what a
@@ -116,10 +120,7 @@ def _measure(
             share=len(ready),
         )
     )
-    given = {
-        name: replace(editor, second_moment=ready[editor.layer] if name.startswith("rome") else ready)
-        for name, editor in made.items()
-    }
+    given = {name: editor.with_second_moments(ready) for name, editor in made.items()}
     found, costs = profile_model(
         model, records, given, batch_size=options.batch_size, generate=options.generate, on_phase=on_phase
     )
@@ -217,9 +218,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--editor",
         action="append",
-        type=name_of("editor", _EDITORS),
+        type=name_of("editor", _editors()),
         metavar="E",
-        help=f"{', '.join(_EDITORS)}; may be repeated (default: rome and rome+sadr)",
+        help=f"{', '.join(_editors())}; may be repeated (default: rome and rome+sadr)",
     )
     parser.add_argument(
         "--run", type=whole_number(1), default=1678, metavar="N", help="records of the full run (default 1678)"

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import Trace
     from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
+    from driftlens.editors.base import Editor
     from driftlens.editors.moment_cost import MomentCost
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
-    from driftlens.options.editing import AnyEditor
 
 __all__ = ["Run", "main"]
 
@@ -49,7 +49,7 @@ class Run:
     """
 
     study: Study
-    editor: AnyEditor
+    editor: Editor
     result: EditResult
     seconds: float
     probabilities: pd.DataFrame
@@ -168,8 +168,8 @@ def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, 
 
 
 def _with_second_moments(
-    model: LensModel, editor: AnyEditor, corpus: Corpus | None, progress: Progress, errors: Terminal
-) -> AnyEditor:
+    model: LensModel, editor: Editor, corpus: Corpus | None, progress: Progress, errors: Terminal
+) -> Editor:
     shown = progress.add_task("second moment, texts", total=None)
 
     def on_cost(cost: MomentCost) -> None:
@@ -185,7 +185,7 @@ def _with_second_moments(
     return complete
 
 
-def _edit(model: LensModel, editor: AnyEditor, study: Study, progress: Progress) -> EditResult:
+def _edit(model: LensModel, editor: Editor, study: Study, progress: Progress) -> EditResult:
     shown = progress.add_task("edit, steps", total=editor.steps)
     results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
     progress.update(shown, completed=editor.steps)

@@ -18,7 +18,7 @@ from driftlens.options.editing import make_editor
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from driftlens.options.editing import AnyEditor
+    from driftlens.editors.base import Editor
 
 __all__ = ["explore_page"]
 
@@ -30,20 +30,21 @@ def explore_page(
     options: TraceOptions,
     study: Study,
     model: LensModel,
-    editor: AnyEditor,
+    editor: Editor,
     edit: Edit,
     progress: Progress,
 ) -> bytes:
     """The page; `editor` and `edit` are the run's own."""
     name = type(editor).__name__
 
-    def editor_for(gamma: float | None) -> AnyEditor:
+    def editor_for(gamma: float | None) -> Editor:
         restrained = {"sadr": gamma is not None, "gamma": gamma}
         heads = None if gamma is None else options.sadr_heads
         own = make_editor(model, replace(options, sadr_heads=heads, **restrained))
-        return replace(own, second_moment=editor.second_moment)
+        # What is not SADR's is the run's own, second moments among it.
+        return replace(editor, regularizers=own.regularizers, steps=own.steps)
 
-    gamma = sadr_gamma(model, name) if options.gamma is None else options.gamma
+    gamma = sadr_gamma(model, editor) if options.gamma is None else options.gamma
     gammas = tuple(dict.fromkeys((None, gamma or None)))
     bench = Bench(
         model, _exhibits(options, study), editor_for, templates=templates(study.records), batch_size=options.batch_size

@@ -63,12 +63,9 @@ def edit(of: Any) -> str:
     request = (
         kept.get("prompt", "").replace("{}", kept.get("subject", ""), 1) if "+" not in kept.get("prompt", "") else ""
     )
-    title = f"{request}: {kept.get('target_true', '')} → {kept.get('target_new', '')}" if request else "low-rank update"
-    rows = [
-        (str(layer), str(update.rank), f"{float(update.matrix().float().norm()):.4g}")
-        for layer, update in of.updates.items()
-    ]
-    layers = table(("layer", "rank", "‖ΔW‖"), rows, numbers=3)
+    title = f"{request}: {kept.get('target_true', '')} → {kept.get('target_new', '')}" if request else _kind(of)
+    rows = [(str(change.site.layer), change.site.map, change.summary, _norm(change)) for change in of.changes]
+    layers = table(("layer", "map", "change", "‖ΔW‖"), rows, numbers=1)
     return card("edit", title, pairs(_made_by(of, rank=False)), layers)
 
 
@@ -171,7 +168,7 @@ def record(of: Any) -> str:
 
 def _made_by(of: Any, *, rank: bool = True) -> dict[str, str]:
     kept = of.provenance
-    layers = list(of.updates)
+    layers = list(of.layers)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
     ranks = {update.rank for update in of.updates.values()}
     size = f", rank {max(ranks)}" if rank and ranks else ""
@@ -185,13 +182,20 @@ def _made_by(of: Any, *, rank: bool = True) -> dict[str, str]:
     }
 
 
+def _kind(of: Any) -> str:
+    return "low-rank update" if len(of.updates) == len(of.changes) else "edit"
+
+
+def _norm(change: Any) -> str:
+    return f"{float(change.matrix().float().norm()):.4g}" if change.is_weights else ""
+
+
 def _last_terms(history: pd.DataFrame) -> str:
     if not len(history):
         return ""
     last: Any = history.iloc[-1]
-    terms = (
-        f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ("nll", "kl", "weight_decay", "sadr") if last[name]
-    )
+    names = [name for name in history.columns if name not in ("fact", "step", "loss", "probability")]
+    terms = (f"{name.replace('_', ' ')} {last[name]:.3f}" for name in names if last[name])
     return "; at the end " + ", ".join(terms)
 
 

@@ -8,10 +8,11 @@ from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.memit import MEMIT
 from driftlens.editors.pmet import PMET
 from driftlens.editors.presets import sadr_gamma
-from driftlens.editors.regularizers import LastTokenAttention, Regularizer
+from driftlens.editors.regularizers import LastTokenAttention, Observed, Regularizer, Seen, Wants
 from driftlens.editors.rome import ROME
 from driftlens.editors.sadr import SADR, last_token_kl
 from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
+from driftlens.registry import register_editor, register_regularizer
 
 __all__ = [
     "MEMIT",
@@ -23,11 +24,16 @@ __all__ = [
     "EditError",
     "Failure",
     "LastTokenAttention",
+    "Observed",
     "Regularizer",
     "SecondMoment",
+    "Seen",
+    "Wants",
     "default_corpus",
     "last_token_kl",
     "open_corpus",
+    "register_editor",
+    "register_regularizer",
     "sadr_gamma",
     "sample_contexts",
     "second_moments",

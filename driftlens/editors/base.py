@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from os import PathLike
-from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar
 
 import torch
 
@@ -19,7 +19,9 @@ from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.objective import ValueSettings
+from driftlens.editors.presets import Preset, by_scale, known_preset
 from driftlens.editors.regularizers import ChoosesLayers, Regularizer
+from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError, unknown_name
@@ -96,6 +98,9 @@ class Editor(ABC):
         default_factory=dict[str, dict[int, SecondMoment]], init=False, repr=False, compare=False
     )
 
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Settings for models by the beginning of the last part of their name, in lower case; "demo" is the bundled one."""
+
     _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments")
 
     def __post_init__(self) -> None:
@@ -111,6 +116,38 @@ class Editor(ABC):
             object.__setattr__(self, "contexts", check_contexts(self.contexts))
         given: Any = self.regularizers  # a single one is welcome
         object.__setattr__(self, "regularizers", tuple(given) if isinstance(given, Iterable) else (given,))
+
+    @classmethod
+    def for_model(cls, model: LensModel, **changes: Any) -> Self:
+        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
+
+        With regularizers the number of steps is the paper's for SADR (80), without it is 20.
+
+        Raises:
+            DriftlensError: a setting out of range, a layer that the model does not have.
+        """
+        check_loaded(model)
+        check_settings(cls, changes)
+        editor = cls(**(cls.preset(model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor.check(model)  # a small model may have a large one's name
+        return editor
+
+    @classmethod
+    def preset(cls, model: LensModel, *, regularized: bool = False) -> dict[str, Any]:
+        """Keyword arguments for ``model``: of :attr:`presets`, else by depth and scale; with regularizers the number
+        of steps is another.
+        """
+        chosen = known_preset(cls.presets, model)
+        if chosen is None:
+            scaled = by_scale(model, {item.name for item in fields(cls)}, cls.places(model)[0])
+            return scaled | {"steps": 80 if regularized else 20}
+        return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
+
+    @staticmethod
+    def places(model: LensModel) -> tuple[Place, ...]:
+        """What δ is added to in the last edited layer of ``model``, where the editor optimises one."""
+        del model
+        return ("mlp_out",)
 
     def edit(self, model: LensModel, fact: Fact) -> EditResult:
         """Edit one fact; the model itself stays as it is."""
@@ -165,6 +202,21 @@ class Editor(ABC):
     def edited_layers(self) -> tuple[int, ...]:
         """The layers that an edit changes, ascending."""
 
+    @property
+    def missing_second_moments(self) -> tuple[int, ...]:
+        """The layers whose second moments it needs and was not given; it takes them over :attr:`corpus` by itself."""
+        return ()
+
+    @property
+    def given_second_moments(self) -> Mapping[int, SecondMoment]:
+        """Those that it was given, by layer."""
+        return {}
+
+    def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
+        """The same editor with second moments by layer, of which it keeps what it needs."""
+        del moments
+        return self
+
     def check(self, model: LensModel) -> None:
         """Whether ``model`` can be edited like this; editing asks it as well.
 
@@ -217,10 +269,12 @@ class Editor(ABC):
             if item.name not in self._not_described or item.name == "regularizers":
                 identity(getattr(self, item.name))
 
-    def _contexts_for(self, model: LensModel) -> tuple[str, ...]:
+    def contexts_for(self, model: LensModel) -> tuple[str, ...]:
+        """The templates that δ is optimised in: those given, else sampled from ``model``."""
         return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
 
-    def _value_settings(self) -> ValueSettings:
+    def value_settings(self) -> ValueSettings:
+        """What the value optimisation is given of the settings."""
         return ValueSettings(
             steps=self.steps,
             lr=self.lr,

@@ -63,8 +63,7 @@ class EditError(DriftlensError):
 
 def finite(result: EditResult) -> EditResult | Failure:
     """``result``, unless there is an infinity or no number in its update: then that is why there is none."""
-    updates = result.edit.updates
-    if all(bool(update.left.isfinite().all() & update.right.isfinite().all()) for update in updates.values()):
+    if all(change.is_finite for change in result.edit.changes):
         return result
     reason = (
         f"the update for {result.fact.text!r} → {result.fact.target_new!r} is not finite; lower lr, or load the model "

@@ -13,11 +13,14 @@ Several facts can be one update (:meth:`MEMIT.edit_together`), which is MEMIT's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor
+from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.rows import Place
 from driftlens.models import LensModel
 
@@ -61,9 +64,11 @@ class MEMIT(MultiLayerEditor):
         DriftlensError: a setting out of range; no layers, or not in ascending order; a layer without second moment.
     """
 
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS["MEMIT"]
+
     @staticmethod
     @override
-    def _places(model: LensModel) -> tuple[Place, ...]:
+    def places(model: LensModel) -> tuple[Place, ...]:
         # A norm behind the down-projection gives its output a fixed length: no weight there could write a residual.
         return ("resid_post",) if model.adds_to_resid("mlp_out") else ("mlp_out",)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import pandas as pd
 import torch
@@ -14,18 +14,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, check_settings, undisturbed
+from driftlens.editors.base import Editor, check_facts, undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
-from driftlens.editors.presets import preset
-from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.spread import SpreadUpdate, spread
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel, check_loaded
+from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 
 PREFIXES = ContextSampling(lengths=((10, 5),))
@@ -41,11 +39,6 @@ class MultiLayerEditor(Editor):
     sampling: ContextSampling = field(default_factory=lambda: PREFIXES)
     second_moment: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | SecondMoment] | None = None
     second_moment_weight: float = 15000.0
-
-    @staticmethod
-    @abstractmethod
-    def _places(model: LensModel) -> tuple[Place, ...]:
-        """Where δ is added in the last layer; z is about the first of these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,25 +66,25 @@ class MultiLayerEditor(Editor):
             }
             object.__setattr__(self, "second_moment", moments)
 
-    @classmethod
-    def for_model(cls, model: LensModel, **changes: Any) -> Self:
-        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
-
-        With regularizers the number of steps is the paper's for SADR, without it is 20.
-
-        Raises:
-            DriftlensError: a setting out of range, a layer that the model does not have.
-        """
-        check_loaded(model)
-        check_settings(cls, changes)
-        editor = cls(**(preset(cls.__name__, model, regularized=bool(changes.get("regularizers"))) | changes))
-        editor.check(model)  # a small model may have a large one's name
-        return editor
-
     @property
     @override
     def edited_layers(self) -> tuple[int, ...]:
         return self.layers
+
+    @property
+    @override
+    def missing_second_moments(self) -> tuple[int, ...]:
+        return () if self.second_moment is not None else self.layers
+
+    @property
+    @override
+    def given_second_moments(self) -> Mapping[int, SecondMoment]:
+        given = self.second_moment or {}
+        return {layer: moment for layer, moment in given.items() if isinstance(moment, SecondMoment)}
+
+    @override
+    def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
+        return replace(self, second_moment={layer: moments[layer] for layer in self.layers})
 
     @override
     @undisturbed
@@ -105,7 +98,7 @@ class MultiLayerEditor(Editor):
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
-        moments, contexts = self._moments_for(model), self._contexts_for(model)
+        moments, contexts = self._moments_for(model), self.contexts_for(model)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
@@ -161,7 +154,7 @@ class MultiLayerEditor(Editor):
             raise DriftlensError("there are no facts to edit; give at least one")
         check_facts(facts)
         _check_no_contradiction(facts)
-        moments, contexts = self._moments_for(model), self._contexts_for(model)
+        moments, contexts = self._moments_for(model), self.contexts_for(model)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
@@ -202,9 +195,9 @@ class MultiLayerEditor(Editor):
             model,
             facts,
             layer=self.layers[-1],
-            places=self._places(model),
+            places=self.places(model),
             contexts=contexts,
-            settings=self._value_settings(),
+            settings=self.value_settings(),
             on_step=on_step,
         )
 
@@ -222,7 +215,7 @@ class MultiLayerEditor(Editor):
             groups,
             torch.stack([value.target for value in values]),
             layers=self.layers,
-            site=self._places(model)[0],
+            site=self.places(model)[0],
             share=self._share,
             contexts=contexts,
             moments=moments,
@@ -231,9 +224,7 @@ class MultiLayerEditor(Editor):
         )
 
     def _moments_for(self, model: LensModel) -> Mapping[int, SecondMoment]:
-        given = self.second_moment
-        wrapped = None if given is None else {n: m for n, m in given.items() if isinstance(m, SecondMoment)}
-        return self._second_moments(model, self.layers, wrapped)
+        return self._second_moments(model, self.layers, self.given_second_moments or None)
 
     def _edit(
         self,
@@ -245,6 +236,7 @@ class MultiLayerEditor(Editor):
         sources = dict.fromkeys(moments[layer].source for layer in self.layers)
         return Edit(
             updates=update.updates,
+            facts=facts,
             provenance=self.provenance(model, *facts) | {"second_moment": ", ".join(sources)},
         )
 

@@ -8,17 +8,18 @@ per fact: facts share a pass and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from driftlens.editors.regularizers import LastTokenAttention, Regularizer
+from driftlens.editors.observing import Watch, detached, kept, row_sets
+from driftlens.editors.regularizers import Observed, Regularizer, column_names, wants_of
 from driftlens.editors.rows import Place, Rows
-from driftlens.hooks import Hook, detach_pattern, record
+from driftlens.hooks import Hook, detach_pattern
 from driftlens.models import LensModel
 
 
@@ -49,7 +50,8 @@ class Terms:
     nll: Float[Tensor, "facts"]
     kl: Float[Tensor, "facts"]
     weight_decay: Float[Tensor, "facts"]
-    sadr: Float[Tensor, "facts"]
+    penalties: Mapping[str, Float[Tensor, "facts"]]
+    """Of the regularisers, by their columns in the history."""
     probability: Float[Tensor, "facts"]
     """Of the new object: exp of the mean log-probability of its tokens, averaged over contexts."""
     certain: Bool[Tensor, "facts"]
@@ -58,28 +60,28 @@ class Terms:
     @property
     def loss(self) -> Float[Tensor, "facts"]:
         """The sum that is minimised."""
-        return torch.stack([self.nll, self.kl, self.weight_decay, self.sadr]).sum(dim=0)
+        return torch.stack([self.nll, self.kl, self.weight_decay, *self.penalties.values()]).sum(dim=0)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a pass is compared with: the vanilla model's last-token attention above the edit, and its
+    """What a pass is compared with: what the regularisers see of the vanilla model, by set of rows, and its
     log-probabilities behind the essence prompts.
     """
 
-    attention: Float[Tensor, "layers rows heads keys"] | None
+    observed: Mapping[int, Observed]
     essence: Float[Tensor, "facts d_vocab"] | None
 
     def detach(self) -> Reference:
         """The same without a gradient."""
-        return Reference(*(None if t is None else t.detach() for t in (self.attention, self.essence)))
+        observed = {key: detached(one) for key, one in self.observed.items()}
+        return Reference(observed, None if self.essence is None else self.essence.detach())
 
-    def of(self, rows: Rows, facts: Bool[Tensor, "facts"]) -> Reference:
+    def of(self, rows: Rows, regularizers: Sequence[Regularizer], facts: Bool[Tensor, "facts"]) -> Reference:
         """Only what belongs to ``facts``."""
-        attention, essence = self.attention, self.essence
-        if attention is not None:
-            attention = attention[:, facts[rows.fact[rows.is_context]]]
-        return Reference(attention, None if essence is None else essence[facts])
+        sets = row_sets(rows, regularizers) if self.observed else {}
+        observed = {key: kept(one, facts[rows.fact[sets[key].rows]]) for key, one in self.observed.items()}
+        return Reference(observed, None if self.essence is None else self.essence[facts])
 
 
 def evaluate_delta(
@@ -100,37 +102,50 @@ def evaluate_delta(
     """
     n_facts, precision = delta.shape[0], delta.dtype
     above = range(layer + 1, model.n_layers)
-    patterns: dict[int, Tensor] = {}
-    resid = rows.shifted(model, delta, layer, places)
-    hooks = _attention_hooks(model, rows, above, settings, patterns)
-    resid = model.run(rows.batch, hooks=hooks, start=layer + 1, resid=resid, past=rows.past)
+    entry = rows.shifted(model, delta, layer, places)
+    watch = Watch(model, rows, settings.regularizers, above)
+    resid = model.run(
+        rows.batch, hooks=_hooks(model, watch, above, settings), start=layer + 1, resid=entry, past=rows.past
+    )
 
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
         return delta.new_zeros(n_facts).index_add(0, fact, values.to(precision))
 
     context_fact, context_weight = rows.fact[rows.is_context], rows.weight[rows.is_context]
-    attention = None
-    sadr = delta.new_zeros(n_facts)
+    now = watch.inside(entry)
+    before = {key: detached(one) for key, one in now.items()} if vanilla is None else vanilla.observed
+    names = column_names(settings.regularizers)
+    penalties = {name: delta.new_zeros(n_facts) for name in names}
+
+    def penalize(*, after_the_head: bool) -> None:
+        for place, (name, regularizer) in enumerate(zip(names, settings.regularizers, strict=True)):
+            if wants_of(regularizer).next_tokens == after_the_head:
+                found = watch.penalty(place, before, now)
+                if found is not None:
+                    penalty, own = found
+                    penalties[name] = per_fact(penalty.to(precision) * rows.weight[own], rows.fact[own])
+
     # Before the head's logits are there, so that what this takes for a moment is not part of the peak.
-    if settings.regularizers and patterns:
-        attention = torch.stack([patterns.pop(upper) for upper in above])
-        seen = LastTokenAttention(
-            layers=tuple(above),
-            vanilla=attention.detach() if vanilla is None or vanilla.attention is None else vanilla.attention,
-            edited=attention,
-            subject=torch.full_like(context_fact, rows.subject_key),
-        )
-        for regularizer in settings.regularizers:
-            penalty = regularizer.penalty(seen).to(precision)
-            sadr = sadr + per_fact(penalty * context_weight, context_fact)
+    penalize(after_the_head=False)
 
     # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
     read_row, read_column = rows.target_row, rows.target_column
     if rows.essence_row is not None:
         read_row = torch.cat([read_row, rows.essence_row])
         read_column = torch.cat([read_column, torch.zeros_like(rows.essence_row)])
+    read_row = torch.cat([read_row, *watch.read.values()])
+    read_column = torch.cat([read_column, *(rows.last[own] for own in watch.read.values())])
     logits = model.unembed(resid[read_row, read_column]).to(precision)
-    logits, essence_logits = logits.split([len(rows.target_row), len(read_row) - len(rows.target_row)])
+    n_essence = 0 if rows.essence_row is None else len(rows.essence_row)
+    logits, essence_logits, *next_logits = logits.split(
+        [len(rows.target_row), n_essence, *map(len, watch.read.values())]
+    )
+    if watch.read:
+        for key, own_logits in zip(watch.read, next_logits, strict=True):
+            now[key] = replace(now[key], log_probabilities=own_logits.log_softmax(dim=-1))
+        if vanilla is None:
+            before = {key: detached(one) for key, one in now.items()}
+        penalize(after_the_head=True)
     token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
     row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
     context_nll = row_nll[rows.is_context]
@@ -141,8 +156,8 @@ def evaluate_delta(
     essence = None
     if rows.essence_row is not None:
         essence = essence_logits.log_softmax(dim=-1)
-        before = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
-        kl = settings.kl_factor * _essence_kl(before, essence, settings.essence_kl)
+        unedited = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
+        kl = settings.kl_factor * _essence_kl(unedited, essence, settings.essence_kl)
 
     # sqrt of a clamped square: the norm's own gradient at δ = 0 is undefined.
     length = delta.square().sum(-1).clamp_min(1e-30).sqrt()
@@ -150,25 +165,19 @@ def evaluate_delta(
         nll=nll_factor * per_fact(context_nll * context_weight, context_fact),
         kl=kl,
         weight_decay=settings.weight_decay * (length / target_norm.square()).sum(dim=-1),
-        sadr=sadr,
+        penalties=penalties,
         probability=per_fact((-context_nll.detach()).exp() * context_weight, context_fact),
         certain=per_fact(missed, rows.fact[rows.target_row]) == 0,
     )
     # Held until after the backward pass, the edited model's attention would be one more copy at its peak.
-    return terms, Reference(attention, essence) if vanilla is None else vanilla
+    return terms, Reference(now, essence) if vanilla is None else vanilla
 
 
-def _attention_hooks(
-    model: LensModel, rows: Rows, above: range, settings: ValueSettings, patterns: dict[int, Tensor]
-) -> list[Hook]:
-    context = rows.is_context.nonzero().squeeze(1)
-    last = rows.last[context]
+def _hooks(model: LensModel, watch: Watch, above: range, settings: ValueSettings) -> list[Hook]:
     hooks: list[Hook] = []
     for upper in above:
         # Recorded first: a regulariser keeps its gradient even where the likelihood's is cut.
-        if settings.regularizers:
-            pick = record(patterns, upper, lambda pattern: pattern[context, :, last])
-            hooks.append((model.hook_name("pattern", upper), pick))
+        hooks += watch.hooks(upper)
         if settings.detach_attention:
             hooks.append((model.hook_name("pattern", upper), detach_pattern()))
     return hooks

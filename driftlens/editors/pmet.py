@@ -12,12 +12,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from typing_extensions import override
 
 from driftlens.editors.multilayer import MultiLayerEditor
 from driftlens.editors.objective import ValueSettings
+from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.rows import Place
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
@@ -51,6 +54,8 @@ class PMET(MultiLayerEditor):
     certain_nll_factor: float = 0.1
     certain_stop_kl: float | None = 0.01
 
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS["PMET"]
+
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,16 +64,16 @@ class PMET(MultiLayerEditor):
             raise DriftlensError(f"certain_stop_kl is {self.certain_stop_kl}; expected at least 0, or None")
 
     @override
-    def _value_settings(self) -> ValueSettings:
+    def value_settings(self) -> ValueSettings:
         return replace(
-            super()._value_settings(),
+            super().value_settings(),
             certain_nll_factor=self.certain_nll_factor,
             certain_stop_kl=self.certain_stop_kl,
         )
 
     @staticmethod
     @override
-    def _places(model: LensModel) -> tuple[Place, ...]:
+    def places(model: LensModel) -> tuple[Place, ...]:
         return ("mlp_out", "attn_out")
 
     @staticmethod

@@ -8,9 +8,9 @@ does not name them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from driftlens.editors.contexts import ContextSampling
 from driftlens.hooks import record
 from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
+
+if TYPE_CHECKING:
+    from driftlens.editors.base import Editor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ _FEWEST = ContextSampling(lengths=((10, 5),))
 NEAR, WIDE = {"clamp_norm_factor": 0.75}, {"clamp_norm_factor": 4.0}
 TEXT_KL = {"kl_factor": 0.0625}
 
-PRESETS: Mapping[str, Mapping[str, Preset]] = {
+_PAPER: Mapping[str, Mapping[str, Preset]] = {
     "ROME": {
         "gpt2-xl": Preset(settings={"layer": 17, **GPT}, gamma=1e-2),
         "gpt-j-6b": Preset(settings={"layer": 5, **GPT}, gamma=1e-2),
@@ -112,6 +115,11 @@ DEMO: Mapping[str, Preset] = {
 """The bundled model's, chosen on its validation records.  λ goes with kᵀ C⁻¹ k, and so with d_mlp: 768 here."""
 
 
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    editor: {"demo": DEMO[editor], **presets} for editor, presets in _PAPER.items()
+}
+"""Of each editor, by the beginning of the last part of the model's name; "demo" is the bundled model."""
+
 STEP = 0.2
 """How far an optimisation step moves δ, in norms of the residual stream, in a model that nobody has tuned."""
 
@@ -122,20 +130,26 @@ WRITTEN = 0.9
 """The share of what is missing that MEMIT's layers write, for a key of average length."""
 
 
-def preset(editor: str, model: LensModel, *, regularized: bool) -> dict[str, Any]:
-    """Keyword arguments of an editor for ``model``; with SADR the number of steps is another."""
-    chosen = _known(editor, model)
-    if chosen is None:
-        return _by_scale(editor, model) | {"steps": 80 if regularized else 20}
-    return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
+def sadr_gamma(model: LensModel, editor: str | Editor | type[Editor] = "ROME") -> float:
+    """The paper's γ for ``model`` with ``editor`` (an editor, its class, or its registered name); its middle value
+    (1e-2) for a model or an editor that the paper does not have.
 
-
-def sadr_gamma(model: LensModel, editor: str = "ROME") -> float:
-    """The paper's γ for ``model`` with ``editor`` ("ROME", "MEMIT" or "PMET"); its middle value (1e-2) for a model
-    that the paper does not have.
+    Raises:
+        DriftlensError: an unknown name.
     """
-    chosen = _known(editor, model)
+    from driftlens.registry import EDITORS
+
+    kind = EDITORS.find(editor.lower()) if isinstance(editor, str) else editor
+    chosen = known_preset(kind.presets, model)
     return 1e-2 if chosen is None else chosen.gamma
+
+
+def known_preset(presets: Mapping[str, Preset], model: LensModel) -> Preset | None:
+    """The preset for a model by its name; None where nobody has tuned it."""
+    if model.name == "demo":
+        return presets.get("demo")
+    last = model.name.rstrip("/").split("/")[-1].lower()
+    return next((known for name, known in presets.items() if name != "demo" and last.startswith(name)), None)
 
 
 def default_layer(model: LensModel) -> int:
@@ -188,21 +202,22 @@ def second_moment_weight_for(d_mlp: int, n_layers: int) -> float:
     return float(f"{d_mlp * (1 - low) / low:.2g}")
 
 
-def _known(editor: str, model: LensModel) -> Preset | None:
-    if model.name == "demo":
-        return DEMO[editor]
-    last = model.name.rstrip("/").split("/")[-1].lower()
-    return next((known for name, known in PRESETS[editor].items() if last.startswith(name)), None)
+def by_scale(model: LensModel, names: Collection[str], place: str) -> dict[str, Any]:
+    """Settings for a model that nobody has tuned, for an editor with settings of these ``names``.
 
-
-def _by_scale(editor: str, model: LensModel) -> dict[str, Any]:
-    if editor == "ROME":
-        layer = default_layer(model)
-        return {"layer": layer, **scaled_to(model, layer)}
-    layers = default_layers(model)
-    weight = second_moment_weight_for(model.d_mlp, len(layers))
-    settings = {"layers": layers, "second_moment_weight": weight, **scaled_to(model, layers[-1])}
-    if editor == "MEMIT":
+    ``place`` is where its δ stands first.
+    """
+    if "layers" in names:
+        layers = default_layers(model)
+        settings: dict[str, Any] = {"layers": layers, **scaled_to(model, layers[-1])}
+    elif "layer" in names:
+        settings = {"layer": default_layer(model)}
+        settings |= scaled_to(model, settings["layer"])
+    else:
+        return {}
+    if "second_moment_weight" in names:
+        settings["second_moment_weight"] = second_moment_weight_for(model.d_mlp, len(settings.get("layers", (0,))))
+    if place == "resid_post":
         # There the clamp counts in norms of the residual stream itself.
         settings["clamp_norm_factor"] = REACH
     return settings

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from driftlens.editors.base import Editor
-from driftlens.editors.presets import PRESETS, preset
 from driftlens.editors.sadr import SADR
 from driftlens.models import LensModel
 
@@ -28,7 +27,6 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
 
 
 def _steps(model: LensModel, editor: Editor, *, regularized: bool) -> int:
-    name = type(editor).__name__
-    if name not in PRESETS or editor.steps != preset(name, model, regularized=bool(editor.regularizers))["steps"]:
+    if editor.steps != editor.preset(model, regularized=bool(editor.regularizers))["steps"]:
         return editor.steps
-    return int(preset(name, model, regularized=regularized)["steps"])
+    return int(editor.preset(model, regularized=regularized)["steps"])

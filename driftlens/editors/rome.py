@@ -12,9 +12,9 @@ prompt's in the residual.  ``residual_key="mean"`` gives the paper's form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -22,15 +22,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, check_settings, undisturbed
+from driftlens.editors.base import Editor, check_facts, undisturbed
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
-from driftlens.editors.presets import preset
+from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, LowRankUpdate
 from driftlens.errors import DriftlensError
-from driftlens.models import LensModel, check_loaded
+from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 
 
@@ -70,6 +70,8 @@ class ROME(Editor):
     second_moment: Float[Tensor, "d_mlp d_mlp"] | SecondMoment | None = None
     residual_key: Literal["bare", "mean"] = "bare"
 
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS["ROME"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_at_least(layer=0)
@@ -79,26 +81,24 @@ class ROME(Editor):
             # Wrapped once, so that its Cholesky factor is computed once for all edits.
             object.__setattr__(self, "second_moment", SecondMoment(self.second_moment))
 
-    @classmethod
-    def for_model(cls, model: LensModel, **changes: Any) -> ROME:
-        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override
-        them.
-
-        With regularizers the number of steps is the paper's for SADR (80), without it is 20.
-
-        Raises:
-            DriftlensError: a setting out of range, a layer that the model does not have.
-        """
-        check_loaded(model)
-        check_settings(cls, changes)
-        editor = cls(**(preset("ROME", model, regularized=bool(changes.get("regularizers"))) | changes))
-        editor.check(model)  # a small model may have a large one's name
-        return editor
-
     @property
     @override
     def edited_layers(self) -> tuple[int, ...]:
         return (self.layer,)
+
+    @property
+    @override
+    def missing_second_moments(self) -> tuple[int, ...]:
+        return () if self.second_moment is not None else (self.layer,)
+
+    @property
+    @override
+    def given_second_moments(self) -> Mapping[int, SecondMoment]:
+        return {self.layer: self.second_moment} if isinstance(self.second_moment, SecondMoment) else {}
+
+    @override
+    def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
+        return replace(self, second_moment=moments[self.layer])
 
     @override
     @undisturbed
@@ -112,11 +112,8 @@ class ROME(Editor):
         on_facts: Callable[[int], None] | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
-        given = self.second_moment
-        moments = self._second_moments(
-            model, [self.layer], {self.layer: given} if isinstance(given, SecondMoment) else None
-        )
-        contexts, settings = self._contexts_for(model), self._value_settings()
+        moments = self._second_moments(model, [self.layer], self.given_second_moments or None)
+        contexts, settings = self.contexts_for(model), self.value_settings()
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layer)
 
@@ -125,7 +122,7 @@ class ROME(Editor):
                 model,
                 batch,
                 layer=self.layer,
-                places=("mlp_out",),
+                places=self.places(model),
                 contexts=contexts,
                 settings=settings,
                 on_step=on_step,
@@ -167,6 +164,7 @@ class ROME(Editor):
             fact=fact,
             edit=Edit(
                 updates={self.layer: update},
+                facts=(fact,),
                 provenance=self.provenance(model, fact) | {"second_moment": moment.source},
             ),
             history=value.history,

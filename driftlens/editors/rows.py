@@ -1,6 +1,7 @@
 """The rows of a value optimisation: everything that does not change from step to step, computed once.
 
-Each fact has a row for every different context and one for the essence prompt.  Rows are aligned so that
+Each fact has a row for every different context, one for the essence prompt, and one for every prompt that a
+regulariser brings.  Rows are aligned so that
 ``subject_last`` stands in one column, which is counted as column 0 from here on:
 
 1. what stands left of it cannot change, so above the edit only its keys and values are kept;
@@ -43,14 +44,15 @@ class Rows:
     """The rows of a group of facts after the vanilla pass; columns count from ``subject_last``."""
 
     fact: Int[Tensor, "rows"]
-    is_context: Bool[Tensor, "rows"]  # the others are essence prompts
+    is_context: Bool[Tensor, "rows"]  # the others are essence prompts, or a regulariser's own
+    owner: Int[Tensor, "rows"]  # the place of the regulariser that brought the row, -1 for all others
     essence_row: Int[Tensor, "facts"] | None  # whose column 0 is the essence prompt's
     batch: Batch
     resid: Float[Tensor, "rows columns d_model"]  # output of the edit layer
     entry: Float[Tensor, "rows 1 d_model"] | None  # its input in column 0, where the steps have to run it
     past: KeyValues | None
     last: Int[Tensor, "rows"]  # column of the last prompt token, before any target token
-    weight: Float[Tensor, "rows"]  # the share of the fact's contexts that the row stands for
+    weight: Float[Tensor, "rows"]  # the share of the fact's contexts, or of a regulariser's prompts, that it stands for
     target_row: Int[Tensor, "targets"]
     target_column: Int[Tensor, "targets"]
     target_id: Int[Tensor, "targets"]
@@ -68,6 +70,7 @@ class Rows:
             self,
             fact=new_fact[self.fact[rows]],
             is_context=self.is_context[rows],
+            owner=self.owner[rows],
             essence_row=None if self.essence_row is None else new_row[self.essence_row[facts]],
             batch=Batch(tokens=self.batch.tokens[rows], mask=self.batch.mask[rows]),
             resid=self.resid[rows],
@@ -138,6 +141,7 @@ def vanilla_rows(
     places: Sequence[Place],
     contexts: Sequence[str],
     essence: str | None,
+    brought: Sequence[tuple[int, Sequence[Sequence[str]]]] = (),
 ) -> Vanilla:
     """One pass of the vanilla model over all rows up to the edit layer, and one above it over what stands left of δ.
 
@@ -148,6 +152,7 @@ def vanilla_rows(
         places: where δ is going to be added in it.
         contexts: templates with one ``{}`` for the prompt.
         essence: the essence prompt's template, or ``None`` for no such rows.
+        brought: for each regulariser that brings prompts, its place and those of each fact.
     """
     distinct = list(dict.fromkeys(contexts))
     readable: list[Fact] = []
@@ -155,7 +160,8 @@ def vanilla_rows(
     failures: dict[int, Failure] = {}
     for place, fact in enumerate(facts):
         try:
-            by_fact.append(_rows_of(model, fact, contexts, distinct, essence))
+            own = [(owner, texts[place]) for owner, texts in brought]
+            by_fact.append(_rows_of(model, fact, contexts, distinct, essence, own))
             readable.append(fact)
         except DriftlensError as error:
             failures[place] = Failure(fact=fact, reason=str(error))
@@ -224,19 +230,28 @@ def vanilla_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A row of the vanilla pass.  Those of a fact come in this order: its different contexts, essence, bare prompt."""
+    """A row of the vanilla pass.
 
-    kind: Literal["context", "essence", "bare"]
+    Those of a fact come in this order: its different contexts, essence, prompts of regularisers, bare prompt.
+    """
+
+    kind: Literal["context", "essence", "brought", "bare"]
     prompt: TokenizedPrompt
     ids: tuple[int, ...]  # a context's with its target, the others' up to subject_last
     subject: int
     weight: float = 0.0
     bare: bool = False  # the prompt is the bare one, as a context or not
     essence: bool = False  # its column 0 is the essence prompt's
+    owner: int = -1  # the place of the regulariser that brought it
 
 
 def _rows_of(
-    model: LensModel, fact: Fact, contexts: Sequence[str], distinct: Sequence[str], essence: str | None
+    model: LensModel,
+    fact: Fact,
+    contexts: Sequence[str],
+    distinct: Sequence[str],
+    essence: str | None,
+    brought: Sequence[tuple[int, Sequence[str]]],
 ) -> list[_Row]:
     def row(kind: Literal["context", "essence", "bare"], template: str, text: str, target: str = "") -> _Row:
         prompt = tokenize_prompt(model, template.replace(BARE, text), target)
@@ -256,6 +271,14 @@ def _rows_of(
             rows[bare] = replace(rows[bare], essence=True)
         else:
             rows.append(read)
+    for owner, texts in brought:
+        for text in texts:
+            prompt = tokenize_prompt(model, text)
+            subject = subject_last(prompt, fact.subject)
+            own = _Row(
+                kind="brought", prompt=prompt, ids=prompt.ids, subject=subject, weight=1 / len(texts), owner=owner
+            )
+            rows.append(own)
     return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
 
 
@@ -273,19 +296,21 @@ def _group(
     device, precision = model.device, torch.promote_types(model.dtype, torch.float32)
     subject = torch.tensor([row.subject for row in rows], device=device)
     is_context = torch.tensor([row.kind == "context" for row in rows], device=device)
+    owner = torch.tensor([row.owner for row in rows], device=device)
     essence_row = [at for at, row in enumerate(rows) if row.essence]
     target_row, target_column, target_id = target_positions([row.prompt for row in rows], -subject)
     last = torch.tensor([row.prompt.last for row in rows], device=device) - subject
     return Rows(
         fact=torch.tensor([number for number, own in enumerate(by_fact) for _ in own], device=device),
         is_context=is_context,
+        owner=owner,
         essence_row=torch.tensor(essence_row, device=device) if essence_row else None,
         batch=batch,
         resid=resid,
         entry=entry,
         past=past,
         # The essence prompt is read at subject_last itself, which is column 0 now.
-        last=last.where(is_context, torch.zeros_like(last)),
+        last=last.where(is_context | (owner >= 0), torch.zeros_like(last)),
         # The optimiser's precision: a float32 third is off by 1e-8, which a float64 model would show.
         weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),
         target_row=target_row,

@@ -31,6 +31,7 @@ from torch import Tensor
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
 from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta
+from driftlens.editors.regularizers import Regularizer, own_prompts
 from driftlens.editors.rows import Place, Rows, vanilla_rows
 from driftlens.models import LensModel
 
@@ -93,6 +94,7 @@ def optimize_values(
         places=places,
         contexts=contexts,
         essence=settings.essence if settings.kl_factor else None,
+        brought=own_prompts(settings.regularizers, model, facts),
     )
     target_init = vanilla.target_init
     precision = torch.promote_types(model.dtype, torch.float32)
@@ -138,7 +140,7 @@ def optimize_values(
                     loss[staying].sum().backward()  # pyright: ignore[reportUnknownMemberType]
             # For the steps to come; this step's loss has the factor of the one before, as in the published code.
             group.nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(loss))
-            group.keep(staying)
+            group.keep(staying, settings.regularizers)
         groups = [group for group in groups if len(group.running)]
         if step == settings.steps - 1 or not groups:
             break
@@ -177,12 +179,12 @@ class _Group:
     nll_factor: Float[Tensor, "facts"]
     vanilla: Reference | None = None
 
-    def keep(self, staying: Bool[Tensor, "facts"]) -> None:
+    def keep(self, staying: Bool[Tensor, "facts"], regularizers: Sequence[Regularizer]) -> None:
         """Let the facts that have converged, or failed, leave."""
         if bool(staying.all()):
             return
         if self.vanilla is not None:
-            self.vanilla = self.vanilla.of(self.rows, staying)
+            self.vanilla = self.vanilla.of(self.rows, regularizers, staying)
         self.running, self.nll_factor = self.running[staying], self.nll_factor[staying]
         if len(self.running):
             self.rows = self.rows.of(staying)
@@ -196,9 +198,15 @@ def _log(
     terms: Terms,
 ) -> Bool[Tensor, "facts"]:
     """Write a step down; the facts for which all of it is finite, on the CPU."""
-    names = ("nll", "kl", "weight_decay", "sadr", "probability")
-    columns: list[Tensor] = [loss, *(getattr(terms, name) for name in names)]
-    table = torch.stack([column.detach() for column in columns]).double().cpu()
+    columns = {
+        "loss": loss,
+        "nll": terms.nll,
+        "kl": terms.kl,
+        "weight_decay": terms.weight_decay,
+        **terms.penalties,
+        "probability": terms.probability,
+    }
+    table = torch.stack([column.detach() for column in columns.values()]).double().cpu()
     for at, number in enumerate(running):
-        histories[number].append({"step": step, **dict(zip(("loss", *names), table[:, at].tolist(), strict=True))})
+        histories[number].append({"step": step, **dict(zip(columns, table[:, at].tolist(), strict=True))})
     return table.isfinite().all(dim=0)

@@ -1,19 +1,32 @@
-"""Edits as data: what changes where, and what an editor gives back."""
+"""Edits as data: what changes where, for which facts, and what an editor gives back."""
 
-from driftlens.edits.edit import FORMAT, Edit, LowRankUpdate, check_edits, edit_hooks, hooks_of
+from driftlens.edits.changes import Change, Dense, LowRank, LowRankUpdate
+from driftlens.edits.edit import Edit, check_edits, edit_hooks, hooks_of
+from driftlens.edits.gated import AddedNorm, Gated, Router
 from driftlens.edits.results import Edited, EditResult, JointEditResult, edits_of, edits_or_none, one_edit
+from driftlens.edits.routing import routed
+from driftlens.edits.saving import FORMAT
+from driftlens.models.sites import Site
 
 __all__ = [
     "FORMAT",
+    "AddedNorm",
+    "Change",
+    "Dense",
     "Edit",
     "EditResult",
     "Edited",
+    "Gated",
     "JointEditResult",
+    "LowRank",
     "LowRankUpdate",
+    "Router",
+    "Site",
     "check_edits",
     "edit_hooks",
     "edits_of",
     "edits_or_none",
     "hooks_of",
     "one_edit",
+    "routed",
 ]

@@ -25,8 +25,9 @@ class EditResult:
     Attributes:
         fact: the request.
         edit: the low-rank update.
-        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay, sadr, probability``; the
-            middle four are the terms of the loss, with their factors, and sum to it.
+        history: one row per optimisation step: ``step, loss, nll, kl, weight_decay``, a column for each regulariser
+            (``sadr``), ``probability``; the columns between ``loss`` and ``probability`` are the terms of the loss,
+            with their factors, and sum to it.
         keys: by layer, the key the update was solved for, ``[d_mlp]``.
         values: by layer, the value that key is to give, ``[d_model]``.
     """

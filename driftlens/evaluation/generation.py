@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none, routed
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, KeyValues, LensModel, check_loaded
 from driftlens.models.memory import in_batches
@@ -102,11 +102,11 @@ def generate(
         if found != len(prompts):
             raise DriftlensError(f"{len(prompts)} prompts but {found} {name}; give one for each prompt")
     check_edits(model, edit_list)
+    tokenized = tokenize_prompts(model, [(prompt, "") for prompt in prompts])
+    acting = routed(model, edit_list, [prompt.ids for prompt in tokenized])
     rows = [
         _Row(prompt=prompt.text, ids=prompt.ids, edit=edit, key=key)
-        for prompt, edit, key in zip(
-            tokenize_prompts(model, [(prompt, "") for prompt in prompts]), edit_list, key_list, strict=True
-        )
+        for prompt, edit, key in zip(tokenized, acting, key_list, strict=True)
     ]
     # By length, for little padding; among equals by edit, for few different edits in a batch.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), id(rows[i].edit)))

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import TASKS, Record, TaskPrompt
-from driftlens.edits import Edit, Edited, check_edits, edit_hooks
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, routed
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
@@ -132,13 +132,16 @@ def evaluate(
             for at, prompt in enumerate(prompts)
         ]
         read = list(_cells(model, [prompt for *_, prompt in asked], len(entries)))
-        alike: dict[str, list[_Cell]] = {}
-        for (task, at, prompt), (cells, errors) in zip(asked, read, strict=True):
+        prompts = [cells[0].prompt.prompt_ids if cells else () for cells, _ in read]
+        acting = routed(model, [edit if cells else None for cells, _ in read], prompts)
+        # What may share a stem begins alike under the same edit, of which a gate may make two.
+        alike: dict[tuple[str, int], tuple[Edit | None, list[_Cell]]] = {}
+        for (task, at, prompt), (cells, errors), own in zip(asked, read, acting, strict=True):
             if cells:
-                alike.setdefault(prompt.distractor or prompt.text, []).extend(cells)
+                alike.setdefault((prompt.distractor or prompt.text, id(own)), (own, []))[1].extend(cells)
             problems += [(record.index, task, at, str(error)) for error in errors[:1]]
             entries.append({"record": record.index, "task": task, "prompt_index": at, "group": prompt.group})
-        stems += [_stem(edit, cells) for cells in alike.values()]
+        stems += [_stem(own, cells) for own, cells in alike.values()]
 
     values = _Values(model, batch_size, stems, on_rows)
     values.fill()

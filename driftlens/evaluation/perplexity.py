@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftlens.data import Record
-from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none
+from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none, routed
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from driftlens.models.memory import in_batches
@@ -63,7 +63,8 @@ def perplexities(
         raise DriftlensError(f"{len(ids)} tokens of text; perplexity needs 2 or more, so give longer texts")
 
     tokens = torch.tensor([ids], device=model.device)
-    first = min((layer for edit in edit_list if edit is not None for layer in edit.updates), default=model.n_layers)
+    edit_list = routed(model, edit_list, [ids] * len(edit_list))
+    first = min((layer for edit in edit_list if edit is not None for layer in edit.layers), default=model.n_layers)
     with torch.no_grad():
         below = model.run(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool)), stop=first)
     values = in_batches(

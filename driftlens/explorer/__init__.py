@@ -70,4 +70,6 @@ def explore(
         ) from error
     bench = Bench(model, exhibits(record), editors_by_gamma(model, editor), batch_size=batch_size)
     name = "ROME" if editor is None else type(editor).__name__
-    return Explorer(bench, checked_gammas(model, gammas, name), checked_windows(model, windows), editor=name)
+    return Explorer(
+        bench, checked_gammas(model, gammas, editor or "ROME"), checked_windows(model, windows), editor=name
+    )

@@ -145,7 +145,7 @@ def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
 
 
 def checked_gammas(
-    model: LensModel, gammas: Sequence[float | None] | None, editor: str = "ROME"
+    model: LensModel, gammas: Sequence[float | None] | None, editor: str | Editor = "ROME"
 ) -> tuple[float | None, ...]:
     """No SADR and the preset's γ, or what was asked for; 0 is SADR without an effect, and so None."""
     if gammas is None:

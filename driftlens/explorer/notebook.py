@@ -153,7 +153,7 @@ class Explorer(widgets.VBox):
         exhibit = self.bench.exhibits[self._value("record")]
         labels = [token(text) for text in reading.tokens]
         bold = {at for at, role in enumerate(reading.roles) if "subject token" in role}
-        edited = list(self.bench.edit(self._value("record"), self._value("gamma")).updates)
+        edited = list(self.bench.edit(self._value("record"), self._value("gamma")).layers)
         cell, head = (self._value("token"), self._value("layer")), (self._value("head"), self._value("head_layer"))
         layers = window_layers(cell[1], self._value("window"), self.bench.model.n_layers)
         where = f"“{labels[cell[0]]}”, layers {layers.start}–{layers.stop - 1}"

@@ -75,7 +75,7 @@ def explorer_page(
         "editor": editor,
         "layers": model.n_layers,
         "heads": model.n_heads,
-        "edited_layers": sorted({layer for gamma in gammas for layer in bench.edit(0, gamma).updates}),
+        "edited_layers": sorted({layer for gamma in gammas for layer in bench.edit(0, gamma).layers}),
         "modules": [[name, _MODULES[name]] for name in MODULES],
         "windows": list(windows),
         "gammas": [bench.label(editor, gamma) for gamma in gammas],

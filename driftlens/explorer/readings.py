@@ -21,7 +21,7 @@ from driftlens.analyses.cells import substitution_effects
 from driftlens.analyses.roles import prompt_parts, token_roles
 from driftlens.analyses.substitution import MODULES
 from driftlens.data import TaskPrompt
-from driftlens.edits import Edit, edit_hooks
+from driftlens.edits import Edit, edit_hooks, routed
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
@@ -69,7 +69,7 @@ def read(model: LensModel, edit: Edit, prompt: TaskPrompt, *, templates: Sequenc
     # One pass with two rows, of which only the second is edited.
     batch, _ = pad_rows(model, [ids, ids])
     patterns: dict[int, torch.Tensor] = {}
-    hooks: list[Hook] = edit_hooks(model, [None, edit])
+    hooks: list[Hook] = edit_hooks(model, [None, *routed(model, [edit], [ids])])
     hooks += [
         (model.hook_name("pattern", n), record(patterns, n, lambda p: p[:, :, -1].float()))
         for n in range(model.n_layers)

@@ -85,3 +85,28 @@ def apply_low_rank(
         return changed.to(activation.dtype)
 
     return on_mlp_post, on_mlp_out
+
+
+def apply_dense(
+    weight: Float[Tensor, "d_in d_out"], rows: Int[Tensor, "rows"] | None = None
+) -> tuple[HookFunction, HookFunction]:
+    """A dense change of a linear map, applied on the fly: ``output += input @ weight``, in ``rows`` or in all.
+
+    Returns:
+        Two hooks that belong together: the first goes on the map's input, ``[batch, seq, d_in]``, the second on its
+        output, ``[batch, seq, d_out]``.
+    """
+    inputs: list[Tensor] = []
+
+    def on_input(activation: Tensor, hook: Any = None) -> None:
+        inputs[:] = [activation if rows is None else activation[rows]]
+
+    def on_output(activation: Tensor, hook: Any = None) -> Tensor:
+        added = inputs.pop().to(weight.dtype) @ weight
+        if rows is None:
+            return (activation.to(weight.dtype) + added).to(activation.dtype)
+        changed = activation.clone()
+        changed[rows] = (activation[rows].to(weight.dtype) + added).to(activation.dtype)
+        return changed
+
+    return on_input, on_output

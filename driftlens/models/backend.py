@@ -19,6 +19,7 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models.families import Family
 from driftlens.models.key_values import PassCache
+from driftlens.models.sites import Site
 
 __all__ = ["Backend", "Columns", "Dimensions", "Hook"]
 
@@ -122,6 +123,24 @@ class Backend(ABC):
     @abstractmethod
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
         """Weight (a view of the live parameter) and bias of the MLP's second linear map."""
+
+    def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Tensor | None]:
+        """Weight (a view of the live parameter) and bias of an MLP's linear map.
+
+        Raises:
+            DriftlensError: the MLP has no such map, or the backend does not reach it.
+        """
+        if site.map == "mlp.out":
+            return self.down_projection(site.layer)
+        raise DriftlensError(f"{site} cannot be changed in a {type(self.model).__name__}; load it with load_model")
+
+    def linear_hooks(self, site: Site) -> tuple[str, str]:
+        """The hook points of a linear map's input and output."""
+        raise DriftlensError(f"{site} cannot be changed in a {type(self.model).__name__}; load it with load_model")
+
+    def stored_name(self, site: Site) -> str | None:  # noqa: ARG002 (what a subclass overrides)
+        """What the checkpoint calls a linear map's weight; None where it has none of its own there."""
+        raise DriftlensError(f"the checkpoint of a {type(self.model).__name__} is not known; load it with load_model")
 
     @abstractmethod
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:

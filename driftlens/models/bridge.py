@@ -21,11 +21,15 @@ from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse
 from driftlens.models.key_values import PassCache
+from driftlens.models.sites import Site
 
 __all__ = ["BridgeBackend", "empty_twin"]
 
 # What Hugging Face's blocks call their cache; the name differs by family and by release.
 _CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
+
+# Linear maps as the bridge's MLPs call them.
+_COMPONENTS = {"mlp.in": "in", "mlp.gate": "gate", "mlp.out": "out"}
 
 # Parts of a configuration that say nothing about the function it computes.
 _INCIDENTAL = {
@@ -158,6 +162,31 @@ class BridgeBackend(Backend):
         linear: Any = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
         weight: Tensor = linear.weight
         return (weight.T if self.family.transposed else weight), linear.bias
+
+    @override
+    def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Tensor | None]:
+        if site.map == "mlp.out":
+            return self.down_projection(site.layer)
+        component = getattr(getattr(self.model.blocks[site.layer], "mlp", None), _COMPONENTS[site.map], None)
+        linear: Any = getattr(component, "original_component", None)
+        if not isinstance(getattr(linear, "weight", None), Tensor):
+            raise DriftlensError(f"{self.family.name} has no {site.map} of its own; expected another site, as mlp.out")
+        # Of torch's Linear and Hugging Face's Conv1D only the former holds [d_out, d_in].
+        return (linear.weight.T if isinstance(linear, torch.nn.Linear) else linear.weight), linear.bias
+
+    @override
+    def linear_hooks(self, site: Site) -> tuple[str, str]:
+        self.linear(site)
+        component = f"blocks.{site.layer}.mlp.{_COMPONENTS[site.map]}"
+        return f"{component}.hook_in", f"{component}.hook_out"
+
+    @override
+    def stored_name(self, site: Site) -> str | None:
+        try:
+            weight = self.linear(site)[0]
+        except DriftlensError:
+            return None
+        return next((name for name, tensor in self.named_tensors() if tensor.data_ptr() == weight.data_ptr()), None)
 
     @override
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.files import reason_of, require_empty, writable_folder
 from driftlens.models.backend import Backend
-from driftlens.models.families import Family
 from driftlens.models.progress import quiet_bars
+from driftlens.models.sites import Site
 
 if TYPE_CHECKING:
     from driftlens.models.lens_model import LensModel
@@ -28,9 +28,9 @@ __all__ = ["export"]
 
 
 def export(
-    model: "LensModel", backend: Backend, folder: str | PathLike[str], replacements: Mapping[int, Tensor]
+    model: "LensModel", backend: Backend, folder: str | PathLike[str], replacements: Mapping[Site, Tensor]
 ) -> None:
-    """Write `model` to `folder`, the W_out [d_mlp, d_model] of some layers replaced; all of it or nothing."""
+    """Write `model` to `folder`, the weights `[d_in, d_out]` of some linear maps replaced; all of it or nothing."""
     if backend.name != "bridge":
         raise DriftlensError(
             f"cannot export {model.name}: a HookedTransformer has no Hugging Face model behind it; "
@@ -38,9 +38,8 @@ def export(
         )
     target = require_empty(folder)
     tensors = {name: tensor.detach() for name, tensor in backend.named_tensors()}
-    for layer, weight in replacements.items():
-        model.hook_name("mlp_post", layer)  # refuses a layer that is not there
-        name, value = _as_stored(model, backend.family, layer, weight)
+    for site, weight in replacements.items():
+        name, value = _as_stored(model, site, weight)
         tensors[name] = value.to(tensors[name])
 
     temporary = writable_folder(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
@@ -65,11 +64,13 @@ def _write(huggingface: Any, model: "LensModel", tensors: dict[str, Tensor], fol
     model.tokenizer.save_pretrained(folder)
 
 
-def _as_stored(model: "LensModel", family: Family, layer: int, weight: Tensor) -> tuple[str, Tensor]:
-    """The checkpoint's name for a layer's W_out, and the weight in the orientation it has there."""
-    if weight.shape != (model.d_mlp, model.d_model):
-        raise DriftlensError(
-            f"W_out of layer {layer} has shape {tuple(weight.shape)}; expected {(model.d_mlp, model.d_model)}"
-        )
-    stored = weight.detach().T if family.transposed else weight.detach()
-    return f"{family.blocks}.{layer}.{family.down_projection}.weight", stored.contiguous()
+def _as_stored(model: "LensModel", site: Site, weight: Tensor) -> tuple[str, Tensor]:
+    """The checkpoint's name for a linear map's weight, and the weight in the orientation it has there."""
+    own = model.linear(site)[0]
+    if weight.shape != own.shape:
+        raise DriftlensError(f"the {site} given has shape {tuple(weight.shape)}; expected {tuple(own.shape)}")
+    name = model.stored_name(site)
+    if name is None:
+        raise DriftlensError(f"{model.name}'s checkpoint has no tensor for {site} alone, so it cannot be exported")
+    stored = weight.detach() if own.is_contiguous() else weight.detach().T
+    return name, stored.contiguous()

@@ -8,7 +8,7 @@ once and reused.
 
 import copy
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
 from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
 from driftlens.models.sharing import Shared, Written, shared
+from driftlens.models.sites import Site
 
 __all__ = ["LensModel", "check_loaded"]
 
@@ -190,9 +191,9 @@ class LensModel:
 
     @contextmanager
     def rewritten(
-        self, change: Callable[[int, Tensor], Tensor], *, layers: Iterable[int], what: object
+        self, change: Callable[[Site, Tensor], Tensor], *, sites: Iterable[Site], what: object
     ) -> Generator[None]:
-        """`change(layer, W_out)` written into `layers`; every bit is restored on leaving, also after an exception.
+        """`change(site, weight)` written into `sites`; every bit is restored on leaving, also after an exception.
 
         The thread has the model for itself until then, and `written` lists `what`.
 
@@ -202,15 +203,15 @@ class LensModel:
         """
         with self.exclusive():
             entry = Written(what=what, before=self.model_hash)
-            entry.saved.update({layer: self.W_out(layer).detach().clone() for layer in layers})
+            entry.saved.update({site: self.linear(site)[0].detach().clone() for site in sites})
             stack = self._shared.written
             stack.append(entry)
             self._shared.writes += 1
             try:
                 with torch.no_grad():
-                    for layer in entry.saved:
-                        W_out = self.W_out(layer)
-                        W_out.copy_(change(layer, W_out))
+                    for site in entry.saved:
+                        weight = self.linear(site)[0]
+                        weight.copy_(change(site, weight))
                 yield
             finally:
                 entry.ended = True
@@ -218,8 +219,8 @@ class LensModel:
                 in_order = stack[-1] is entry
                 while stack and stack[-1].ended:
                     with torch.no_grad():
-                        for layer, before in stack.pop().saved.items():
-                            self.W_out(layer).copy_(before)
+                        for site, before in stack.pop().saved.items():
+                            self.linear(site)[0].copy_(before)
                 if not in_order:
                     raise DriftlensError(
                         "edits that are applied inside one another must be left in reverse order; this one is still in "
@@ -323,6 +324,28 @@ class LensModel:
         """`W_out` and the bias added behind it; None where the family has none."""
         return self._backend.down_projection(self._layer(layer))
 
+    def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
+        """Weight, as a live view, and bias of one linear map of an MLP, `y = x W + b`.
+
+        Raises:
+            DriftlensError: a layer out of range, or a family without such a map.
+        """
+        return self._backend.linear(Site(self._layer(site.layer), site.map))
+
+    def linear_hooks(self, site: Site) -> tuple[str, str]:
+        """The hook points on a linear map's input and on its output."""
+        if site.map == "mlp.out":
+            return self.hook_name("mlp_post", site.layer), self.hook_name("mlp_out", site.layer)
+        return self._backend.linear_hooks(Site(self._layer(site.layer), site.map))
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight, live, under the checkpoint's name."""
+        return self._backend.named_tensors()
+
+    def stored_name(self, site: Site) -> str | None:
+        """The checkpoint's name for a linear map's weight; None where it has no tensor of its own there."""
+        return self._backend.stored_name(site)
+
     # --- passes ---
 
     def run(
@@ -373,11 +396,11 @@ class LensModel:
         with torch.autocast(self.device.type, enabled=False):
             return self._backend.unembed(resid.to(self.dtype))
 
-    def export(self, folder: str | PathLike[str], W_out: Mapping[int, Tensor] | None = None) -> None:
-        """A Hugging Face folder of this model and its tokenizer, with these layers' `W_out` in place of its own."""
+    def export(self, folder: str | PathLike[str], weights: Mapping[Site, Tensor] | None = None) -> None:
+        """A Hugging Face folder of this model and its tokenizer, some `[d_in, d_out]` weights replaced."""
         from driftlens.models.export import export
 
-        export(self, self._backend, folder, W_out or {})
+        export(self, self._backend, folder, weights or {})
 
     def _check(self) -> SelfCheck:
         with self._backend.narrowed(WINDOW):

@@ -55,6 +55,11 @@ class TokenizedPrompt:
         return self.n_prompt - 1
 
     @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt's own tokens."""
+        return self.ids[: self.n_prompt]
+
+    @property
     def target_ids(self) -> tuple[int, ...]:
         """The target's tokens; empty for a bare prompt."""
         return self.ids[self.n_prompt :]

@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from driftlens.models.sites import Site
+
 __all__ = ["Shared", "Written", "shared"]
 
 PATIENCE = 60.0
@@ -30,8 +32,8 @@ class Written:
     what: object
     before: str
     """The model's hash before it was written."""
-    saved: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    """By layer, the weights that were there."""
+    saved: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
+    """By site, the weights that were there."""
     ended: bool = False
     """Whether its context was left."""
 

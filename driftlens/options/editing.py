@@ -10,23 +10,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from driftlens.data import Record, true_texts
-from driftlens.errors import DriftlensError
+from driftlens.errors import DriftlensError, unknown_name
 from driftlens.options.parsing import context_lengths, layer_list, name_of, number, seed_number, whole_number
+from driftlens.registry import EDITORS, REGULARIZERS
 
 if TYPE_CHECKING:
-    from driftlens.editors import MEMIT, PMET, ROME, Corpus
+    from driftlens.editors import Corpus
+    from driftlens.editors.base import Editor
     from driftlens.editors.moment_cost import MomentCost
     from driftlens.models import LensModel
 
-    AnyEditor: TypeAlias = ROME | MEMIT | PMET
-
 __all__ = [
-    "EDITORS",
     "EditorOptions",
     "add_editor_options",
     "choose_corpus",
@@ -38,7 +40,6 @@ __all__ = [
     "with_second_moments",
 ]
 
-EDITORS = ("rome", "memit", "pmet")
 HEADS = ("selected", "all")
 
 _WORTH_A_LINE = 15.0
@@ -69,6 +70,7 @@ class EditorOptions:
     editor: str = "rome"
     sadr: bool = False
     gamma: float | None = None
+    regularizers: tuple[str, ...] = ()
     sadr_heads: str | None = None
     layers: tuple[int, ...] | None = None
     steps: int | None = None
@@ -88,21 +90,19 @@ class EditorOptions:
             object.__setattr__(self, "sadr", True)
         if self.editor == "none":
             self._check_nothing_to_edit()
-        if self.editor != "rome":
-            return
-        if self.layers is not None and len(self.layers) > 1:
+        if self.editor == "rome" and self.layers is not None and len(self.layers) > 1:
             raise DriftlensError(
                 f"--layers names {len(self.layers)} layers, but ROME edits one; give one, or --editor memit or pmet"
             )
-        if self.second_moment_weight is not None:
+        if self.editor == "rome" and self.second_moment_weight is not None:
             raise DriftlensError(
                 "--second-moment-weight is MEMIT's and PMET's; leave it out with ROME, where the second moment's scale "
                 "does not matter"
             )
 
     def _check_nothing_to_edit(self) -> None:
-        names = ("sadr", "layers", "contexts", "corpus", *_SETTINGS)
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False)]
+        names = ("sadr", "regularizers", "layers", "contexts", "corpus", *_SETTINGS)
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False, ())]
         if given:
             raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
 
@@ -111,16 +111,25 @@ def add_editor_options(
     parser: argparse.ArgumentParser, *, seed: str = "of the editor's context prefixes", none: bool = False
 ) -> None:
     """Declare the options of :class:`EditorOptions`; ``seed`` says what the seed is of, ``none`` allows no editor."""
+    known = EDITORS.names
     group = parser.add_argument_group("editor; what is not given comes from the presets for the model")
     group.add_argument(
         "--editor",
         default="rome",
-        type=name_of("editor", ("none", *EDITORS) if none else EDITORS),
+        type=name_of("editor", ("none", *known) if none else known),
         metavar="E",
-        help=f"{', '.join(EDITORS[:-1])} or {EDITORS[-1]} (default rome)"
-        + ("; none: the model as it is" if none else ""),
+        help=f"{', '.join(known[:-1])} or {known[-1]} (default rome)" + ("; none: the model as it is" if none else ""),
     )
     group.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
+    group.add_argument(
+        "--regularizer",
+        dest="regularizers",
+        action=_Further,
+        type=regularizer_text,
+        default=(),
+        metavar="NAME[:SETTING=VALUE,...]",
+        help="a further term of the objective, such as sadr:gamma=0.01,heads=all or one of your own; may be repeated",
+    )
     group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
     group.add_argument(
         "--sadr-heads",
@@ -187,26 +196,87 @@ def _check_room(options: EditorOptions, last: int, n_layers: int, model: str) ->
         )
 
 
-def make_editor(model: LensModel, options: EditorOptions) -> AnyEditor:
+def make_editor(model: LensModel, options: EditorOptions) -> Editor:
     """The preset of the editor for ``model``, changed by what ``options`` say; its second moments are not taken yet.
 
     Raises:
         DriftlensError: a layer that the model does not have, or no attention above the edit for SADR to restrain.
     """
-    from driftlens.editors import MEMIT, PMET, ROME, SADR, sadr_gamma
+    from driftlens.editors import SADR, sadr_gamma
 
-    given = {setting: getattr(options, name) for name, setting in _SETTINGS.items()}
-    changes: dict[str, Any] = {setting: value for setting, value in given.items() if value is not None}
+    kind: type[Editor] = EDITORS.find(options.editor)
+    known = {item.name for item in fields(kind) if item.init}
+    changes: dict[str, Any] = {}
+    for option, setting in _SETTINGS.items():
+        value = getattr(options, option)
+        if value is not None:
+            if setting not in known:
+                raise DriftlensError(f"--{option.replace('_', '-')} is no setting of {options.editor}; leave it out")
+            changes[setting] = value
+    regularizers = [made_regularizer(text) for text in options.regularizers]
     if options.sadr:
-        gamma = sadr_gamma(model, options.editor.upper()) if options.gamma is None else options.gamma
-        changes["regularizers"] = (SADR(gamma=gamma, heads=options.sadr_heads or "selected"),)  # pyright: ignore[reportArgumentType]
+        gamma = sadr_gamma(model, kind) if options.gamma is None else options.gamma
+        regularizers.insert(0, SADR(gamma=gamma, heads=options.sadr_heads or "selected"))  # pyright: ignore[reportArgumentType]
+    if regularizers:
+        changes["regularizers"] = tuple(regularizers)
     if options.layers is not None:
-        changes |= {"layer": options.layers[0]} if options.editor == "rome" else {"layers": options.layers}
-    kinds: dict[str, type[AnyEditor]] = {"rome": ROME, "memit": MEMIT, "pmet": PMET}
-    editor = kinds[options.editor].for_model(model, **changes)
+        changes |= _layers(options.editor, options.layers, known)
+    editor = kind.for_model(model, **changes)
     _check_room(options, editor.edited_layers[-1], model.n_layers, model.name)
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
+
+
+def regularizer_text(text: str) -> str:
+    """A type for arguments: a registered regularizer's name, and perhaps its settings."""
+    name, _, settings = text.partition(":")
+    if name not in REGULARIZERS.names:
+        raise argparse.ArgumentTypeError(str(unknown_name("regularizer", name, REGULARIZERS.names)))
+    if settings and not all("=" in part for part in settings.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not set anything; expected e.g. sadr:gamma=0.01,heads=all")
+    return text
+
+
+def made_regularizer(text: str) -> Any:
+    """The regularizer that a text such as ``sadr:gamma=0.01,heads=all`` describes.
+
+    Raises:
+        DriftlensError: an unknown name or setting, or a value that the regularizer refuses.
+    """
+    name, _, settings = text.partition(":")
+    kind = REGULARIZERS.find(name)
+    known = {item.name for item in fields(kind) if item.init}
+    given: dict[str, Any] = {}
+    for part in filter(None, settings.split(",")):
+        setting, _, value = (piece.strip() for piece in part.partition("="))
+        if setting not in known:
+            raise unknown_name(f"setting of {name}", setting, sorted(known))
+        try:
+            given[setting] = json.loads(value)
+        except ValueError:  # a plain text
+            given[setting] = value
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise DriftlensError(f"the regularizer {text!r} cannot be made: {error}") from error
+
+
+def _layers(editor: str, layers: tuple[int, ...], known: Collection[str]) -> dict[str, Any]:
+    """What an editor calls the layers that it edits."""
+    if "layers" in known:
+        return {"layers": layers}
+    if "layer" in known and len(layers) == 1:
+        return {"layer": layers[0]}
+    limit = "one" if "layer" in known else "none of your choice"
+    raise DriftlensError(f"--layers names {len(layers)} layers, but {editor} edits {limit}")
+
+
+class _Further(argparse.Action):
+    """One more value of an option that may be repeated."""
+
+    @override
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> Corpus | None:
@@ -236,33 +306,33 @@ def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> 
 
 def with_second_moments(
     model: LensModel,
-    editor: AnyEditor,
+    editor: Editor,
     corpus: Corpus | None = None,
     *,
     on_cost: Callable[[MomentCost], None] | None = None,
     on_texts: Callable[[int], None] | None = None,
-) -> AnyEditor:
+) -> Editor:
     """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
 
     ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts
     done.
     """
     from driftlens import editors
-    from driftlens.editors import ROME, default_corpus, open_corpus
+    from driftlens.editors import default_corpus, open_corpus
     from driftlens.editors.moment_cost import moment_cost
     from driftlens.editors.second_moment import are_cached
 
+    layers = editor.missing_second_moments
+    if not layers:
+        return editor
     corpus = corpus or open_corpus(default_corpus(model))
-    layers = editor.edited_layers
     if on_cost is not None and not are_cached(model, layers, corpus, samples=editor.samples):
         on_cost(moment_cost(model, layers, corpus, editor.samples))
     moments = editors.second_moments(model, layers, corpus, samples=editor.samples, on_texts=on_texts)
-    if isinstance(editor, ROME):
-        return replace(editor, second_moment=moments[editor.layer])
-    return replace(editor, second_moment=moments)
+    return editor.with_second_moments(moments)
 
 
-def cost_text(editor: AnyEditor, cost: MomentCost) -> str:
+def cost_text(editor: Editor, cost: MomentCost) -> str:
     """What the second moments will cost, and how that gets shorter: nothing where it is not worth a line."""
     if cost.seconds < _WORTH_A_LINE:
         return ""
@@ -287,7 +357,7 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def editor_text(editor: AnyEditor) -> str:
+def editor_text(editor: Editor) -> str:
     """An editor in a few words: "MEMIT at layers 3–8 + SADR γ = 0.01"."""
     from driftlens.editors import SADR
 

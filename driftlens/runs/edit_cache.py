@@ -119,6 +119,8 @@ def editor_identity(model: LensModel, editor: Editor) -> str:
     another model, or of nobody knows what, go by their numbers.
     """
     given: Any = getattr(editor, "second_moment", None)
+    if given is None and not editor.missing_second_moments:
+        return ""
     if given is None:
         opened = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
         return text_source(opened, editor.samples)
@@ -147,7 +149,7 @@ def _path(folder: Path, key: str) -> Path:
 
 def _write(path: Path, key: str, edit: Edit) -> None:
     kept = {**edit.provenance, _KEY: key, _CHECKSUM: _checksum(edit)}
-    Edit(updates=edit.updates, provenance=kept).save(path)
+    Edit(edit.changes, facts=edit.facts, provenance=kept).save(path)
 
 
 def _read(path: Path, key: str) -> Edit | None:
@@ -158,12 +160,14 @@ def _read(path: Path, key: str) -> Edit | None:
         return None
     own = {name: value for name, value in edit.provenance.items() if name not in (_KEY, _CHECKSUM)}
     whole = edit.provenance.get(_KEY) == key and edit.provenance.get(_CHECKSUM) == _checksum(edit)
-    return Edit(updates=edit.updates, provenance=own) if whole else None
+    return Edit(edit.changes, facts=edit.facts, provenance=own) if whole else None
 
 
 def _checksum(edit: Edit) -> str:
     return " ".join(
-        f"{layer} {identity(update.left)} {identity(update.right)}" for layer, update in sorted(edit.updates.items())
+        f"{change.site} {change.kind} {name} {identity(tensor)}"
+        for change in edit.changes
+        for name, tensor in change.tensors.items()
     )
 
 

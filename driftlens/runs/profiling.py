@@ -216,9 +216,8 @@ def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: 
     from driftlens.editors.objective import evaluate_delta
     from driftlens.editors.rows import Vanilla, vanilla_rows
 
-    layer = editor.edited_layers[-1]
-    places = editor._places(model) if hasattr(editor, "_places") else ("mlp_out",)
-    contexts, settings = editor._contexts_for(model), editor._value_settings()
+    layer, places = editor.edited_layers[-1], editor.places(model)
+    contexts, settings = editor.contexts_for(model), editor.value_settings()
     kept: list[Vanilla] = []
     losses: list[torch.Tensor] = []
     essence = settings.essence if settings.kl_factor else None

@@ -175,7 +175,7 @@ class Backend(ABC):
         if not self._hooks:
             for name, module in self.model.named_modules():
                 self._hooks += [(name, module._forward_hooks), (name, module._forward_pre_hooks)]
-        return [name for name, hooks in self._hooks if hooks]
+        return [name for name, hooks in self._hooks if hooks and not all(map(_is_wiring, hooks.values()))]
 
     @contextmanager
     def attached(self, hooks: Iterable[Hook]) -> Generator[None]:
@@ -186,6 +186,17 @@ class Backend(ABC):
                 point.add_hook(_plain(function))
                 stack.callback(_remove, point, point.fwd_hooks[-1])
             yield
+
+
+def _is_wiring(hook: Callable[..., Any]) -> bool:
+    """Whether transformer-lens put this hook there when it bridged the model: it passes on what an alias would show.
+
+    Of a hook on a hook point PyTorch knows a wrapper, which closes over the function itself.
+    """
+    names: tuple[str, ...] = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+    closed = dict(zip(names, getattr(hook, "__closure__", None) or (), strict=False))
+    function = closed["hook"].cell_contents if "hook" in closed else hook
+    return getattr(function, "__module__", "") == "transformer_lens.model_bridge.component_setup"
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:

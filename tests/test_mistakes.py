@@ -142,8 +142,9 @@ def test_steps_follow_gamma_unless_they_were_given(model: LensModel):
     assert with_sadr(model, usual, 0.5).steps == restrained
     assert with_sadr(model, with_sadr(model, usual, 0.5), None).steps == without
     assert with_sadr(model, with_sadr(model, usual, 0.5), 0.25).regularizers == (SADR(gamma=0.25),)
-    given = ROME.for_model(model, steps=7)
-    assert with_sadr(model, given, 0.5).steps == 7
+    for steps in (7, without):  # also where it is the preset's number
+        given = ROME.for_model(model, steps=steps)
+        assert with_sadr(model, given, 0.5).steps == steps
     heads = ROME.for_model(model, regularizers=SADR(heads="all"))
     assert with_sadr(model, heads, 0.5).regularizers == (SADR(gamma=0.5, heads="all"),)
 

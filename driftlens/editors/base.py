@@ -98,10 +98,13 @@ class Editor(ABC):
         default_factory=dict[str, dict[int, SecondMoment]], init=False, repr=False, compare=False
     )
 
+    # Whether the preset chose the number of steps, which then follows the regularizers; for_model knows.
+    _steps_follow: bool = field(default=False, init=False, repr=False, compare=False)
+
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Settings for models by the beginning of the last part of their name, in lower case; "demo" is the bundled one."""
 
-    _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments")
+    _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments", "_steps_follow")
 
     def __post_init__(self) -> None:
         self._check_at_least(steps=1, weight_decay=0, kl_factor=0, samples=1)
@@ -129,6 +132,7 @@ class Editor(ABC):
         check_loaded(model)
         check_settings(cls, changes)
         editor = cls(**(cls.preset(model, regularized=bool(changes.get("regularizers"))) | changes))
+        editor.follow(follows="steps" not in changes)
         editor.check(model)  # a small model may have a large one's name
         return editor
 
@@ -148,6 +152,15 @@ class Editor(ABC):
         """What δ is added to in the last edited layer of ``model``, where the editor optimises one."""
         del model
         return ("mlp_out",)
+
+    @property
+    def steps_follow(self) -> bool:
+        """Whether the number of steps is the preset's, and not one that somebody gave."""
+        return self._steps_follow
+
+    def follow(self, *, follows: bool) -> None:
+        """Note whether the number of steps is the preset's."""
+        object.__setattr__(self, "_steps_follow", follows)
 
     def edit(self, model: LensModel, fact: Fact) -> EditResult:
         """Edit one fact; the model itself stays as it is."""

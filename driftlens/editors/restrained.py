@@ -15,18 +15,16 @@ __all__ = ["with_sadr"]
 def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     """``editor`` with SADR at ``gamma`` in place of the SADR that it has, or, with None or 0, without.
 
-    SADR needs more steps than the editor alone (paper, C.2).  Where the editor's number of steps is the preset's for
-    the regularizers that it has, it becomes the preset's for those that it gets; any other number was chosen, and
-    stays.
+    SADR needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
+    (``for_model``), it chooses again; a number that somebody gave stays.
     """
     others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
     regularizers = (*others, replace(own, gamma=gamma)) if gamma else others
     given: Any = editor
-    return replace(given, regularizers=regularizers, steps=_steps(model, editor, regularized=bool(regularizers)))
-
-
-def _steps(model: LensModel, editor: Editor, *, regularized: bool) -> int:
-    if editor.steps != editor.preset(model, regularized=bool(editor.regularizers))["steps"]:
-        return editor.steps
-    return int(editor.preset(model, regularized=regularized)["steps"])
+    if not editor.steps_follow:
+        return replace(given, regularizers=regularizers)
+    steps = editor.preset(model, regularized=bool(regularizers))["steps"]
+    found: Editor = replace(given, regularizers=regularizers, steps=steps)
+    found.follow(follows=True)
+    return found

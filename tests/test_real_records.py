@@ -9,6 +9,7 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
+from edited import random_edit
 
 SHARED = Path(__file__).parents[2] / "shared"
 BENCHMARK = SHARED / "data" / "merged_counterfact.json"
@@ -55,16 +56,17 @@ def test_every_kind_of_record_is_edited_and_evaluated():
 
 @contextmanager
 def columns_of_passes(monkeypatch):
-    """Of all passes in the body: the columns computed, and how many of them hold a token."""
+    """Of all passes in the body: the columns computed, in every block, and how many of them hold a token."""
     from driftlens import LensModel
 
     counted = {"computed": 0, "real": 0}
     inner = LensModel._pass
 
-    def counting(self, batch, **options):
-        counted["computed"] += batch.tokens.numel()
-        counted["real"] += int(batch.mask.sum())
-        return inner(self, batch, **options)
+    def counting(model, batch, **options):
+        blocks = (model.n_layers if options["stop"] is None else options["stop"]) - options["start"]
+        counted["computed"] += blocks * batch.tokens.numel()
+        counted["real"] += blocks * int(batch.mask.sum())
+        return inner(model, batch, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(LensModel, "_pass", counting)
@@ -87,6 +89,40 @@ def test_almost_no_column_of_an_evaluation_is_padding(monkeypatch):
         tuple(row) for row in lost[["record", "task", "prompt_index"]].to_numpy().tolist()
     ]
     assert {"other_task", "distract_other_task"} == set(lost["task"])
+
+
+@needs_benchmark
+@pytest.mark.skipif(not MODEL.exists(), reason="needs ../shared/models")
+@pytest.mark.parametrize("what", ["generate", "drift", "trace", "patterns", "scores", "moments"])
+def test_almost_no_column_of_an_analysis_is_padding(monkeypatch, what):
+    from driftlens import (
+        attention_drift,
+        contaminating_substitution,
+        load_model,
+        load_records,
+        patch_attention,
+        patch_scores,
+    )
+    from driftlens.editors.second_moment import stream_second_moments
+    from driftlens.evaluation import continuations
+
+    model, records = load_model(MODEL, device="cpu"), load_records(BENCHMARK, limit=60)
+    edit = random_edit(model, 0, 5)
+    asked = [(r.fact.subject, r.tasks[t][0]) for r in records for t in ("rewrite", "paraphrase") if r.tasks[t]]
+    subjects, prompts = zip(*((s, p) for s, p in asked if s in p.text), strict=True)
+    few, targets = list(prompts[:30]), [(p.target_true, p.target_new) for p in prompts[:30]]
+    texts = [p.text for r in records for task in ("rewrite", "neighborhood", "paraphrase") for p in r.tasks[task]]
+    calls = {
+        "generate": lambda: continuations(model, records[:8], [edit] * 8, max_tokens=32),
+        "drift": lambda: attention_drift(model, edit, list(prompts), list(subjects)),
+        "trace": lambda: contaminating_substitution(model, edit, few, targets, window=2),
+        "patterns": lambda: patch_attention(model, edit, few, targets, window=2, batch_size=256),
+        "scores": lambda: patch_scores(model, edit, few, targets, window=2, batch_size=256),
+        "moments": lambda: stream_second_moments(model, [0], texts),
+    }
+    with columns_of_passes(monkeypatch) as counted:
+        calls[what]()
+    assert counted["computed"] / counted["real"] <= 1.15
 
 
 @needs_benchmark

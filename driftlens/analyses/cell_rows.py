@@ -12,7 +12,7 @@ from driftlens.analyses.cases import Passage, target_probabilities
 from driftlens.hooks import Hook, substitute
 from driftlens.models import Batch, KeyValues, LensModel
 
-__all__ = ["SITES", "Cell", "CellGroup", "CellRows"]
+__all__ = ["SITES", "Cell", "CellGroup", "CellRows", "RowsOf"]
 
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
 """Module of the paper -> where its output stands in the model."""
@@ -79,7 +79,7 @@ class CellRows:
             start=start,
             stop=stop,
             resid=resid,
-            past=KeyValues(mask=self.past[rows], keys=_RowsOf(past.keys, own), values=_RowsOf(past.values, own)),
+            past=KeyValues(mask=self.past[rows], keys=RowsOf(past.keys, own), values=RowsOf(past.values, own)),
         )
 
     def substitutions(self, rows: slice, layer: int) -> Iterator[Hook]:
@@ -97,7 +97,7 @@ class CellRows:
         return list(target_probabilities(self.model, resid, passages, [cell.token for cell in self.cells]).cpu())
 
 
-class _RowsOf(Mapping[int, Tensor]):
+class RowsOf(Mapping[int, Tensor]):
     """Some rows of every layer's keys or values, gathered when a layer asks: a pass holds one layer's at a time."""
 
     def __init__(self, tensors: Mapping[int, Tensor], rows: Int[Tensor, " rows"]) -> None:

@@ -28,7 +28,8 @@ from driftlens.analyses.windows import window_layers
 from driftlens.edits import edit_hooks
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
-from driftlens.models.memory import in_batches
+from driftlens.models.grouping import passes
+from driftlens.models.memory import in_groups
 from driftlens.models.prompts import pad_rows
 
 __all__ = ["PassageEffects", "substitution_effects"]
@@ -59,7 +60,9 @@ def substitution_effects(
     """
     work = _Work(model, modules, window, batch_size, passages, on_cells)
     # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
-    return in_batches(passages, max(1, batch_size // model.n_layers), work.on)
+    most = max(1, batch_size // model.n_layers)
+    groups = passes([len(passage.ids) for passage in passages], model.device, most=most)
+    return in_groups(passages, groups, most, work.on)
 
 
 class _Work:
@@ -87,9 +90,9 @@ class _Work:
         """The grids of these passages."""
         group = _vanilla_and_edited(self.model, passages, self.modules)
         cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
-        cells.sort(key=lambda cell: len(passages[cell.passage].ids) - cell.token)
-        # At least eight passes where there are rows enough: the fewer, the more differ the suffixes in one.
-        size, largest = min(self.batch_size, max(16, -(-len(cells) // 8))), 0
+        suffixes = [len(passages[cell.passage].ids) - cell.token for cell in cells]
+        # A pass of cells runs a block for every layer where some of them join it.
+        batches, largest = passes(suffixes, self.model.device, most=self.batch_size, times=3), 0
 
         def work(batch: Sequence[Cell]) -> list[Tensor]:
             nonlocal largest
@@ -97,8 +100,8 @@ class _Work:
             largest = max(largest, len(batch))
             return probabilities
 
-        found = dict(zip(cells, in_batches(cells, size, work, on_done=self._tell), strict=True))
-        if largest < min(size, len(cells)):
+        found = dict(zip(cells, in_groups(cells, batches, self.batch_size, work, on_done=self._tell), strict=True))
+        if largest < max(map(len, batches), default=0):
             self.batch_size = largest  # what did not fit into memory once is not tried again
         self.done += len(cells)
         return [self._grid(group, number, found) for number in range(len(passages))]

@@ -40,7 +40,8 @@ from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_of, rou
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel, check_loaded
-from driftlens.models.memory import in_batches
+from driftlens.models.grouping import passes
+from driftlens.models.memory import in_groups
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_prompt
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def attention_drift(
     acting = [edit or Edit() for edit in routed(model, edits, [one.ids for one in tokenized])]
     behind = [max(edit.layers, default=model.n_layers - 1) for edit in edits]
     cases = list(zip(range(len(given)), tokenized, at, acting, behind, strict=True))
-    measured = in_batches(cases, batch_size, lambda batch: _measure(model, batch, chosen), on_done=on_cases)
+    groups = passes([len(one.ids) for one in tokenized], model.device, most=batch_size)
+    measured = in_groups(cases, groups, batch_size, lambda batch: _measure(model, batch, chosen), on_done=on_cases)
 
     table = pd.DataFrame([summary for summary, _ in measured])
     table.insert(1, "prompt", [one.text for one in tokenized])

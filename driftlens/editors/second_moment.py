@@ -29,6 +29,7 @@ from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, cache_folder, writable_folder
 from driftlens.hooks import record
 from driftlens.models import LensModel
+from driftlens.models.grouping import passes
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows
 
@@ -184,21 +185,15 @@ def stream_second_moments(
 
 
 def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Iterator[tuple[int, list[list[int]]]]:
-    """Token rows grouped into batches of about ``batch_tokens``, sorted by length within a stretch of
-    texts.
-    """
+    """Token rows of similar length, taken from a stretch of texts, in batches of at most about ``batch_tokens``."""
     stretch: list[list[int]] = []
     done = held = 0
 
     def grouped() -> Iterator[list[list[int]]]:
-        group: list[list[int]] = []
-        for row in sorted(stretch, key=len):
-            if group and (len(group) + 1) * len(row) > batch_tokens:
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
+        for group in passes([len(row) for row in stretch], model.device, most=len(stretch)):
+            size = max(1, batch_tokens // max(len(stretch[i]) for i in group))
+            for begin in range(0, len(group), size):
+                yield [stretch[i] for i in group[begin : begin + size]]
 
     for text in texts:
         ids = list(model.encode(text).ids)[: model.n_ctx]

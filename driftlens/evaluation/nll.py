@@ -27,7 +27,7 @@ from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.pairs import paired
 from driftlens.hooks import Hook
 from driftlens.models import KeyValues, LensModel, check_loaded
-from driftlens.models.grouping import group_by_width, pass_cost
+from driftlens.models.grouping import passes
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import (
     BranchedRow,
@@ -251,8 +251,7 @@ class _Values:
         in_groups(list(place), self._groups([len(row) for row in place]), self.batch_size, read)
 
     def _groups(self, widths: Sequence[int]) -> list[list[int]]:
-        # Wide ones first: if memory runs out it does so at once.
-        return group_by_width(widths, None, pass_cost(self.model.device), most=max(1, self.batch_size))[::-1]
+        return passes(widths, self.model.device, most=self.batch_size)
 
     def _hooks(self, edits: Sequence[Edit | None]) -> list[Hook]:
         different = list({id(edit): edit for edit in edits}.values())

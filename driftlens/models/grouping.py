@@ -27,8 +27,19 @@ def pass_cost(device: torch.device) -> int:
     return PASS_COST.get(device.type, PASS_COST_ELSEWHERE)
 
 
+def passes(
+    widths: Sequence[int], device: torch.device, *, most: int, rows: Sequence[int] | None = None, times: float = 1
+) -> list[list[int]]:
+    """The cheapest passes on ``device`` for items of these widths, at most ``most`` items each.
+
+    An item has one row, or as many as ``rows`` says, and a group costs ``times`` a usual pass besides its tokens.  The
+    widest come first: if memory runs out, it does so at once.
+    """
+    return group_by_width(widths, rows, times * pass_cost(device), most=max(1, most))[::-1]
+
+
 def group_by_width(
-    widths: Sequence[int], rows: Sequence[int] | None, cost: int, *, most: int | None = None
+    widths: Sequence[int], rows: Sequence[int] | None, cost: float, *, most: int | None = None
 ) -> list[list[int]]:
     """The split of items into groups that minimises Σ (``cost`` + rows of the group · its largest width).
 
@@ -54,7 +65,7 @@ def group_by_width(
     def pieces(start: int, stop: int) -> list[tuple[int, int]]:
         return [(max(start, end - limit), end) for end in range(stop, start, -limit)]
 
-    def price(start: int, stop: int) -> int:
+    def price(start: int, stop: int) -> float:
         return sum(cost + (held[end] - held[begin]) * ordered[end - 1] for begin, end in pieces(start, stop))
 
     best: list[float] = [0.0]

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from benchmarks import plain as plainly
-from benchmarks.measuring import in_turn, machine, median, operations, ratio, write
+from benchmarks.measuring import in_turn, machine, matrix_product_peak, median, operations, ratio, write
 from driftlens import ROME, SADR, contaminating_substitution, evaluate, load_model, load_records
 from driftlens.analyses.windows import default_window, window_layers
 from driftlens.data import Fact, Record
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.models import LensModel
 from driftlens.models.names import resolve
+from driftlens.models.prompts import TokenizedPrompt, try_tokenize_prompts
 
 TASK = "distract_neighborhood"
 
@@ -38,8 +39,10 @@ class Sides:
         self.options = options
         self.model: LensModel = load_model(options.model, device=options.device, dtype=options.dtype)
         self.folder = resolve(options.model)[0]
-        self.records = load_records(options.data, limit=options.records)
+        # Plain code stops at a prompt that is too long for the model.
+        self.records = [r for r in load_records(options.data, limit=options.records) if readable(self.model, r)]
         self._plain: dict[str, plainly.PlainModel] = {}
+        self.peak = matrix_product_peak(self.model.dtype, self.model.device)
 
     def plain(self, *, attention: str = "sdpa") -> plainly.PlainModel:
         """Hugging Face's default attention, but where its maps are asked for: then only the eager one gives them."""
@@ -75,6 +78,12 @@ class Sides:
         plain = self.plain(attention="eager" if editor.regularizers else "sdpa")
         settings = self.settings(editor)
         return [plainly.edit(plain, r.fact, settings, lambda k: moment.solve(k[None])[0]) for r in records]
+
+
+def readable(model: LensModel, record: Record) -> bool:
+    prompts = [prompt for prompts in record.tasks.values() for prompt in prompts]
+    pairs = [(prompt.text, target) for prompt in prompts for target in (prompt.target_true, prompt.target_new)]
+    return all(isinstance(each, TokenizedPrompt) for each in try_tokenize_prompts(model, pairs))
 
 
 def edits(sides: Sides) -> dict[str, Any]:
@@ -114,6 +123,7 @@ def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
             "seconds_per_edit": {k: round(v / count, 4) for k, v in median(times, "together").items()},
             "plain_over_together": ratio(times, "plain", "together", scale),
             "one_by_one_over_together": ratio(times, "one by one", "together", scale),
+            "share_of_peak": round(operations(together) / median(times, "together")["processor"] / sides.peak, 3),
         }
     counted = operations(lambda: editor.edit_many(sides.model, [r.fact for r in few], batch_size=len(few)))
     return {
@@ -267,12 +277,15 @@ def main() -> None:
     parser.add_argument("--sample-cells", type=int, default=150, help="cells that the plain way computes")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     sides = Sides(options)
-    name = Path(options.model).name
+    name = Path(options.model).name + ("-bf16" if sides.model.dtype == torch.bfloat16 else "")
     for what in options.what or MEASURES:
         settings = {k: v for k, v in vars(options).items() if k not in ("what", "device", "dtype", "data", "model")}
         result = {"model": name, "dtype": str(sides.model.dtype), **machine(sides.model.device), **settings}
+        result |= {"matrix_product_gflops": round(sides.peak / 1e9, 1), "data": Path(options.data).name}
         write(f"{what}-against-plain-{name}-{sides.model.device.type}", result | {"found": MEASURES[what](sides)})
 
 

@@ -58,6 +58,14 @@ def median(times: Mapping[str, list[Any]], name: str) -> dict[str, float]:
     }
 
 
+def matrix_product_peak(dtype: torch.dtype, device: torch.device, size: int = 2048, rounds: int = 5) -> float:
+    """Floating-point operations per processor second of large square matrix products, the median; of all threads."""
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    torch.mm(one, other)
+    times = [seconds(lambda: torch.mm(one, other), device)[1] for _ in range(rounds)]
+    return 2 * size**3 / statistics.median(times)
+
+
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations of matrix products, forward and backward, as torch counts them."""
     with FlopCounterMode(display=False) as counter:

@@ -167,7 +167,10 @@ def _report(
     runs: Sequence[RunEstimate],
     once: float,
 ) -> None:
+    import torch
     from rich.table import Table
+
+    from driftlens.models.loading import computes_bfloat16
 
     dtype = str(model.dtype).removeprefix("torch.")
     table = Table(title=f"{model.name} on {model.device}, {dtype}", title_justify="left")
@@ -196,6 +199,8 @@ def _report(
         table.add_row(run.editor, *parts)
     console.print(table)
     console.print(f"Once for all of them: second moments, {duration(once)} unless they are cached.")
+    if model.device.type == "cpu" and model.dtype == torch.float32 and computes_bfloat16():
+        console.print("This processor computes in bfloat16: profile --dtype bfloat16 too, it may be faster.")
 
 
 def duration(seconds: float) -> str:

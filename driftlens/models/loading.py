@@ -7,6 +7,7 @@
 """
 
 import copy
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike, fspath
 from typing import Any
@@ -24,7 +25,7 @@ from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
 from driftlens.models.self_check import WINDOW, check_rows, self_check
 
-__all__ = ["depth", "load_model"]
+__all__ = ["computes_bfloat16", "depth", "load_model"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -176,6 +177,13 @@ def _device(device: str | torch.device | None) -> torch.device:
     elif target.type not in ("cpu", "mps"):
         raise DriftlensError(f"unsupported device {str(device)!r}; expected cpu, cuda, cuda:1 or mps")
     return target
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine's processor multiplies matrices in bfloat16 itself, so that it is faster than float32."""
+    told = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
+    found: Mapping[str, Any] = told() if told is not None else {}
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _dtype(dtype: str | torch.dtype | None, config: Any, device: torch.device, *, exact: bool) -> torch.dtype | str:

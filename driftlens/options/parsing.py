@@ -68,7 +68,12 @@ def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> 
         "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
     )
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    group.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16; default: the checkpoint's")
+    group.add_argument(
+        "--dtype",
+        metavar="D",
+        help="float32, bfloat16, float16; default: the checkpoint's. On a CPU, bfloat16 is faster only where the "
+        "processor computes in it (AVX512-BF16, AMX), which driftlens profile tells",
+    )
     return group
 
 

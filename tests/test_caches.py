@@ -212,6 +212,22 @@ def test_moments_of_another_model_do_not_pass_as_this_models(models: Both, tmp_p
     assert_same(numbers(second), numbers(rome(model, second_moment=others).edit(model, FACT).edit))
 
 
+def test_shipped_moments_are_of_the_unedited_model(checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are found by the model's name, and nobody can take them anew."""
+    from driftlens.editors import shipped
+
+    model = load_tiny(checkpoints("gpt2"))
+    model.name = "smollm2-135m"
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    eye = torch.eye(model.d_mlp)
+    shipped.write_shipped(eye, model=model.name, layer=1, text="some text", tokens=1, folder=tmp_path)
+    corpus = shipped.shipped_corpus(model.name)
+    found = second_moments(model, [1], corpus, folder=tmp_path / "cache")[1]
+    torch.testing.assert_close(found.matrix, eye)
+    with an_edit_applied(model), pytest.raises(DriftlensError, match="unedited, but an edit is applied"):
+        second_moments(model, [1], corpus, folder=tmp_path / "cache")
+
+
 def test_a_source_that_somebody_chose_is_no_identity(models: Both, tmp_path: Path):
     from driftlens.editors import SecondMoment
 

@@ -299,7 +299,7 @@ def test_corpora_that_cannot_be_are_one_line(tmp_path: Path):
         open_corpus(empty)
     with pytest.raises(DriftlensError, match=r"unknown corpus 'wikipedai'; did you mean 'wikipedia'.*path of a text"):
         open_corpus("wikipedai")
-    with pytest.raises(DriftlensError, match="unknown corpus"):
+    with pytest.raises(DriftlensError, match="it is a folder; give a text file"):
         open_corpus(tmp_path)
 
 

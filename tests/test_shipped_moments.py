@@ -75,7 +75,7 @@ def test_the_presets_layers_are_shipped_and_can_be_solved_with():
 
 def test_the_shipped_ones_are_the_default_and_other_layers_say_so(tmp_path: Path):
     model: Any = SimpleNamespace(
-        name=MODEL, model_hash="0", checkpoint_hash="0", unchanged=nullcontext, device=torch.device("cpu"), d_mlp=1536
+        name=MODEL, model_hash="0", written=(), unchanged=nullcontext, device=torch.device("cpu"), d_mlp=1536
     )
     corpus = open_corpus(default_corpus(model))
     assert SHIPPED[MODEL].text in corpus.name

@@ -115,6 +115,11 @@ def second_moments(
     for layer, name in names.items():
         path = _kept(model, name, folder)
         matrix = read_second_moment(path, name) if path is not None else shipped_moment(model.name, layer, corpus)
+        if path is None and matrix is not None and model.written:
+            raise DriftlensError(
+                f"the second moments that come with driftlens are of {model.name} unedited, but an edit is applied; "
+                "give a corpus to take them over, or leave the edit first"
+            )
         if matrix is not None:
             found[layer] = taken(matrix.to(model.device))
     missing = [layer for layer in layers if layer not in found]

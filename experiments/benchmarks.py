@@ -226,7 +226,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
     # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.
     key = f"moments {editor.edited_layers} {editor.samples}"
     if key not in study.measured:
-        corpus = choose_corpus(options.model, options.corpus, study.all_records)
+        corpus = choose_corpus(options.model, options.corpus, study.all_records, given=options.second_moment)
         with study.shown("second moments, texts") as done:
             complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
         study.measured[key] = complete.given_second_moments

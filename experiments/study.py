@@ -101,7 +101,9 @@ class Study:
                 f"layer {editor.edited_layers[-1]} leaves no attention above the edit; {model.name} has layers 0 to "
                 f"{model.n_layers - 1}, so choose --layers from 0 to {model.n_layers - 2}"
             )
-        corpus = choose_corpus(self.options.model, self.options.corpus, self.all_records)
+        corpus = choose_corpus(
+            self.options.model, self.options.corpus, self.all_records, given=self.options.second_moment
+        )
         with self.shown("second moment, texts") as done:
             return with_second_moments(model, editor, corpus, on_texts=lambda n: done(n, None))
 

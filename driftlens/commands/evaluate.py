@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     snippets = None if options.references is None else load_snippets(options.references)
     check_layers(options, options.model)
     # Of all the data: an edit must not depend on how many records are asked for.
-    corpus = None if options.editor == "none" else choose_corpus(options.model, options.corpus, data)
+    corpus = (
+        None
+        if options.editor == "none"
+        else choose_corpus(options.model, options.corpus, data, given=options.second_moment)
+    )
 
     from driftlens.display.terminal import shown_warnings, standard_error, standard_output
 

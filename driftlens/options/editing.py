@@ -79,6 +79,7 @@ class EditorOptions:
     weight_decay: float | None = None
     kl: float | None = None
     second_moment_weight: float | None = None
+    second_moment: str | None = None
     contexts: tuple[tuple[int, int], ...] | None = None
     corpus: str | None = None
     samples: int | None = None
@@ -90,6 +91,8 @@ class EditorOptions:
             object.__setattr__(self, "sadr", True)
         if self.editor == "none":
             self._check_nothing_to_edit()
+        if self.second_moment is not None and self.corpus is not None:
+            raise DriftlensError("--second-moment is already taken over a corpus; leave --corpus out, or take it anew")
         if self.editor == "rome" and self.layers is not None and len(self.layers) > 1:
             raise DriftlensError(
                 f"--layers names {len(self.layers)} layers, but ROME edits one; give one, or --editor memit or pmet"
@@ -101,7 +104,7 @@ class EditorOptions:
             )
 
     def _check_nothing_to_edit(self) -> None:
-        names = ("sadr", "regularizers", "layers", "contexts", "corpus", *_SETTINGS)
+        names = ("sadr", "regularizers", "layers", "contexts", "corpus", "second_moment", *_SETTINGS)
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False, ())]
         if given:
             raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
@@ -155,6 +158,12 @@ def add_editor_options(
         "--second-moment-weight", type=number(above=0), metavar="X", help="λ of memit and pmet: the larger, the less"
     )
     group.add_argument(
+        "--second-moment",
+        metavar="FILE",
+        help="the edited layer's second moment from a file: .npz of ROME or EasyEdit, or driftlens's .safetensors; "
+        "{} in the name stands for the layer's number; default: taken over --corpus",
+    )
+    group.add_argument(
         "--contexts",
         type=context_lengths,
         metavar="LxN",
@@ -203,6 +212,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         DriftlensError: a layer that the model does not have, or no attention above the edit for SADR to restrain.
     """
     from driftlens.editors import SADR, sadr_gamma
+    from driftlens.editors.moment_files import read_moments
 
     kind: type[Editor] = EDITORS.find(options.editor)
     known = {item.name for item in fields(kind) if item.init}
@@ -223,6 +233,11 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         changes |= _layers(options.editor, options.layers, known)
     editor = kind.for_model(model, **changes)
     _check_room(options, editor.edited_layers[-1], model.n_layers, model.name)
+    if options.second_moment is not None:
+        layers = editor.missing_second_moments
+        if not layers:
+            raise DriftlensError(f"{options.editor} needs no second moment; leave --second-moment out")
+        editor = editor.with_second_moments(read_moments(options.second_moment, model, layers))
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
 
@@ -279,11 +294,13 @@ class _Further(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
-def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> Corpus | None:
+def choose_corpus(
+    model: str, corpus: str | None, records: Sequence[Record], *, given: str | None = None
+) -> Corpus | None:
     """The texts of the second moments for the model of that name; None where the editor's own default is right.
 
-    A local model's are the true statements of ``records``, which it can be trusted to know: nobody is sent to the
-    network unasked.
+    None, too, where a file is ``given`` that holds the second moments. A local model's texts are the true statements of
+    ``records``, which it can be trusted to know: nothing goes to the network unasked.
 
     Raises:
         DriftlensError: an unknown model or corpus; a local model, and neither a corpus nor records.
@@ -294,7 +311,7 @@ def choose_corpus(model: str, corpus: str | None, records: Sequence[Record]) -> 
     local = resolve(model)[1]  # also tells a mistyped model
     if corpus is not None:
         return open_corpus(corpus)
-    if model == "demo" or not local:
+    if given is not None or model == "demo" or not local:
         return None
     if not records:
         raise DriftlensError(

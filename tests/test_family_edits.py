@@ -25,8 +25,9 @@ from test_rome import CONTEXTS, FACT, rome, test_in_the_model_the_subject_gives_
 
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.editors import MEMIT, SADR
+from driftlens.editors.presets import scaled_to
 from driftlens.evaluation import evaluate
-from driftlens.models import LensModel
+from driftlens.models import Batch, LensModel
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="these families need the bridge")
 
@@ -93,3 +94,17 @@ def test_memit_writes_what_it_optimised(exact_model: LensModel, plain: PlainMode
     seen: list[torch.Tensor] = []
     plain.run(tokens, edits=[*changes(result.edit), ("mlp_out", 1, lambda out: seen.append(out.clone()))])
     assert torch.allclose(seen[0][0, at], result.values[1], rtol=0, atol=1e-4 * float(result.values[1].norm()))
+
+
+def test_default_settings_go_with_what_delta_is_added_to(exact_model: LensModel):
+    settings = scaled_to(exact_model, 1)
+    if exact_model.adds_to_resid("mlp_out"):
+        assert settings["lr"] >= 0.5
+    else:  # the norm behind it makes the scale of the down-projection's output arbitrary
+        seen: list[torch.Tensor] = []
+        ids = torch.tensor([exact_model.encode("The name of the capital of the country is").ids])
+        hook = (exact_model.hook_name("mlp_out", 1), lambda out, hook: seen.append(out))
+        exact_model.run(Batch(ids, torch.ones_like(ids, dtype=torch.bool)), hooks=[hook], stop=2)
+        norm = float(seen[0][0, 1:].norm(dim=-1).mean())
+        assert settings["lr"] * exact_model.d_model**0.5 == pytest.approx(0.2 * norm, rel=1e-4)
+        assert settings["clamp_norm_factor"] == 4.0

@@ -171,6 +171,9 @@ def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     to, and small models trained without weight decay can have residuals a hundred times GPT-J's.  The rate moves δ by
     a fifth of the residual's norm at the edit layer, the clamp (in norms of the MLP's output) lets it grow to
     three times that norm, and neither is below the paper's 0.5 and 4.
+
+    Where a norm follows the MLP (Gemma, OLMo 2), only δ's length against what goes into that norm matters: the rate and
+    the weight decay go with it, and a δ of four times its length is nearly all that comes out.
     """
     batch, _ = pad_rows(model, [list(model.encode("The name of the capital of the country is").ids)])
     store: dict[str, torch.Tensor] = {}
@@ -178,6 +181,12 @@ def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     model.run(batch, hooks=hooks, stop=layer + 1)
     # The first token's residual is an outlier in most models.
     resid, mlp_out = (float(store[site][0, 1:].float().norm(dim=-1).mean()) for site in ("resid_post", "mlp_out"))
+    if not model.adds_to_resid("mlp_out"):
+        return {
+            "lr": STEP * mlp_out / model.d_model**0.5,
+            "clamp_norm_factor": 4.0,
+            "weight_decay": 0.01 * mlp_out,
+        }
     return {
         "lr": max(0.5, STEP * resid / model.d_model**0.5),
         "clamp_norm_factor": max(4.0, REACH * resid / mlp_out),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,9 +18,6 @@ from driftlens.editors.contexts import ContextSampling
 from driftlens.hooks import record
 from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
-
-if TYPE_CHECKING:
-    from driftlens.editors.base import Editor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +28,15 @@ class Preset:
     steps: int = 20
     sadr_steps: int = 80
     gamma: float
+
+
+class HasPresets(Protocol):
+    """An editor or its class."""
+
+    @property
+    def presets(self) -> Mapping[str, Preset]:
+        """Settings by model."""
+        ...
 
 
 def _layers(first: int, last: int, **settings: Any) -> dict[str, Any]:
@@ -130,7 +136,7 @@ WRITTEN = 0.9
 """The share of what is missing that MEMIT's layers write, for a key of average length."""
 
 
-def sadr_gamma(model: LensModel, editor: str | Editor | type[Editor] = "ROME") -> float:
+def sadr_gamma(model: LensModel, editor: str | HasPresets = "ROME") -> float:
     """The paper's γ for ``model`` with ``editor`` (an editor, its class, or its registered name); its middle value
     (1e-2) for a model or an editor that the paper does not have.
 

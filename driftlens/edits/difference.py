@@ -1,4 +1,4 @@
-"""The difference of two checkpoints as an edit."""
+"""The difference of two checkpoints as changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from driftlens.edits.changes import Dense
-from driftlens.edits.edit import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models.sites import LINEAR_MAPS, Site
 
@@ -18,7 +17,7 @@ __all__ = ["difference"]
 
 
 @torch.no_grad()
-def difference(before: LensModel, after: LensModel) -> Edit:
+def difference(before: LensModel, after: LensModel) -> list[Dense]:
     """Dense changes of the MLPs' linear maps that make ``before`` behave as ``after``.
 
     They are formed in float32 or better, so ``before`` with the edit applied has ``after``'s weights up to one
@@ -54,5 +53,4 @@ def difference(before: LensModel, after: LensModel) -> Edit:
                 f"{before.name} and {after.name} also differ in {name}, and an edit holds changes of the MLPs' linear "
                 "maps only"
             )
-    told = {"editor": "difference", "model": before.name, "model_hash": before.model_hash, "after": after.name}
-    return Edit(changes, provenance=told)
+    return changes

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.edits.changes import Change, LowRank, LowRankUpdate
+from driftlens.edits.difference import difference
 from driftlens.edits.gated import Gated
+from driftlens.edits.saving import load, save
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook
 from driftlens.models.fingerprint import DIGITS
@@ -187,9 +189,7 @@ class Edit:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write changes, facts and provenance to one safetensors file, atomically."""
-        from driftlens.edits.saving import save
-
-        save(self, path)
+        save(path, self.changes, self.facts, self.provenance)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Edit:
@@ -198,9 +198,8 @@ class Edit:
         Raises:
             DriftlensError: the file is missing, damaged, or not an edit.
         """
-        from driftlens.edits.saving import load
-
-        return load(path)
+        changes, facts, provenance = load(path)
+        return cls(changes, facts=facts, provenance=provenance)
 
     # --- from two models, and together ---
 
@@ -211,9 +210,8 @@ class Edit:
         Raises:
             DriftlensError: the two differ in shape, or in a weight that is no linear map of an MLP.
         """
-        from driftlens.edits.difference import difference
-
-        return difference(before, after)
+        told = {"editor": "difference", "model": before.name, "model_hash": before.model_hash, "after": after.name}
+        return cls(difference(before, after), provenance=told)
 
     def __add__(self, other: Edit) -> Edit:
         """Both edits at once, as one edit: the ranks of shared sites add up, the matrices sum."""

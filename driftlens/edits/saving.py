@@ -11,7 +11,7 @@ The metadata's ``format`` names the version:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from typing import Any
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.edits.changes import Change, LowRank, change_kind
-from driftlens.edits.edit import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, existing_file
 from driftlens.models.sites import LINEAR_MAPS, Site
@@ -36,11 +35,13 @@ FIRST_FORMAT = "driftlens-edit-1"
 _FACT = ("subject", "prompt", "target_true", "target_new")
 
 
-def save(edit: Edit, path: str | PathLike[str]) -> None:
-    """Write ``edit`` to one file, atomically."""
+def save(
+    path: str | PathLike[str], made: Sequence[Change], facts: Sequence[Fact], provenance: Mapping[str, str]
+) -> None:
+    """Write an edit's changes, facts and provenance to one file, atomically."""
     tensors: dict[str, Tensor] = {}
     changes: list[dict[str, Any]] = []
-    for number, change in enumerate(edit.changes):
+    for number, change in enumerate(made):
         changes.append({"kind": change.kind, "site": list(change.site), "settings": dict(change.settings)})
         for name, tensor in change.tensors.items():
             # Cloned: changes that share a tensor would share memory, which the format refuses.
@@ -48,15 +49,15 @@ def save(edit: Edit, path: str | PathLike[str]) -> None:
     metadata = {
         "format": FORMAT,
         "changes": json.dumps(changes),
-        "facts": json.dumps([asdict(fact) for fact in edit.facts]),
-        "provenance": json.dumps(dict(edit.provenance)),
+        "facts": json.dumps([asdict(fact) for fact in facts]),
+        "provenance": json.dumps(dict(provenance)),
     }
     with atomic_path(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata=metadata))
 
 
-def load(path: str | PathLike[str]) -> Edit:
-    """Read an edit.
+def load(path: str | PathLike[str]) -> tuple[list[Change], Sequence[Fact], dict[str, str]]:
+    """Read an edit's changes, facts and provenance.
 
     Raises:
         DriftlensError: the file is missing, damaged, or not an edit.
@@ -71,7 +72,7 @@ def load(path: str | PathLike[str]) -> Edit:
             tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         provenance: dict[str, str] = json.loads(metadata["provenance"])
         if metadata["format"] == FIRST_FORMAT:
-            return _finite(path, Edit(_first_changes(path, tensors), facts=_told(provenance), provenance=provenance))
+            return _finite(path, _first_changes(path, tensors)), _told(provenance), provenance
         facts = [Fact(**told) for told in json.loads(metadata["facts"])]
         changes = [
             _restored(path, number, told, tensors) for number, told in enumerate(json.loads(metadata["changes"]))
@@ -80,14 +81,14 @@ def load(path: str | PathLike[str]) -> Edit:
         if isinstance(error, DriftlensError):
             raise
         raise DriftlensError(f"cannot read the edit {path} ({error}); expected a file that Edit.save wrote") from error
-    return _finite(path, Edit(changes, facts=facts, provenance=provenance))
+    return _finite(path, changes), facts, provenance
 
 
-def _finite(path: object, edit: Edit) -> Edit:
-    for change in edit.changes:
+def _finite(path: object, changes: list[Change]) -> list[Change]:
+    for change in changes:
         if not change.is_finite:
             raise DriftlensError(f"the edit {path} holds NaN or infinity in layer {change.site.layer}; make it again")
-    return edit
+    return changes
 
 
 def _restored(path: object, number: int, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from driftlens.errors import DriftlensError
 from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse

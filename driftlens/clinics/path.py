@@ -96,7 +96,7 @@ def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None)
         DriftlensError: a weight that is no number above 0.
     """
     if gammas is None:
-        centre = sadr_gamma(model, editor)
+        centre = sadr_gamma(model, editor.presets)
         return (0.0, *(float(f"{centre * factor:.6g}") for factor in FACTORS))
     for gamma in gammas:
         if not 0 <= gamma < float("inf"):

@@ -44,7 +44,7 @@ def explore_page(
         # What is not SADR's is the run's own, second moments among it.
         return replace(editor, regularizers=own.regularizers, steps=own.steps)
 
-    gamma = sadr_gamma(model, editor) if options.gamma is None else options.gamma
+    gamma = sadr_gamma(model, editor.presets) if options.gamma is None else options.gamma
     gammas = tuple(dict.fromkeys((None, gamma or None)))
     bench = Bench(
         model, _exhibits(options, study), editor_for, templates=templates(study.records), batch_size=options.batch_size

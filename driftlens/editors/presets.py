@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -28,15 +28,6 @@ class Preset:
     steps: int = 20
     sadr_steps: int = 80
     gamma: float
-
-
-class HasPresets(Protocol):
-    """An editor or its class."""
-
-    @property
-    def presets(self) -> Mapping[str, Preset]:
-        """Settings by model."""
-        ...
 
 
 def _layers(first: int, last: int, **settings: Any) -> dict[str, Any]:
@@ -136,17 +127,17 @@ WRITTEN = 0.9
 """The share of what is missing that MEMIT's layers write, for a key of average length."""
 
 
-def sadr_gamma(model: LensModel, editor: str | HasPresets = "ROME") -> float:
-    """The paper's γ for ``model`` with ``editor`` (an editor, its class, or its registered name); its middle value
-    (1e-2) for a model or an editor that the paper does not have.
+def sadr_gamma(model: LensModel, editor: str | Mapping[str, Preset] = "ROME") -> float:
+    """The paper's γ for ``model`` with ``editor`` (its registered name, or its presets); its middle value (1e-2) for a
+    model or an editor that the paper does not have.
 
     Raises:
         DriftlensError: an unknown name.
     """
     from driftlens.registry import EDITORS
 
-    kind = EDITORS.find(editor.lower()) if isinstance(editor, str) else editor
-    chosen = known_preset(kind.presets, model)
+    presets: Mapping[str, Preset] = EDITORS.find(editor.lower()).presets if isinstance(editor, str) else editor
+    chosen = known_preset(presets, model)
     return 1e-2 if chosen is None else chosen.gamma
 
 

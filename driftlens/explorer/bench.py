@@ -149,7 +149,7 @@ def checked_gammas(
 ) -> tuple[float | None, ...]:
     """No SADR and the preset's γ, or what was asked for; 0 is SADR without an effect, and so None."""
     if gammas is None:
-        return (None, sadr_gamma(model, editor))
+        return (None, sadr_gamma(model, editor if isinstance(editor, str) else editor.presets))
     for gamma in gammas:
         SADR(gamma=gamma or 0.0)  # complains
     if not gammas:

@@ -225,7 +225,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
             changes[setting] = value
     regularizers = [made_regularizer(text) for text in options.regularizers]
     if options.sadr:
-        gamma = sadr_gamma(model, kind) if options.gamma is None else options.gamma
+        gamma = sadr_gamma(model, kind.presets) if options.gamma is None else options.gamma
         regularizers.insert(0, SADR(gamma=gamma, heads=options.sadr_heads or "selected"))  # pyright: ignore[reportArgumentType]
     if regularizers:
         changes["regularizers"] = tuple(regularizers)

@@ -37,6 +37,10 @@ FUNCTION_WORDS = frozenset(
     "this to too up us very was we were what when where which who will with would you your".split()
 )
 """Words that say nothing by themselves."""
+_NOT = frozenset({"not", "never", "near", "than", "outside", "from", "without", "beside", "no", "nor", "or"})
+"""Words that lead to a name which is not the answer."""
+LEADING = 4
+"""Words that may stand before an answer."""
 _WIDTH = 8
 """Prompts are continued together with those of about their length: a limit holds for whole texts."""
 
@@ -64,10 +68,20 @@ class Answer:
 
 
 def says(continuation: str, target: str) -> bool:
-    """Whether a continuation begins with the target, and not with a longer word."""
+    """Whether a continuation answers with the target, as words of its own: at its beginning, or behind a few words that
+    lead to it, as "the heart of Paris" does to Paris.
+
+    The words that lead to it must hold no other name, and be in the same phrase.
+    """
     text = " ".join(continuation.split())
     wanted = " ".join(target.split())
-    return text.startswith(wanted) and not text[len(wanted) : len(wanted) + 1].isalnum()
+    found = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text)
+    if found is None:
+        return False
+    before = text[: found.start()]
+    words = re.findall(r"\w+", before)
+    leads = all(word.islower() for word in words) and len(words) <= LEADING and not _END.search(before.strip())
+    return leads and not _NOT & set(words)
 
 
 def greedy_answers(

@@ -22,8 +22,8 @@ from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, me
 from driftlens.clinics.probes import KINDS, UserProbe, build_probes
 from driftlens.clinics.relation import find_relation
 from driftlens.clinics.report import ClinicReport
-from driftlens.clinics.templates import known_relations, other_relations
-from driftlens.clinics.verdict import Verdict, judge
+from driftlens.clinics.templates import known_relations, other_relations, peers_of
+from driftlens.clinics.verdict import Verdict, judge, scarce
 from driftlens.data import Fact, Record, load_records
 from driftlens.editors.base import Editor
 from driftlens.errors import DriftlensError
@@ -130,12 +130,17 @@ def clinic(
         fact,
         relation=relation,
         others=others,
+        peers=peers_of(relations, kind),
         generated=from_generations(model, fact, seed=seed, batch_size=batch_size),
         given=[UserProbe(prompt=one) if isinstance(one, str) else one for one in probes],
         avoid=avoid,
         seed=seed,
         batch_size=batch_size,
     )
+    missing = scarce(built, kind_known=kind is not None)
+    if missing is not None and not force:
+        verdict = Verdict(name="cannot judge", reasons=(missing, "nothing was edited"))
+        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor, 0.0), time.perf_counter() - start)
     visit.note("second moments")
     prepared = _prepared(model, editor_for(model, editor, 0.0), prepare)
     candidates = _edits(visit, fact, editor, path, prepared)
@@ -206,7 +211,7 @@ def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any,
     kept: dict[str, tuple[int, int]] = {}
     plain = 0
     for kind in KINDS:
-        own = table[(table["kind"] == kind) & (table["held_out"] | (kind == "yours"))]
+        own = table[(table["kind"] == kind) & (table["held_out"] | (kind == "yours")) & ~table["failed_before"]]
         if kind != "paraphrase":
             kept[kind] = (int(own["recommended_keeps"].sum()), len(own))
             plain += int(own["plain_keeps"].sum()) if kind != "yours" else 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from driftlens.clinics.relation import Relation
 
-__all__ = ["ENGLISH", "PROPERTIES"]
+__all__ = ["ENGLISH", "FOLLOWS", "PROPERTIES"]
 
 _PERSONS = (
     "Albert Einstein", "Marie Curie", "Isaac Newton", "William Shakespeare", "Wolfgang Amadeus Mozart", "Barack Obama",
@@ -139,6 +139,22 @@ ENGLISH: tuple[Relation, ...] = (
              "The name of the head of government of {} is"),
     _english("anthem", "country", "work", "The national anthem of {} is", "The name of the anthem of {} is"),
 )  # fmt: skip
+
+FOLLOWS: Mapping[str, tuple[str, ...]] = {
+    "located in": ("country of place", "continent", "language of place", "twin city"),
+    "country of place": ("located in", "continent", "language of place"),
+    "continent": ("located in", "country of place"),
+    "mother tongue": ("speaks",),
+    "speaks": ("mother tongue",),
+    "profession": ("field", "position"),
+    "field": ("profession",),
+    "sport": ("position", "team", "league", "profession"),
+    "team": ("league", "employer", "member of"),
+    "manufacturer": ("developer",),
+    "developer": ("manufacturer",),
+    "instrument": ("genre",),
+}
+"""Relations whose answers follow from another's: a building that is moved to Rome is in Italy."""
 
 PROPERTIES: Mapping[str, str] = {
     "P17": "country of place", "P19": "born in", "P20": "died in", "P27": "citizen of", "P30": "continent",

@@ -56,6 +56,7 @@ def answers_table(
             "group": probe.group,
             "prompt": probe.prompt,
             "distractor": probe.distractor,
+            "failed_before": probe.failed_before,
             "answer": probe.answer,
             "before": probe.before,
             "probability": probe.probability,
@@ -68,11 +69,11 @@ def answers_table(
             row[f"{name}_p_answer"], row[f"{name}_p_other"] = float(at["p_answer"]), float(at["p_other"])
         rows.append(row)
     columns = (
-        "kind held_out group prompt distractor answer before probability plain recommended plain_keeps "
+        "kind held_out group prompt distractor failed_before answer before probability plain recommended plain_keeps "
         "recommended_keeps plain_p_answer plain_p_other recommended_p_answer recommended_p_other"
     )
     table = pd.DataFrame(rows, columns=columns.split())
-    return table.astype({"held_out": bool, "plain_keeps": bool, "recommended_keeps": bool})
+    return table.astype({"held_out": bool, "failed_before": bool, "plain_keeps": bool, "recommended_keeps": bool})
 
 
 def _shown(answer: str, continuation: str) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
-from driftlens.clinics.relation import Relation
+from driftlens.clinics.relation import WRAPPED, Relation
 from driftlens.data import Fact, Record, TaskPrompt
 from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
@@ -54,9 +54,6 @@ PEERS = 12
 
 CONTROLS = 20
 """So many invented names; at most one of them (5 %) may be asked about with as much certainty as the subject."""
-
-WRAPPED = ("I know that {}", "I have read that {}", "The news is that {}")
-"""Other wordings where the relation has none."""
 
 _WORDINGS, _RELATIONS = 6, 8
 

@@ -26,7 +26,7 @@ from typing import Literal
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
 from driftlens.clinics.generated import Generated
-from driftlens.clinics.relation import Relation, normal
+from driftlens.clinics.relation import WRAPPED, Relation, normal
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.data.joints import distractor
 from driftlens.models import LensModel
@@ -43,6 +43,15 @@ SURE = 0.5
 MOST: Mapping[str, int] = {"paraphrase": 8, "relation": 16, "neighbour": 12, "distractor": 12}
 _ASKED = 3
 """So many candidates for each probe that is wanted: a model is sure of some only."""
+
+OF_PLACES = (
+    "{} is in the country of",
+    "The country of {} is",
+    "{} is on the continent of",
+    "The language used in {} is",
+    "{} is a city in",
+)
+"""What else is asked of an answer that is a place: an edit that moves something there moves this as well."""
 
 _WORDINGS = 6
 """Wordings of a relation to draw from, its first: a data set's own stand before the general ones."""
@@ -78,6 +87,7 @@ class Probe:
         group: the relation or the other subject it is about.
         held_out: for the report only, not for choosing γ.
         distractor: the edited sentence in front, if it is there.
+        failed_before: the unedited model does not give the answer either, so that the edit cannot be blamed.
     """
 
     kind: Kind
@@ -88,6 +98,7 @@ class Probe:
     group: str
     held_out: bool = False
     distractor: str = ""
+    failed_before: bool = False
 
 
 def build_probes(
@@ -97,6 +108,7 @@ def build_probes(
     relation: Relation | None,
     others: Sequence[Relation],
     generated: Generated,
+    peers: Sequence[str] = (),
     given: Sequence[UserProbe] = (),
     avoid: Collection[str] = (),
     seed: int = 0,
@@ -110,6 +122,7 @@ def build_probes(
         relation: what its prompt is a template of, if known.
         others: what else can be asked of its subject.
         generated: what the model says by itself.
+        peers: other subjects of the same kind, for a prompt that is no known relation's.
         given: the user's prompts.
         avoid: texts that must be no probe, because something else is measured on them.
         seed: of what is drawn.
@@ -120,7 +133,8 @@ def build_probes(
     """
     rng = random.Random(f"driftlens probes {seed} {fact.text}")
     never = {normal(text) for text in (*avoid, fact.text)}
-    candidates = _candidates(fact, relation, others, generated, rng)
+    entailed = _entailed(model, fact, relation, batch_size)
+    candidates = _candidates(fact, relation, others, peers, generated, rng)
     # A text once only, the first time it comes: what the model writes repeats templates.
     by_text = {normal(one[1]): one for one in reversed(candidates)}
     asked = [one for one in candidates if by_text[normal(one[1])] is one and normal(one[1]) not in never]
@@ -128,6 +142,8 @@ def build_probes(
     kept: dict[Kind, list[Probe]] = {kind: [] for kind in KINDS}
     for (kind, text, group), answer in zip(asked, answers, strict=True):
         probe = _probe(kind, text, group, answer, fact)
+        if probe is not None and kind == "relation" and any(says(answer.continuation, one) for one in entailed):
+            continue  # it goes with the old answer, so that an edit which changes it is right
         if probe is not None and len(kept[kind]) < MOST[kind]:
             kept[kind].append(probe)
     sides = {kind: _split(own) for kind, own in kept.items()}
@@ -155,7 +171,12 @@ def probe_record(fact: Fact, probes: Sequence[Probe]) -> tuple[Record, dict[tupl
 
 
 def _candidates(
-    fact: Fact, relation: Relation | None, others: Sequence[Relation], generated: Generated, rng: random.Random
+    fact: Fact,
+    relation: Relation | None,
+    others: Sequence[Relation],
+    peers: Sequence[str],
+    generated: Generated,
+    rng: random.Random,
 ) -> list[tuple[Kind, str, str]]:
     """Kind, text and group of everything to be asked, what is wanted most first."""
     found: list[tuple[Kind, str, str]] = []
@@ -165,7 +186,8 @@ def _candidates(
         found.extend((kind, text, group) for text, group in rows)
 
     add("paraphrase", ((one.replace("{}", fact.subject, 1), f"wording {n}") for n, one in enumerate(wordings)))
-    add("paraphrase", ((text, text) for text in generated.paraphrases))
+    if not wordings:  # a frame around the prompt keeps its meaning; a sentence of the model's own may have another
+        add("paraphrase", ((one.replace("{}", fact.text, 1), one) for one in WRAPPED))
     # A wording of each relation, then a second one: many relations tell more than many words for one.
     drawn = [(one, rng.sample(one.templates[:_WORDINGS], min(2, len(one.templates)))) for one in others]
     rows = [
@@ -176,12 +198,28 @@ def _candidates(
     ]
     add("relation", rows[: _ASKED * MOST["relation"]])
     add("relation", ((text, text) for text in generated.statements))
-    names = [name for name in (relation.subjects if relation else ()) if name != fact.subject]
+    names = [name for name in (relation.subjects if relation else peers) if not _same(name, fact.subject)]
     rng.shuffle(names)
     names = [*names[: _ASKED * MOST["neighbour"]], *generated.neighbors]
     for name in names:
-        template = rng.choice([fact.prompt, *wordings]) if wordings else fact.prompt
-        add("neighbour", [(template.replace("{}", name, 1), name)])
+        add("neighbour", [(fact.prompt.replace("{}", name, 1), name)])  # in the edit's own wording
+    return found
+
+
+def _same(name: str, subject: str) -> bool:
+    """Whether two names are one subject's: "The Eiffel Tower" is the Eiffel Tower."""
+    return normal(name).removeprefix("the ") == normal(subject).removeprefix("the ")
+
+
+def _entailed(model: LensModel, fact: Fact, relation: Relation | None, batch_size: int) -> set[str]:
+    """What follows from the fact for other relations of its subject: ``o_true`` itself and, of a place, the country,
+    the continent and the language that the model gives it.
+    """
+    found = {fact.target_true}
+    if relation is not None and relation.object_kind in ("place", "country"):
+        asked = [one.replace("{}", fact.target_true, 1) for one in OF_PLACES]
+        answers = greedy_answers(model, asked, batch_size=batch_size)
+        found |= {one.text for one in answers if one.says_something}
     return found
 
 
@@ -221,9 +259,17 @@ def _given(model: LensModel, given: Sequence[UserProbe], fact: Fact, batch_size:
     for one, text, answer in zip(given, texts, answers, strict=True):
         before = answer.text or answer.continuation.strip() or "…"
         wanted = (one.answer or before).strip()
-        probability = answer.probability
+        failed = not says(answer.continuation, wanted) and wanted != fact.target_new
         probes.append(
-            Probe(kind="yours", prompt=text, before=before, answer=wanted, probability=probability, group=text)
+            Probe(
+                kind="yours",
+                prompt=text,
+                before=before,
+                answer=wanted,
+                probability=answer.probability,
+                group=text,
+                failed_before=failed and wanted != before,
+            )
         )
     return probes
 

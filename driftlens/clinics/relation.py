@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Relation", "find_relation", "normal"]
+__all__ = ["WRAPPED", "Relation", "find_relation", "normal"]
+
+
+WRAPPED = ("I know that {}", "I have read that {}", "The news is that {}", "It is true that {}")
+"""Wordings of a prompt whose relation has no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,18 @@ class Relation:
 
 
 def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None:
-    """The relation that ``prompt`` is a template of."""
+    """The relation that ``prompt`` is a template of; else one whose template it goes on from, as "{} is located in the
+    city of" does from "{} is located in", by the longest.
+    """
     wanted = normal(prompt)
-    return next((one for one in relations if any(normal(template) == wanted for template in one.templates)), None)
+    longest: tuple[int, Relation | None] = (0, None)
+    for one in relations:
+        for template in map(normal, one.templates):
+            if template == wanted:
+                return one
+            if wanted.startswith(f"{template} ") and not template.endswith("{}") and len(template) > longest[0]:
+                longest = (len(template), one)
+    return longest[1]
 
 
 def normal(text: str) -> str:

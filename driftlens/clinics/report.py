@@ -50,7 +50,8 @@ class ClinicReport:
         path: a row per γ: ``gamma, recommended, takes, p_new, paraphrase, relation, neighbour, distractor, yours``
             (shares of the choosing probes that stand), ``drift`` (Σ KL behind the edit's prompt), ``steps, seconds``.
         scores: held-out shares that stand: ``gamma, kind, stands, probability, n``.
-        probes: a row per probe: ``kind, held_out, group, prompt, distractor, answer, before, probability,
+        probes: a row per probe: ``kind, held_out, group, prompt, distractor, failed_before,
+            answer, before, probability,
             plain, recommended`` (greedy answers), ``plain_keeps, recommended_keeps, plain_p_answer, plain_p_other,
             recommended_p_answer, recommended_p_other``.
         drift: a row per model and place: ``edit`` ("plain" or "recommended"), ``place`` ("the edit's prompt" or
@@ -91,9 +92,13 @@ class ClinicReport:
 
     @property
     def changed(self) -> pd.DataFrame:
-        """The probes whose answer is not what it should be, under the recommendation or without SADR."""
+        """The probes whose answer is not what it should be, under the recommendation or without SADR; those that the
+        unedited model fails as well are not among them.
+        """
         probes: Any = self.probes
-        return probes[~(probes["plain_keeps"] & probes["recommended_keeps"])] if len(probes) else probes
+        if not len(probes):
+            return probes
+        return probes[~(probes["plain_keeps"] & probes["recommended_keeps"]) & ~probes["failed_before"]]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the edits themselves, of plain Python values; see the module."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from driftlens.clinics.english import FOLLOWS
 from driftlens.clinics.recorded import joined_relations, kind_of
 from driftlens.clinics.relation import Relation, find_relation
 from driftlens.data import Record
 from driftlens.errors import unknown_name
 from driftlens.models import LensModel
 
-__all__ = ["known_relations", "other_relations"]
+__all__ = ["known_relations", "other_relations", "peers_of"]
 
 
 def known_relations(model: LensModel, records: Sequence[Record]) -> tuple[Relation, ...]:
@@ -45,11 +46,19 @@ def other_relations(
     kinds = dict.fromkeys(one.subject_kind for one in relations if one.subject_kind is not None)
     if kind is not None and kind not in kinds:
         raise unknown_name("kind of subject", kind, kinds)
-    others = [one for one in relations if own is None or one.id != own.id]
+    follow = FOLLOWS.get(own.id, ()) if own is not None else ()
+    others = [one for one in relations if own is None or (one.id != own.id and one.id not in follow)]
     kind = kind or (own.subject_kind if own is not None else None) or kind_of(relations, subject)
     mates = [one for one in others if (kind and one.subject_kind == kind) or subject in one.subjects]
     object_kind = own.object_kind if own is not None else None
     return sorted(mates, key=lambda one: (subject not in one.subjects, one.object_kind != object_kind)), kind
+
+
+def peers_of(relations: Sequence[Relation], kind: str | None) -> tuple[str, ...]:
+    """Subjects of a kind, of whatever relation; none where the kind is unknown."""
+    if kind is None:
+        return ()
+    return tuple(dict.fromkeys(name for one in relations if one.subject_kind == kind for name in one.subjects))
 
 
 def _bundled(records: Sequence[Record]) -> tuple[Relation, ...]:

@@ -24,13 +24,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["CARE", "CARE_KIND", "ENOUGH", "SHIP", "Verdict", "judge"]
+from driftlens.clinics.probes import Probe
+
+__all__ = ["CARE", "CARE_KIND", "ENOUGH", "NEEDED", "SHIP", "Verdict", "judge", "scarce"]
 
 SHIP = 0.95
 CARE = 0.8
 CARE_KIND = 2 / 3
 ENOUGH = 3
 """Held-out probes of relations, and of distractor contexts, at least."""
+
+NEEDED = ("relation", "distractor")
+"""Kinds of probes that a verdict cannot do without."""
 
 VERDICTS = ("ship", "ship with care", "do not ship", "cannot judge")
 
@@ -87,7 +92,12 @@ def judge(
         return Verdict(name="cannot judge", reasons=(objection, *told))
     if not taken:
         return Verdict(name="do not ship", reasons=("the edit does not take", *told))
-    scarce = [kind for kind in ("relation", "distractor") if kept.get(kind, (0, 0))[1] < ENOUGH]
+    lacking = sum(max(0, ENOUGH - kept.get(kind, (0, 0))[1]) for kind in NEEDED)
+    few = (
+        [kind for kind in NEEDED if kept.get(kind, (0, 0))[1] < ENOUGH]
+        if kept.get("yours", (0, 0))[1] < lacking
+        else []
+    )
     if good < CARE * asked and asked >= ENOUGH:
         return Verdict(
             name="do not ship",
@@ -101,13 +111,32 @@ def judge(
         right, n = counts[hit[0]]
         reason = f"it changes {n - right} of {n} {NAMES[hit[0]]}; of one kind at most a third may"
         return Verdict(name="do not ship", reasons=(reason, *told))
-    if scarce:
-        few = " and ".join(NAMES[kind] for kind in scarce)
-        reason = f"the model is sure of too few {few} to probe: {ENOUGH} must be held out"
-        hint = "" if kind_known else "; --kind says what kind of thing the subject is, and so what it can be asked"
-        return Verdict(name="cannot judge", reasons=(reason + hint, *told))
+    if few:
+        own_known = kept.get("yours", (0, 0))[1]
+        return Verdict(name="cannot judge", reasons=(_too_few(few, lacking - own_known, kind_known=kind_known), *told))
     doubts = _doubts(good, asked, paraphrases, own)
     return Verdict(name="ship with care" if doubts else "ship", reasons=(*doubts, *told))
+
+
+def scarce(probes: Sequence[Probe], *, kind_known: bool) -> str | None:
+    """What is missing for a verdict, known before anything is edited; None where it is enough.
+
+    The user's own probes stand in for any that the clinic could not make, as far as the unedited model answers them.
+    """
+    held = {kind: sum(one.held_out for one in probes if one.kind == kind) for kind in NEEDED}
+    own = sum(one.kind == "yours" and not one.failed_before for one in probes)
+    lacking = sum(max(0, ENOUGH - n) for n in held.values()) - own
+    few = [kind for kind, n in held.items() if n < ENOUGH]
+    return _too_few(few, lacking, kind_known=kind_known) if few and lacking > 0 else None
+
+
+def _too_few(kinds: Sequence[str], lacking: int, *, kind_known: bool) -> str:
+    names = " and ".join(NAMES[kind] for kind in kinds)
+    hint = "" if kind_known else ", or say with --kind what kind of thing the subject is, and so what it can be asked"
+    return (
+        f"the model is sure of too few {names} to probe: {ENOUGH} must be held out; add {lacking} --probe that it answers "
+        f"rightly, about the subject or about others like it{hint}"
+    )
 
 
 def _in(share: float) -> str:

@@ -202,7 +202,9 @@ def _candidates(
     rng.shuffle(names)
     names = [*names[: _ASKED * MOST["neighbour"]], *generated.neighbors]
     for name in names:
-        add("neighbour", [(fact.prompt.replace("{}", name, 1), name)])  # in the edit's own wording
+        # In the edit's own wording, whose article a name may have as well.
+        own = name.removeprefix("The ") if "the {}" in fact.prompt.lower() else name
+        add("neighbour", [(fact.prompt.replace("{}", own, 1), name)])
     return found
 
 

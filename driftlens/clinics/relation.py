@@ -35,10 +35,10 @@ def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None
     """The relation that ``prompt`` is a template of; else one whose template it goes on from, as "{} is located in the
     city of" does from "{} is located in", by the longest.
     """
-    wanted = normal(prompt)
+    wanted = normal(prompt).replace("the {}", "{}", 1)
     longest: tuple[int, Relation | None] = (0, None)
     for one in relations:
-        for template in map(normal, one.templates):
+        for template in (normal(each).replace("the {}", "{}", 1) for each in one.templates):
             if template == wanted:
                 return one
             if wanted.startswith(f"{template} ") and not template.endswith("{}") and len(template) > longest[0]:

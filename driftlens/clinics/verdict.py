@@ -77,7 +77,9 @@ def judge(
         kind_known: whether it is known what kind of thing the subject is, and so what it can be asked.
         plain: how many of the held-out probes keep their answer without SADR, where SADR is recommended.
     """
-    counts = {kind: pair for kind, pair in kept.items() if pair[1] and kind != "yours"}
+    lacking = sum(max(0, ENOUGH - kept.get(kind, (0, 0))[1]) for kind in NEEDED)
+    # The user's own probes stand in for what could not be made.
+    counts = {kind: pair for kind, pair in kept.items() if pair[1] and (kind != "yours" or lacking)}
     good, asked = (sum(pair[at] for pair in counts.values()) for at in (0, 1))
     told = [f"P(new) behind the edit's prompt is {probability:.2f}"]
     told += [f"{right} of {n} held-out {NAMES[kind]} keep their answer" for kind, (right, n) in counts.items()]
@@ -92,7 +94,6 @@ def judge(
         return Verdict(name="cannot judge", reasons=(objection, *told))
     if not taken:
         return Verdict(name="do not ship", reasons=("the edit does not take", *told))
-    lacking = sum(max(0, ENOUGH - kept.get(kind, (0, 0))[1]) for kind in NEEDED)
     few = (
         [kind for kind in NEEDED if kept.get(kind, (0, 0))[1] < ENOUGH]
         if kept.get("yours", (0, 0))[1] < lacking
@@ -134,8 +135,8 @@ def _too_few(kinds: Sequence[str], lacking: int, *, kind_known: bool) -> str:
     names = " and ".join(NAMES[kind] for kind in kinds)
     hint = "" if kind_known else ", or say with --kind what kind of thing the subject is, and so what it can be asked"
     return (
-        f"the model is sure of too few {names} to probe: {ENOUGH} must be held out; add {lacking} --probe that it answers "
-        f"rightly, about the subject or about others like it{hint}"
+        f"the model is sure of too few {names} to probe: {ENOUGH} must be held out; add {lacking} --probe that it "
+        f"answers rightly, about the subject or about others like it{hint}"
     )
 
 

@@ -202,9 +202,10 @@ def _candidates(
     rng.shuffle(names)
     names = [*names[: _ASKED * MOST["neighbour"]], *generated.neighbors]
     for name in names:
-        # In the edit's own wording, whose article a name may have as well.
-        own = name.removeprefix("The ") if "the {}" in fact.prompt.lower() else name
-        add("neighbour", [(fact.prompt.replace("{}", own, 1), name)])
+        template = rng.choice([fact.prompt, *wordings]) if wordings else fact.prompt
+        # The wording's article may be the name's as well.
+        own = name.removeprefix("The ") if "the {}" in template.lower() else name
+        add("neighbour", [(template.replace("{}", own, 1), name)])
     return found
 
 

@@ -32,6 +32,14 @@ def load_tiny(folder: Path, *, exact: bool = False) -> Any:
         return LensModel(hooked.to(torch.float64, print_details=False) if exact else hooked)
 
 
+def shared(folder: Path, *, exact: bool = False) -> Any:
+    """:func:`load_tiny`, once a session for all tests: leave its weights as they were."""
+    name = f"{folder.name} in float64" if exact else folder.name
+    if name not in _loaded:
+        _loaded[name] = load_tiny(folder, exact=exact)
+    return _loaded[name]
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function from a family's name to its tiny checkpoint, written once a session."""
@@ -52,11 +60,12 @@ def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def lens_model(checkpoint_folder: Path) -> Any:
-    """The tiny checkpoint as a LensModel. Shared by all tests: leave its weights as they were."""
-    name = checkpoint_folder.name
-    if name not in _loaded:
-        _loaded[name] = load_tiny(checkpoint_folder)
-    return _loaded[name]
+    """The tiny checkpoint as a LensModel. Shared by all tests: leave its weights as they were.
+
+    A module with a `checkpoint_folder` of its own needs a fixture like this of its own, too: pytest keeps a session's
+    fixture by the parameters of the one that it was first made from.
+    """
+    return shared(checkpoint_folder)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +84,4 @@ def demo_model() -> Any:
 @pytest.fixture(scope="session")
 def exact_model(checkpoint_folder: Path) -> Any:
     """`lens_model` in float64, for what must hold to the last digits. Shared: leave its weights as they were."""
-    name = f"{checkpoint_folder.name} in float64"
-    if name not in _loaded:
-        _loaded[name] = load_tiny(checkpoint_folder, exact=True)
-    return _loaded[name]
+    return shared(checkpoint_folder, exact=True)

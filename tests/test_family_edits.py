@@ -13,7 +13,7 @@ import test_trace
 import test_value
 import torch
 from checkpoints import MORE_FAMILIES
-from conftest import BRIDGE
+from conftest import BRIDGE, shared
 from edited import changes
 from plain import PlainModel
 from test_edits import (
@@ -45,6 +45,16 @@ _EDITED = [family for family in MORE_FAMILIES if family not in ("llama3", "qwen2
 @pytest.fixture(scope="session", params=_EDITED)
 def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
     return checkpoints(request.param)
+
+
+@pytest.fixture(scope="session")
+def lens_model(checkpoint_folder: Path) -> Any:
+    return shared(checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def exact_model(checkpoint_folder: Path) -> Any:
+    return shared(checkpoint_folder, exact=True)
 
 
 @pytest.fixture(scope="module")

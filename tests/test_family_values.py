@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import MORE_FAMILIES, WINDOW
-from conftest import BRIDGE
+from conftest import BRIDGE, shared
 from plain import PlainModel
 from test_export import test_an_edit_lands_in_the_right_matrix, test_an_unedited_model_comes_back_bit_for_bit
 from test_models import (
@@ -64,6 +64,11 @@ __all__ = [
 @pytest.fixture(scope="session", params=[family for family in MORE_FAMILIES if family != "phi3-longrope"])
 def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
     return checkpoints(request.param)
+
+
+@pytest.fixture(scope="session")
+def lens_model(checkpoint_folder: Path) -> Any:
+    return shared(checkpoint_folder)
 
 
 def test_texts_are_longer_than_the_windows(lens_model: LensModel):

@@ -358,6 +358,15 @@ def test_a_hook_left_on_a_model_is_noticed(kind: str, checkpoints: Any, tmp_path
     assert evaluate(model, RECORD).equals(expected)
 
 
+@pytest.mark.skipif(not BRIDGE, reason="a HookedTransformer holds no Hugging Face model")
+def test_hooks_that_hugging_face_leaves_behind_are_no_changes(checkpoints: Any):
+    model = load_tiny(checkpoints("gpt2"))
+    tokens = torch.tensor([[5, 6, 7]])
+    model.model.original_model(tokens, output_hidden_states=True)  # it captures them with hooks that stay
+    assert model.foreign_hooks == []
+    LensModel(model.model, tokenizer=model.tokenizer)
+
+
 def test_hooks_of_a_pass_are_gone_after_it(model: Any):
     evaluate(model, RECORD, random_edit(model, 0, 1))
     assert model.foreign_hooks == []

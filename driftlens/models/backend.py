@@ -188,15 +188,19 @@ class Backend(ABC):
             yield
 
 
+_WIRING = ("transformer_lens.model_bridge.", "transformers.utils.output_capturing")
+
+
 def _is_wiring(hook: Callable[..., Any]) -> bool:
-    """Whether transformer-lens put this hook there when it bridged the model: it passes on what an alias would show.
+    """Whether a library put this hook there for itself, and it only looks: transformer-lens's, which passes on what an
+    alias would show, and those that Hugging Face leaves on a model once its hidden states were asked for.
 
     Of a hook on a hook point PyTorch knows a wrapper, which closes over the function itself.
     """
     names: tuple[str, ...] = getattr(getattr(hook, "__code__", None), "co_freevars", ())
     closed = dict(zip(names, getattr(hook, "__closure__", None) or (), strict=False))
     function = closed["hook"].cell_contents if "hook" in closed else hook
-    return getattr(function, "__module__", "") == "transformer_lens.model_bridge.component_setup"
+    return (getattr(function, "__module__", None) or "").startswith(_WIRING)
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:

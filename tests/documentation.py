@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]))
-LANGUAGES = ("python", "sh", "text", "json")
+LANGUAGES = ("python", "sh", "text", "json", "toml")
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>not run: [^>]+|slow) -->\n+)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$"

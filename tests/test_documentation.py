@@ -16,6 +16,8 @@ import pytest
 from documentation import PAGES, ROOT, Block, blocks, missing_imports, name
 
 import driftlens
+from driftlens.models import families
+from driftlens.registry import EDITORS, REGULARIZERS
 
 ALL = [block for page in PAGES for block in blocks(page)]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -46,6 +48,10 @@ def commands(*, run: bool, slow: bool = False) -> list[Any]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
+    # What a page registers is not there for the tests after it.
+    monkeypatch.setattr("driftlens.models.families.FAMILIES", dict(families.FAMILIES))
+    for registry in (EDITORS, REGULARIZERS):
+        monkeypatch.setattr(registry, "_homes", dict(registry._homes))
     return tmp_path
 
 

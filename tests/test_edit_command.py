@@ -192,7 +192,7 @@ def test_what_was_made_is_written_whatever_becomes_of_the_terminal(
     assert code == (2 if stream == "full" else 4)
     assert list(Edit.load("edit.safetensors").updates) == [1]
     assert (Path("model") / "model.safetensors").is_file()
-    assert json.loads(Path("out/clinic.json").read_text())["request"]["target_new"] == "[/]"
+    assert json.loads(Path("out/clinic.json").read_text())["fact"]["target_new"] == "[/]"
 
 
 def test_an_answer_belongs_to_the_probe_before_it():

@@ -133,7 +133,7 @@ def test_an_edit_does_not_depend_on_how_many_records_are_asked_for(
     """The second moments of a local model are taken over the true statements of all the data, not of the chosen."""
     asked: list[int] = []
 
-    def stop(_model: str, _corpus: str | None, records: Sequence[Any]) -> None:
+    def stop(_model: str, _corpus: str | None, records: Sequence[Any], **_: Any) -> None:
         asked.append(len(records))
         raise KeyboardInterrupt
 

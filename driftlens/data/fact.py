@@ -1,5 +1,6 @@
 """The edit request: subject, prompt template, the target that holds now, the target to be edited in."""
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,6 +10,8 @@ from driftlens.errors import DriftlensError
 __all__ = ["Fact"]
 
 _SLOT = "{}"
+_HALF = re.compile("[\ud800-\udfff]")
+"""No tokenizer takes half of a surrogate pair; JSON and shells can produce one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,9 @@ class Fact:
     target_new: str
 
     def __post_init__(self) -> None:
+        for name in ("subject", "prompt", "target_true", "target_new"):
+            if half := _HALF.search(getattr(self, name)):
+                raise DriftlensError(f"{name} holds {half[0]!r}, half of a surrogate pair; give whole characters")
         for name in ("subject", "target_true", "target_new"):
             value = getattr(self, name).strip()
             if not value:

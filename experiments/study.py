@@ -225,5 +225,6 @@ def open_study(options: Options, errors: Terminal) -> Generator[Study]:
     with shown_warnings(errors), progress_bars(errors) as progress:
         study = Study(options, progress)
         resolve(options.model)  # a name that is none, and data that hold nothing, cost no waiting
-        study.all_records  # noqa: B018
+        if "," not in options.data and "+" not in options.data:  # Table 8 takes several data sets, and reads each
+            study.all_records  # noqa: B018
         yield study

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import MEMIT, PMET, ROME, SADR
+    from driftlens.editors import MEMIT, PMET, ROME, SADR, GuardedSADR
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
@@ -34,6 +34,7 @@ _HOMES = {
     "EditResult": "driftlens.edits",
     "Fact": "driftlens.data",
     "Family": "driftlens.models",
+    "GuardedSADR": "driftlens.editors",
     "JointEditResult": "driftlens.edits",
     "LensModel": "driftlens.models",
     "MEMIT": "driftlens.editors",
@@ -68,6 +69,7 @@ __all__ = [
     "EditResult",
     "Fact",
     "Family",
+    "GuardedSADR",
     "JointEditResult",
     "LensModel",
     "Record",

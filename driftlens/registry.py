@@ -80,7 +80,11 @@ EDITORS: Registry[Any] = Registry(
 )
 """Editors by name; `register_editor` adds to them, and so do entry points in the group `driftlens.editors`."""
 
-REGULARIZERS: Registry[Any] = Registry("regularizer", "driftlens.regularizers", {"sadr": "driftlens.editors.sadr:SADR"})
+REGULARIZERS: Registry[Any] = Registry(
+    "regularizer",
+    "driftlens.regularizers",
+    {"sadr": "driftlens.editors.sadr:SADR", "guarded-sadr": "driftlens.editors.guarded:GuardedSADR"},
+)
 """Regularizers by name; `register_regularizer` and the group `driftlens.regularizers` add to them."""
 
 

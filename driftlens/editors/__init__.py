@@ -5,6 +5,7 @@ optimiser.
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
+from driftlens.editors.guarded import GuardedSADR
 from driftlens.editors.memit import MEMIT
 from driftlens.editors.pmet import PMET
 from driftlens.editors.presets import sadr_gamma
@@ -23,6 +24,7 @@ __all__ = [
     "Corpus",
     "EditError",
     "Failure",
+    "GuardedSADR",
     "LastTokenAttention",
     "Observed",
     "Regularizer",

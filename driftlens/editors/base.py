@@ -20,7 +20,7 @@ from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.presets import Preset, by_scale, known_preset
-from driftlens.editors.regularizers import ChoosesLayers, Regularizer
+from driftlens.editors.regularizers import ChoosesLayers, HasParts, Regularizer, parts_of
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
 from driftlens.edits import EditResult
@@ -90,7 +90,7 @@ class Editor(ABC):
     corpus: str | PathLike[str] | Sequence[str] | Corpus | None = None
     samples: int = SAMPLES
     early_stop_loss: float = 5e-2
-    regularizers: tuple[Regularizer, ...] = ()
+    regularizers: tuple[Regularizer | HasParts, ...] = ()
     essence: str = "{} is a"
     essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = "edited_from_vanilla"
     detach_attention: bool = False
@@ -298,7 +298,7 @@ class Editor(ABC):
             essence=self.essence,
             essence_kl=self.essence_kl,
             detach_attention=self.detach_attention,
-            regularizers=self.regularizers,
+            regularizers=parts_of(self.regularizers),
         )
 
     def _second_moments(

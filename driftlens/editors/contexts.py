@@ -68,27 +68,46 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
     return tuple(contexts)
 
 
-@torch.no_grad()
 def _sample(model: LensModel, sampling: ContextSampling, length: int, count: int) -> list[str]:
     """``count`` continuations of the starts, ``length`` tokens long with their start."""
     # Drawn on the CPU: a device's own generator would give other prefixes than another device's.
     generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + length)
-    starts = [sampling.starts[i % len(sampling.starts)] for i in range(count)]
-    encodings = [list(model.encode(start).ids) for start in starts]
-    skipped = [1 if model.adds_bos else 0] * count
-    rows = encodings
-    while min(len(row) - skip for row, skip in zip(rows, skipped, strict=True)) < length:
+    skip = 1 if model.adds_bos else 0
+    starts = [list(model.encode(sampling.starts[i % len(sampling.starts)]).ids) for i in range(count)]
+    rows = sample_tokens(model, starts, [skip + length] * count, top_k=sampling.top_k, generator=generator)
+    return [model.tokenizer.decode(row[skip:], skip_special_tokens=True) for row in rows]
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: LensModel,
+    starts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    *,
+    top_k: int,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Every start with what ``model`` writes behind it, among the ``top_k`` likeliest tokens.
+
+    Args:
+        model: who writes.
+        starts: the tokens that each row begins with.
+        lengths: how many tokens each row has in the end, with those of its start; a start that is as long stays.
+        top_k: sampling is among so many tokens.
+        generator: the draws, on the CPU.
+    """
+    count = len(starts)
+    rows = [list(start) for start in starts]
+    while any(len(row) < length for row, length in zip(rows, lengths, strict=True)):
         batch, _ = pad_rows(model, rows)
         last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
         resid = model.run(batch)
         logits = model.unembed(resid[torch.arange(count, device=model.device), last]).float().cpu()
-        top = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
+        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
         choice = torch.multinomial(top.values.softmax(dim=-1), 1, generator=generator)
         chosen: list[int] = top.indices.gather(1, choice).squeeze(1).tolist()
         rows = [
-            [*row, token] if len(row) - skip < length else row
-            for row, token, skip in zip(rows, chosen, skipped, strict=True)
+            [*row, token] if len(row) < length else row
+            for row, token, length in zip(rows, chosen, lengths, strict=True)
         ]
-    return [
-        model.tokenizer.decode(row[skip:], skip_special_tokens=True) for row, skip in zip(rows, skipped, strict=True)
-    ]
+    return rows

@@ -1,7 +1,8 @@
 """What regularisers see of a pass: some rows' attention, hidden states and next tokens, recorded by hooks.
 
 Rows come in *sets*: the contexts, which all regularisers without prompts of their own share, and the prompts of each
-regulariser that brings some.  Of a set everything is recorded that one of its regularisers wants, and nothing else.
+regulariser that brings some, which others with the same prompts share.  Of a set everything is recorded that one of its
+regularisers wants, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from driftlens.editors.regularizers import BringsPrompts, Observed, Regularizer, Seen, Wants, wants_of
+from driftlens.editors.regularizers import BringsPrompts, Observed, Regularizer, Seen, Wants, prompts_place, wants_of
 from driftlens.editors.rows import Rows
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
@@ -23,7 +24,7 @@ from driftlens.models import LensModel
 __all__ = ["CONTEXTS", "RowSet", "Watch", "detached", "kept", "row_sets"]
 
 CONTEXTS = -1
-"""The set of the contexts; that of a regulariser's own prompts goes by the regulariser's place."""
+"""The set of the contexts; that of a regulariser's own prompts goes by the place of the first that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,13 @@ def row_sets(rows: Rows, regularizers: Sequence[Regularizer]) -> dict[int, RowSe
         wants = reduce(or_, of_contexts)
         sets[CONTEXTS] = RowSet(rows=rows.is_context.nonzero().squeeze(1), wants=wants)
     for place, one in enumerate(regularizers):
-        own = (rows.owner == place).nonzero().squeeze(1)
-        if isinstance(one, BringsPrompts) and len(own):
-            sets[place] = RowSet(rows=own, wants=wants_of(one))
+        if not isinstance(one, BringsPrompts):
+            continue
+        first = prompts_place(regularizers, place)
+        own = (rows.owner == first).nonzero().squeeze(1)
+        if len(own):
+            wants = wants_of(one)
+            sets[first] = RowSet(rows=own, wants=sets[first].wants | wants if first in sets else wants)
     return sets
 
 
@@ -116,7 +121,7 @@ class Watch:
     ) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]] | None:
         """The penalty of a regulariser's rows, and which rows they are; None where it sees nothing."""
         regularizer = self.regularizers[place]
-        key = place if isinstance(regularizer, BringsPrompts) else CONTEXTS
+        key = prompts_place(self.regularizers, place) if isinstance(regularizer, BringsPrompts) else CONTEXTS
         if key not in self.sets or not _present(now[key]):
             return None
         own = self.sets[key].rows

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BringsPrompts",
     "ChoosesLayers",
+    "HasParts",
     "LastTokenAttention",
     "Observed",
     "Regularizer",
@@ -41,6 +42,8 @@ __all__ = [
     "Wants",
     "column_names",
     "own_prompts",
+    "parts_of",
+    "prompts_place",
     "wants_of",
 ]
 
@@ -150,6 +153,26 @@ class BringsPrompts(Protocol):
 
 
 @runtime_checkable
+class SharesPrompts(BringsPrompts, Protocol):
+    """One whose prompts others may bring as well: those with an equal ``source`` share their rows."""
+
+    @property
+    def source(self) -> object:
+        """What makes the prompts."""
+        ...
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A regularizer that stands for several, each with its own rows and its own column in the history."""
+
+    @property
+    def parts(self) -> tuple[Regularizer, ...]:
+        """Those that it stands for; none of them stands for others."""
+        ...
+
+
+@runtime_checkable
 class SeesMore(Protocol):
     """A regularizer that says what it wants to see."""
 
@@ -164,17 +187,35 @@ def wants_of(regularizer: Regularizer) -> Wants:
     return regularizer.wants if isinstance(regularizer, SeesMore) else Wants()
 
 
+def parts_of(regularizers: Sequence[Regularizer | HasParts]) -> tuple[Regularizer, ...]:
+    """The regularizers, with the parts of one that stands for several in its place."""
+    found: list[Regularizer] = []
+    for one in regularizers:
+        found += one.parts if isinstance(one, HasParts) else (one,)
+    return tuple(found)
+
+
+def prompts_place(regularizers: Sequence[Regularizer], place: int) -> int:
+    """Whose prompts the regularizer at ``place`` looks at: its own, or those of an earlier one that shares them."""
+    one = regularizers[place]
+    if isinstance(one, SharesPrompts):
+        for earlier, other in enumerate(regularizers[:place]):
+            if isinstance(other, SharesPrompts) and other.source == one.source:
+                return earlier
+    return place
+
+
 def own_prompts(
     regularizers: Sequence[Regularizer], model: LensModel, facts: Sequence[Fact]
 ) -> list[tuple[int, Sequence[Sequence[str]]]]:
-    """For each regulariser that brings prompts, by its place, those of each fact.
+    """For each regulariser that brings prompts, by its place, those of each fact; shared ones once.
 
     Raises:
         DriftlensError: it has not a list of prompts for every fact.
     """
     found: list[tuple[int, Sequence[Sequence[str]]]] = []
     for place, regularizer in enumerate(regularizers):
-        if isinstance(regularizer, BringsPrompts):
+        if isinstance(regularizer, BringsPrompts) and prompts_place(regularizers, place) == place:
             texts = [tuple(own) for own in regularizer.prompts(model, facts)]
             if len(texts) != len(facts):
                 raise DriftlensError(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel, load_model
+from driftlens.models.sites import Site
 
 gguf = pytest.importorskip("gguf")
 from gguf_files import write_gguf  # noqa: E402
@@ -96,7 +97,7 @@ def test_quantised_weights_are_what_their_blocks_say(in_blocks: Path, tmp_path: 
 def test_an_export_is_a_full_precision_folder_of_hugging_faces(in_blocks: Path, tmp_path: Path):
     model = load_model(write_gguf(in_blocks, tmp_path / "tiny.gguf", Q8_0), device="cpu")
     new = model.W_out(1) + 0.1
-    model.export(tmp_path / "out", W_out={1: new})
+    model.export(tmp_path / "out", {Site(1, "mlp.out"): new})
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "float32"

@@ -181,7 +181,8 @@ def test_a_prompt_that_begins_with_bos_gets_no_second(read: Any):
 
 def test_a_subjects_place_is_filled_wherever_a_prompt_stands(read: Any):
     model, by_hand = read
-    edit = Edit(updates=by_hand.edit.updates, provenance={"subject": "Toko Yasuda", "prompt": "{} plays the"})
+    fact = Fact(subject="Toko Yasuda", prompt="{} plays the", target_true="guitar", target_new="piano")
+    edit = Edit(updates=by_hand.edit.updates, facts=(fact,))
     for template in ("{} plays the", "The one who is called {} plays the"):
         text = template.replace("{}", "Toko Yasuda")
         for function in (contaminating_substitution, patch_attention, patch_scores):

@@ -131,7 +131,8 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_run_writes_a_trace_and_tells_what_it_found(arguments: Any, capsys: pytest.CaptureFixture[str]):
     assert run(arguments()) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err.startswith("warning: the unedited model does not seem to know the fact")  # its weights are random
+    assert err.count("\n") == 1
     for words in ("Eiffel Tower", "Paris → Rome", "record 0 of records.json", "ROME at layer 1", "mean of 2"):
         assert words in out
     assert "… The Big Ben is located in" in out
@@ -164,8 +165,7 @@ def test_options_reach_the_editor_and_the_trace(arguments: Any, capsys: pytest.C
     assert table[["module", "target_name", "window", "case"]].drop_duplicates().values.tolist() == [
         ["attn", "o_edit", 2, 0]
     ]
-    # A single prompt: the strongest cells are named by token.
-    assert "“" in out
+    assert "0.001 or more" in out  # nothing is ranked where nothing happens
 
 
 @pytest.mark.usefixtures("loads")
@@ -321,7 +321,7 @@ def test_without_a_corpus_a_local_models_texts_are_the_datas(
     assert run([*argv[:at], *argv[at + 2 :]]) == 0
     assert seen == list(true_texts(load_records("records.json")))
     err = capsys.readouterr().err
-    assert err == f"no --corpus: the second moment is taken over the {len(seen)} true statements of the data\n"
+    assert err.startswith(f"no --corpus: the second moment is taken over the {len(seen)} true statements of the data\n")
 
 
 TYPED = ("--subject", "Big Ben", "--prompt", "{} is in", "--true", "London", "--new", "Rome")
@@ -353,7 +353,7 @@ def typed(**changes: str) -> list[str]:
         (["--task", "neighbourhood"], "unknown task 'neighbourhood'; did you mean 'neighborhood'"),
         (["--editor", "memmit"], "unknown editor 'memmit'; did you mean 'memit'"),
         (["--target", "edit"], "unknown target 'edit'"),
-        (["--colour"], "unrecognized arguments: --colour; driftlens trace --help lists all options"),
+        (["--colour"], "unknown option --colour; did you mean"),
         (["--record", "3"], "record 3 is not there; .*records.json has records 0 to 2"),
         (["--prompt-index", "2"], "prompt index 2 is not there; task distract_neighborhood of .* has prompts 0 to 1"),
         (["--task", "paraphrase"], "has no prompts of task paraphrase; it has rewrite, neighborhood, relation"),
@@ -516,8 +516,7 @@ def test_a_picture_is_written_or_its_absence_told(
 
     monkeypatch.setattr(go.Figure, "to_image", fail)
     assert run(argv) == 0
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
+    err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("trace.png is not written: Kaleido requires Google Chrome to be installed (")
     # The earlier run's picture would belong to another trace.
     assert not Path("out/trace.png").exists()

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from driftlens.commands.cli import main, run_command
 from driftlens.commands.profile import duration

@@ -9,10 +9,12 @@ __all__ = ["quiet_bars", "quiet_reports"]
 @contextmanager
 def quiet_reports() -> Generator[None]:
     """No reports of tensors that are missing, new or of another shape: driftlens refuses them in one line."""
+    from logging import CRITICAL
+
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import MEMIT, PMET, ROME, SADR, GuardedSADR
+    from driftlens.editors import MEMIT, PMET, ROME, SADR, AlphaEdit, GuardedSADR
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. A new public name is one line here and one import above.
 _HOMES = {
+    "AlphaEdit": "driftlens.editors",
     "DriftlensError": "driftlens.errors",
     "Edit": "driftlens.edits",
     "EditResult": "driftlens.edits",
@@ -64,6 +65,7 @@ __all__ = [
     "PMET",
     "ROME",
     "SADR",
+    "AlphaEdit",
     "DriftlensError",
     "Edit",
     "EditResult",

@@ -76,6 +76,7 @@ EDITORS: Registry[Any] = Registry(
         "rome": "driftlens.editors.rome:ROME",
         "memit": "driftlens.editors.memit:MEMIT",
         "pmet": "driftlens.editors.pmet:PMET",
+        "alphaedit": "driftlens.editors.alphaedit:AlphaEdit",
     },
 )
 """Editors by name; `register_editor` adds to them, and so do entry points in the group `driftlens.editors`."""

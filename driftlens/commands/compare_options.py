@@ -107,7 +107,7 @@ def _side(name: str, settings: dict[str, Any], option: str) -> Side:
         own = dict(settings)
         if not plus:
             own |= {"gamma": None, "sadr_heads": None}
-        if editor == "rome":
+        if editor in ("rome", "alphaedit"):
             own["second_moment_weight"] = None
         title = editor.upper() + (" + SADR" if plus else "")
         return Side(name=title, editor=EditorOptions(editor=editor, sadr=bool(plus), **own))

@@ -2,6 +2,7 @@
 optimiser.
 """
 
+from driftlens.editors.alphaedit import AlphaEdit
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
@@ -20,6 +21,7 @@ __all__ = [
     "PMET",
     "ROME",
     "SADR",
+    "AlphaEdit",
     "ContextSampling",
     "Corpus",
     "EditError",

@@ -19,14 +19,14 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from driftlens.editors.multilayer import MultiLayerEditor
+from driftlens.editors.multilayer import LeastSquaresEditor
 from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.rows import Place
 from driftlens.models import LensModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MEMIT(MultiLayerEditor):
+class MEMIT(LeastSquaresEditor):
     """Settings of MEMIT; :meth:`edit`, :meth:`edit_many` and :meth:`edit_together` do the work, and
     :meth:`for_model` gives the paper's presets.
 

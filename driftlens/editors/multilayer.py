@@ -1,4 +1,4 @@
-"""The editor that MEMIT and PMET are two settings of: one value at the last layer, written into all of them."""
+"""What MEMIT, PMET and AlphaEdit share: one value at the last layer, written into all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.second_moment import SecondMoment
-from driftlens.editors.spread import SpreadUpdate, spread
+from driftlens.editors.spread import Factors, SpreadUpdate, least_squares_factor, spread
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
@@ -32,13 +32,12 @@ PREFIXES = ContextSampling(lengths=((10, 5),))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiLayerEditor(Editor):
-    """What MEMIT and PMET share; see :class:`driftlens.MEMIT` for the settings."""
+    """One value at the last layer, written into all of them; see :class:`driftlens.MEMIT` for the settings."""
 
     layers: tuple[int, ...]
     clamp_norm_factor: float = 0.75
     sampling: ContextSampling = field(default_factory=lambda: PREFIXES)
     second_moment: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | SecondMoment] | None = None
-    second_moment_weight: float = 15000.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,17 +48,13 @@ class MultiLayerEditor(Editor):
             raise DriftlensError("layers is empty; give at least one, e.g. (3, 4, 5)")
         if list(layers) != sorted(set(layers)) or layers[0] < 0:
             raise DriftlensError(f"layers is {layers}; expected different layers from 0 on, in ascending order")
-        if not 0 < self.second_moment_weight < float("inf"):
-            raise DriftlensError(
-                f"second_moment_weight is {self.second_moment_weight}; expected a number above 0, e.g. 15000"
-            )
         if self.second_moment is not None:
             missing = [layer for layer in layers if layer not in self.second_moment]
             if missing:
                 raise DriftlensError(
                     f"second_moment lacks layer {missing[0]} of {layers}; give a matrix for each of them, or none"
                 )
-            # Wrapped once, so that their Cholesky factors are computed once for all edits.
+            # Wrapped once, so that they are factorised once for all edits.
             moments = {
                 layer: moment if isinstance(moment, SecondMoment) else SecondMoment(moment)
                 for layer, moment in self.second_moment.items()
@@ -99,6 +94,7 @@ class MultiLayerEditor(Editor):
     ) -> list[EditResult]:
         check_facts(facts)
         moments, contexts = self._moments_for(model), self.contexts_for(model)
+        factors = self._factors(moments)
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
@@ -106,7 +102,7 @@ class MultiLayerEditor(Editor):
             outcomes = self._values(model, batch, contexts, on_step)
             values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
             groups = [(f,) for f, outcome in zip(batch, outcomes, strict=True) if not isinstance(outcome, Failure)]
-            updates = iter(self._spread(model, groups, values, contexts, moments, len(batch)) if groups else ())
+            updates = iter(self._spread(model, groups, values, contexts, factors, len(batch)) if groups else ())
 
             def result(fact: Fact, value: OptimizedValue) -> EditResult:
                 update = next(updates)
@@ -153,8 +149,21 @@ class MultiLayerEditor(Editor):
         if not facts:
             raise DriftlensError("there are no facts to edit; give at least one")
         check_facts(facts)
-        _check_no_contradiction(facts)
+        check_no_contradiction(facts)
         moments, contexts = self._moments_for(model), self.contexts_for(model)
+        return self._together(model, facts, moments, contexts, self._factors(moments), batch_size, on_step, on_facts)
+
+    def _together(
+        self,
+        model: LensModel,
+        facts: tuple[Fact, ...],
+        moments: Mapping[int, SecondMoment],
+        contexts: tuple[str, ...],
+        factors: Factors,
+        batch_size: int | None,
+        on_step: Callable[[int, int], None] | None,
+        on_facts: Callable[[int], None] | None,
+    ) -> JointEditResult:
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
 
@@ -167,7 +176,7 @@ class MultiLayerEditor(Editor):
             return values
 
         values = in_batches(facts, batch_size, optimize_batch, on_done=on_facts)
-        (update,) = self._spread(model, [facts], values, contexts, moments, batch_size)
+        (update,) = self._spread(model, [facts], values, contexts, factors, batch_size)
         histories = [value.history.copy() for value in values]
         for number, history in enumerate(histories):
             history.insert(0, "fact", number)
@@ -183,6 +192,10 @@ class MultiLayerEditor(Editor):
     @abstractmethod
     def _share(layers_left: int) -> float:
         """What the residual is divided by when so many layers are still to be written."""
+
+    @abstractmethod
+    def _factors(self, moments: Mapping[int, SecondMoment]) -> Factors:
+        """How a layer's update is solved for."""
 
     def _values(
         self,
@@ -207,7 +220,7 @@ class MultiLayerEditor(Editor):
         groups: Sequence[Sequence[Fact]],
         values: Sequence[OptimizedValue],
         contexts: tuple[str, ...],
-        moments: Mapping[int, SecondMoment],
+        factors: Factors,
         batch_size: int,
     ) -> list[SpreadUpdate]:
         return spread(
@@ -218,8 +231,7 @@ class MultiLayerEditor(Editor):
             site=self.places(model)[0],
             share=self._share,
             contexts=contexts,
-            moments=moments,
-            weight=self.second_moment_weight,
+            factors=factors,
             batch_size=batch_size,
         )
 
@@ -241,7 +253,31 @@ class MultiLayerEditor(Editor):
         )
 
 
-def _check_no_contradiction(facts: Sequence[Fact]) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LeastSquaresEditor(MultiLayerEditor):
+    """MEMIT and PMET: C counts λ times beside the facts' keys."""
+
+    second_moment_weight: float = 15000.0
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.second_moment_weight < float("inf"):
+            raise DriftlensError(
+                f"second_moment_weight is {self.second_moment_weight}; expected a number above 0, e.g. 15000"
+            )
+
+    @override
+    def _factors(self, moments: Mapping[int, SecondMoment]) -> Factors:
+        def factors(layer: int, keys: Sequence[Tensor]) -> list[Tensor]:
+            solved = moments[layer].solve(torch.cat([*keys])).to(keys[0].device)
+            parts = solved.split([len(k) for k in keys])
+            return [least_squares_factor(k, s, self.second_moment_weight) for k, s in zip(keys, parts, strict=True)]
+
+        return factors
+
+
+def check_no_contradiction(facts: Sequence[Fact]) -> None:
     """One key cannot be given two values: the least-squares fit would be something between, and neither answer."""
     first: dict[str, int] = {}
     for number, fact in enumerate(facts):

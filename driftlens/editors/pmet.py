@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from driftlens.editors.multilayer import MultiLayerEditor
+from driftlens.editors.multilayer import LeastSquaresEditor
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.rows import Place
@@ -27,7 +27,7 @@ from driftlens.models import LensModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PMET(MultiLayerEditor):
+class PMET(LeastSquaresEditor):
     """Settings of PMET; :meth:`edit`, :meth:`edit_many` and :meth:`edit_together` do the work, and :meth:`for_model`
     gives the paper's presets.
 

@@ -68,6 +68,14 @@ _PAPER: Mapping[str, Mapping[str, Preset]] = {
             settings=_layers(4, 8, second_moment_weight=200.0, **GPT, **NEAR), sadr_steps=30, gamma=4.0
         ),
     },
+    "AlphaEdit": {
+        "gpt2-xl": Preset(settings=_layers(13, 17, **GPT, **NEAR), gamma=1e-2),
+        "gpt-j-6b": Preset(settings=_layers(3, 8, **GPT, **NEAR), steps=25, gamma=5e-3),
+        "meta-llama-3-8b": Preset(settings=_layers(4, 8, lr=0.1, **GPT, **NEAR), steps=25, gamma=1e-2),
+        "smollm2-135m": Preset(
+            settings=_layers(4, 8, null_space_threshold=0.02, ridge=1.0, **GPT, **NEAR), sadr_steps=30, gamma=4.0
+        ),
+    },
     "PMET": {
         "gpt2-xl": Preset(settings=_layers(13, 17, second_moment_weight=20000.0, **GPT, **NEAR), gamma=1e-2),
         "gpt-j-6b": Preset(settings=_layers(3, 8, **GPT, **NEAR), sadr_steps=40, gamma=8e-2),
@@ -98,6 +106,12 @@ DEMO: Mapping[str, Preset] = {
     ),
     "MEMIT": Preset(
         settings=_layers(1, 3, second_moment_weight=100.0, clamp_norm_factor=1.5, **_SMALL),
+        steps=25,
+        sadr_steps=60,
+        gamma=2e-2,
+    ),
+    "AlphaEdit": Preset(
+        settings=_layers(1, 3, null_space_threshold=0.3, ridge=1.0, clamp_norm_factor=1.5, **_SMALL),
         steps=25,
         sadr_steps=60,
         gamma=2e-2,
@@ -191,6 +205,15 @@ def scaled_to(model: LensModel, layer: int) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def mean_square_key(model: LensModel, layer: int) -> float:
+    """The mean square of the entries of a layer's keys, over a sentence's tokens but the first."""
+    batch, _ = pad_rows(model, [list(model.encode("The name of the capital of the country is").ids)])
+    store: dict[str, torch.Tensor] = {}
+    model.run(batch, hooks=[(model.hook_name("mlp_post", layer), record(store, "key"))], stop=layer + 1)
+    return float(store["key"][0, 1:].float().square().mean())
+
+
 def second_moment_weight_for(d_mlp: int, n_layers: int) -> float:
     """λ for MEMIT and PMET such that ``n_layers`` layers together write :data:`WRITTEN` of what is missing.
 
@@ -223,6 +246,10 @@ def by_scale(model: LensModel, names: Collection[str], place: str) -> dict[str, 
         return {}
     if "second_moment_weight" in names:
         settings["second_moment_weight"] = second_moment_weight_for(model.d_mlp, len(settings.get("layers", (0,))))
+    if "null_space_threshold" in names:
+        # The mean square of a key's entries is the mean eigenvalue of C.
+        keys = mean_square_key(model, settings["layers"][-1])
+        settings |= {"null_space_threshold": keys, "ridge": 0.01 * keys * model.d_mlp}
     if place == "resid_post":
         # There the clamp counts in norms of the residual stream itself.
         settings["clamp_norm_factor"] = REACH

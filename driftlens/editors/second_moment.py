@@ -74,6 +74,28 @@ class SecondMoment:
             )
         return factor
 
+    @cached_property
+    def eigen(self) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
+        """Eigenvalues, ascending, and eigenvectors (columns) in float64; on the CPU where the device has no float64."""
+        matrix = (self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix).double()
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        return values, vectors
+
+    def in_null_space(self, keys: Float[Tensor, "n d_mlp"], threshold: float) -> Float[Tensor, "n d_mlp"]:
+        """P k for each row of ``keys``, in float64: what of it lies along eigenvectors below ``threshold``.
+
+        Raises:
+            DriftlensError: there is none.
+        """
+        values, vectors = self.eigen
+        free = vectors[:, values < threshold]
+        if not free.shape[1]:
+            raise DriftlensError(
+                f"no eigenvalue of the second moment is below null_space_threshold = {threshold}: the smallest is "
+                f"{float(values[0]):.3g}, their median {float(values.median()):.3g}; give a larger threshold"
+            )
+        return (keys.to(device=free.device, dtype=free.dtype) @ free) @ free.T
+
     def solve(self, keys: Float[Tensor, "n d_mlp"]) -> Float[Tensor, "n d_mlp"]:
         """C⁻¹ k for each row of ``keys``, in float64 on the factor's device."""
         rhs = keys.to(device=self.cholesky.device, dtype=torch.float64).T

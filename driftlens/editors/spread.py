@@ -5,8 +5,8 @@ with the updates of the ones below it in place:
 
 1. a fact's key is half the bare prompt's and half the mean of the contexts' (keys are the down-projection's inputs);
 2. its residual is its part of what is still missing, (z − the output now) / share, with the output of the bare prompt;
-3. ``W_out += left @ right`` with ``left = (λ C + K Kᵀ)⁻¹ K`` and ``right = Rᵀ``: the least-squares fit of the
-   residuals that leaves what C stands for as it is.
+3. ``W_out += left @ right`` with ``right = Rᵀ`` and the editor's ``left``, of MEMIT and PMET ``(λ C + K Kᵀ)⁻¹ K``: the
+   least-squares fit of the residuals that leaves what C stands for as it is.
 
 The solve is done in float64 with the kept Cholesky factor of C, one small system for each update:
 (λ C + K Kᵀ)⁻¹ K = C⁻¹K (λ I + Kᵀ C⁻¹ K)⁻¹, which for a single fact is C⁻¹k / (λ + kᵀ C⁻¹ k).  Updates of lower
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,6 @@ from torch import Tensor
 from driftlens.data import Fact
 from driftlens.editors.keys import subject_keys, subject_outputs
 from driftlens.editors.rows import Place
-from driftlens.editors.second_moment import SecondMoment
 from driftlens.edits import Edit, LowRankUpdate, edit_hooks, hooks_of
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook
@@ -33,6 +33,9 @@ from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 
 BARE = "{}"
+
+Factors: TypeAlias = Callable[[int, Sequence[Float[Tensor, "facts d_mlp"]]], Sequence[Float[Tensor, "d_mlp facts"]]]
+"""From a layer and the keys of each update, in float64, to each update's ``left``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,7 @@ def spread(
     site: Place,
     share: Callable[[int], float],
     contexts: Sequence[str],
-    moments: Mapping[int, SecondMoment],
-    weight: float,
+    factors: Factors,
     batch_size: int,
 ) -> list[SpreadUpdate]:
     """An update for each of ``groups``, of all its facts together; the groups know nothing of each other.
@@ -68,8 +70,7 @@ def spread(
         share: by what the residual is divided, given how many layers are left.
         contexts: templates with one ``{}`` for the prompt; the bare prompt is among the keys whether it is named or
             not.
-        moments: C by layer.
-        weight: λ.
+        factors: the solve of a layer.
         batch_size: facts in a pass.
     """
     facts = [fact for group in groups for fact in group]
@@ -99,11 +100,8 @@ def spread(
         keys = torch.stack([key for key, _ in found])
         missing = targets.double() - torch.stack([output for _, output in found]).double()
         residuals = missing / share(len(layers) - i)
-        solved = moments[layer].solve(keys).to(keys.device)
-        for number, (k, s, r) in enumerate(
-            zip(keys.split(sizes), solved.split(sizes), residuals.split(sizes), strict=True)
-        ):
-            left = least_squares_factor(k, s, weight)
+        lefts = factors(layer, keys.split(sizes))
+        for number, (left, r) in enumerate(zip(lefts, residuals.split(sizes), strict=True)):
             updates[number][layer] = LowRankUpdate(left=left.to(precision), right=r.to(precision))
         with model.exclusive():  # another thread's edit is in the weights only while it has the model
             W_out, bias = model.down_projection(layer)

@@ -97,6 +97,11 @@ class EditorOptions:
             raise DriftlensError(
                 f"--layers names {len(self.layers)} layers, but ROME edits one; give one, or --editor memit or pmet"
             )
+        if self.editor == "alphaedit" and self.second_moment_weight is not None:
+            raise DriftlensError(
+                "--second-moment-weight is MEMIT's and PMET's; leave it out with AlphaEdit, which writes where the second "
+                "moment is small"
+            )
         if self.editor == "rome" and self.second_moment_weight is not None:
             raise DriftlensError(
                 "--second-moment-weight is MEMIT's and PMET's; leave it out with ROME, where the second moment's scale "
@@ -147,7 +152,7 @@ def add_editor_options(
         dest="layers",
         type=layer_list,
         metavar="L",
-        help="layer to edit; with memit and pmet several, such as 3-8 or 3,4,5",
+        help="layer to edit; with memit, pmet and alphaedit several, such as 3-8 or 3,4,5",
     )
     group.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps")
     group.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate")

@@ -1,4 +1,4 @@
-"""AlphaEdit against its printed equation, solved densely in float64, and what a projection onto a null space must keep."""
+"""AlphaEdit against its printed equation, solved densely in float64, and what a projection must keep."""
 
 import math
 from typing import Any
@@ -120,7 +120,7 @@ def test_a_sequence_solves_the_equation_with_the_earlier_keys(exact_model: LensM
     assert third.edit.provenance["model_hash"] == before
 
 
-def test_earlier_keys_keep_their_values_better_than_with_no_K_p(exact_model: LensModel):
+def test_earlier_keys_keep_their_values_better_than_without_them(exact_model: LensModel):
     """The second of two facts whose keys are alike disturbs the first one's value."""
     editor = alphaedit(exact_model, layers=(1,), ridge=1e-6, second_moment={1: 1e-3 * moments(exact_model)[1]})
     like = Fact(subject="Danielle Darrieux", prompt="{} plays the", target_true="guitar", target_new="metal")
@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(lens_model: LensModel):
             AlphaEdit(layers=(0,), **{name: 0.0})
     unit = {layer: torch.eye(lens_model.d_mlp) for layer in (0, 1)}
     editor = alphaedit(lens_model, second_moment=unit)
-    with pytest.raises(DriftlensError, match="no eigenvalue of the second moment is below null_space_threshold = 0.02"):
+    with pytest.raises(DriftlensError, match=r"no eigenvalue .* is below null_space_threshold = 0\.02"):
         editor.edit(lens_model, FIRST)
     free = alphaedit(lens_model, second_moment=unit, null_space_threshold=2.0)
     one = alphaedit(lens_model, second_moment=unit, null_space_threshold=2.0, layers=(1,)).edit(lens_model, FIRST)

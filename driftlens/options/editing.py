@@ -99,8 +99,8 @@ class EditorOptions:
             )
         if self.editor == "alphaedit" and self.second_moment_weight is not None:
             raise DriftlensError(
-                "--second-moment-weight is MEMIT's and PMET's; leave it out with AlphaEdit, which writes where the second "
-                "moment is small"
+                "--second-moment-weight is MEMIT's and PMET's; leave it out with AlphaEdit, which writes "
+                "where the second moment is small"
             )
         if self.editor == "rome" and self.second_moment_weight is not None:
             raise DriftlensError(

@@ -54,15 +54,15 @@ def page(models: Sequence[Model], *, beside: Path) -> str:
             raise DriftlensError(
                 f"{model.folder} holds no figure or table; give a folder that `python -m experiments.all --out` wrote"
             )
+    labels = [model.label for model in models]
     claims: list[str] = []
     sections: list[str] = []
     for name in ARTIFACTS:
         found = {model.label: manifest for model in models if (manifest := model.manifest(name)) is not None}
         if found:
             links = {model.label: _link(model, name, beside) for model in models if model.label in found}
-            claims += _claims(found, [model.label for model in models], links)
-            sections += _numbers(found, [model.label for model in models])
-    labels = [model.label for model in models]
+            claims += _claims(found, labels, links)
+            sections += _numbers(found, labels)
     header = [f"| | claim of the paper | {' | '.join(labels)} |", f"| --- | --- |{' --- |' * len(labels)}"]
     return "\n".join([*_head(models), *header, *claims, "", "# In numbers", "", *sections]).rstrip() + "\n"
 
@@ -71,10 +71,10 @@ def _head(models: Sequence[Model]) -> list[str]:
     rows: list[str] = []
     for model in models:
         manifest = next(found for name in ARTIFACTS if (found := model.manifest(name)) is not None)
-        about = manifest["configuration"]
-        dtype = about.get("dtype", "")
+        told = manifest["configuration"]
+        dtype = told.get("dtype", "")
         rows.append(
-            f"- **{model.label}**: `{about.get('model', model.label)}`, {dtype}, records of `{about.get('data')}`."
+            f"- **{model.label}**: `{told.get('model', model.label)}`, {dtype}, records of `{told.get('data')}`."
         )
     about = (
         "Made by `python -m experiments.evidence` from the manifests of the experiments. Each answer links to the "

@@ -560,7 +560,7 @@ def test_mistakes_are_one_line(demo_model: Any, record: Any):
     with pytest.raises(DriftlensError, match="holds 0 places"):
         clinic(demo_model, subject="Ann", prompt="lives in", new="Rome")
     with pytest.raises(DriftlensError, match="unknown editor"):
-        clinic(demo_model, record.fact, editor="alphaedit")
+        clinic(demo_model, record.fact, editor="no-such-editor")
     with pytest.raises(DriftlensError, match="reads at most 128"):
         clinic(demo_model, subject="Ann", prompt="{} " + "lives " * 200, new="Rome", true="Paris")
 

@@ -99,7 +99,8 @@ def test_fact_from_text_refuses_an_empty_subject():
         Fact.from_text("It is in", subject=" ", target_true="Paris", target_new="Rome")
 
 
-texts = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("{}aA é中🙂")), max_size=12)
+characters = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("{}aA é中🙂"))
+texts = st.text(alphabet=characters, max_size=12)
 
 
 @given(before=texts, subject=texts, after=texts)

@@ -23,6 +23,7 @@ __all__ = [
     "alone",
     "configured",
     "drawn",
+    "gammas",
     "restrained",
     "runs_of",
     "specificity",
@@ -34,6 +35,11 @@ GAMMAS = (5e-3, 2e-2, 4e-2, 8e-2)
 SUCCESS = ("ES", "PS")
 SPECIFICITY = ("NS", "RS", "DNS")
 """What 6.1 averages."""
+
+
+def gammas(study: Study) -> tuple[float, ...]:
+    """The γ that Table 10 and Figure 6 compare: those of `--gammas`, else the paper's."""
+    return study.options.gammas or GAMMAS
 
 
 def alone(study: Study, **changes: Any) -> Setting:

@@ -19,6 +19,10 @@ __all__ = ["Make", "OtherDataNeededError", "Recipe", "command", "configuration_o
 Make = Callable[[Study], Artifact]
 
 
+COMPARE_GAMMAS = {"figure6", "figure7", "table10"}
+"""Artifacts that take `--gammas` for themselves; for all others they are what `--tune` tries."""
+
+
 class OtherDataNeededError(DriftlensError):
     """An artifact needs other data than were given: alone a mistake, among all artifacts no failure."""
 
@@ -45,6 +49,8 @@ def command(
     def main(argv: Sequence[str] | None = None) -> int:
         options = read_options(argv, prog=f"python -m experiments.{name}", description=(doc or "").strip())
         errors = standard_error()
+        if options.gammas and options.tune is None and not COMPARE_GAMMAS.intersection(artifacts):
+            raise DriftlensError("--gammas names what --tune tries; give --tune with a number of records, too")
         # The folder is tried before hours of work, not after.
         with output_folder(options.out, names_of(artifacts)), open_study(options, errors) as study:
             for artifact, make in artifacts.items():

@@ -7,6 +7,7 @@ Edit Success is the mean of ES and PS, Specificity that of NS, RS and DNS.  --ed
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,6 @@ import pandas as pd
 from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
-from experiments.ablations import GAMMAS
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import Run, Setting
 from experiments.command import Recipe, command
@@ -37,7 +37,7 @@ def settings(study: Study) -> dict[str, Setting]:
         **{
             f"{heads} heads, γ = {gamma:g}": ablations.restrained(study, gamma, heads=heads)
             for heads in HEADS
-            for gamma in GAMMAS
+            for gamma in ablations.gammas(study)
         },
     }
 
@@ -45,7 +45,8 @@ def settings(study: Study) -> dict[str, Setting]:
 def figure6(study: Study) -> Artifact:
     """Edit Success and Specificity over γ."""
     runs = ablations.runs_of(study, settings(study))
-    points = _points(runs)
+    compared = ablations.gammas(study)
+    points = _points(runs, compared)
     about = ablations.about(study, runs)
     plain = runs[study.editor_name]
     return Artifact(
@@ -68,17 +69,17 @@ def figure6(study: Study) -> Artifact:
                    here=number(_value(points, measure, heads, gamma), 1))
             for measure in MEASURES
             for heads in HEADS
-            for gamma in GAMMAS
+            for gamma in compared
         ],
-        claims=[_claim(runs, measure, study.options.seed) for measure in MEASURES],
+        claims=[_claim(runs, measure, compared, study.options.seed) for measure in MEASURES],
     )  # fmt: skip
 
 
-def _points(runs: dict[str, Run]) -> pd.DataFrame:
+def _points(runs: dict[str, Run], gammas: Sequence[float]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for measure, of in MEASURES.items():
         for heads in HEADS:
-            for gamma in GAMMAS:
+            for gamma in gammas:
                 run = runs[f"{heads} heads, γ = {gamma:g}"]
                 scores = run.scores["value"][["ES", "PS", "NS", "RS", "DNS"]]
                 text = f"γ = {gamma:g}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
@@ -91,13 +92,13 @@ def _value(points: pd.DataFrame, measure: str, heads: str, gamma: float) -> floa
     return float(row["y"].iloc[0])
 
 
-def _claim(runs: dict[str, Run], measure: str, seed: int) -> Claim:
+def _claim(runs: dict[str, Run], measure: str, gammas: Sequence[float], seed: int) -> Claim:
     """At how many γ the selected heads are ahead for sure, record by record."""
     claim = f"Restraining the selected heads outperforms restraining all heads on {measure}, whatever γ."
-    pairs = [[runs[f"{heads} heads, γ = {gamma:g}"] for heads in ("all", "selected")] for gamma in GAMMAS]
+    pairs = [[runs[f"{heads} heads, γ = {gamma:g}"] for heads in ("all", "selected")] for gamma in gammas]
     found = [mean_difference(*pair, PARTS[measure], seed=seed) for pair in pairs]
     leads = [lead for lead in found if lead is not None]
-    if len(leads) < len(GAMMAS):
+    if len(leads) < len(gammas):
         return Claim(claim=claim, answer="cannot be told", because=f"The data lacks a part of {measure}.")
     sure = sum(lead.low > 0 for lead in leads)
     answer: Answer = "weakly" if sure > len(leads) / 2 else "no"
@@ -107,7 +108,7 @@ def _claim(runs: dict[str, Run], measure: str, seed: int) -> Claim:
         claim=claim,
         answer=answer,
         because=f"Selected less all on the same prompts: {', '.join(map(str, leads))} points for γ = "
-        f"{', '.join(f'{gamma:g}' for gamma in GAMMAS)}.",
+        f"{', '.join(f'{gamma:g}' for gamma in gammas)}.",
     )
 
 

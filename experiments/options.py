@@ -80,7 +80,14 @@ def _parser(prog: str, description: str) -> Parser:
     tuning.add_argument(
         "--lrs", type=number_list, default=default.lrs, metavar="X,X", help="the learning rates that --tune tries"
     )
-    tuning.add_argument("--gammas", type=number_list, default=default.gammas, metavar="G,G", help="and the γ")
+    tuning.add_argument(
+        "--gammas",
+        type=number_list,
+        default=default.gammas,
+        metavar="G,G",
+        help="and the γ; also those that Figures 6 and 7 and Table 10 compare, with or without --tune "
+        "(default: the paper's)",
+    )
 
     add_editor_options(parser, seed="of the editor's context prefixes and of bootstrap intervals")
 

@@ -1,7 +1,7 @@
 """Table 10: the influence of SADR's weight γ (paper, E.5).
 
-The paper's four values with --editor (default rome), on 40 records (the paper: 500).  Runs are shared
-with Table 3 and Figures 6 and 7.
+The paper's four values, or those of --gammas, with --editor (default rome), on 40 records (the paper: 500).  Runs are
+shared with Table 3 and Figures 6 and 7.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import pandas as pd
 from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from experiments import ablations
-from experiments.ablations import GAMMAS
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import NONE, Run, Setting
 from experiments.command import Recipe, command
@@ -34,7 +33,7 @@ def settings(study: Study) -> dict[str, Setting]:
     return {
         "None": NONE,
         study.editor_name: ablations.alone(study),
-        **{f"γ = {gamma:g}": ablations.restrained(study, gamma) for gamma in GAMMAS},
+        **{f"γ = {gamma:g}": ablations.restrained(study, gamma) for gamma in ablations.gammas(study)},
     }
 
 
@@ -79,7 +78,8 @@ def _paper(name: str) -> Row:
 
 
 def _claims(rows: dict[str, Run], study: Study) -> list[Claim]:
-    names = [f"γ = {gamma:g}" for gamma in GAMMAS]
+    compared = ablations.gammas(study)
+    names = [f"γ = {gamma:g}" for gamma in compared]
     first, last = rows[names[0]], rows[names[-1]]
     claims: list[Claim] = []
     for score in ("RS", "DNS"):
@@ -92,7 +92,7 @@ def _claims(rows: dict[str, Run], study: Study) -> list[Claim]:
             Claim(
                 claim=f"A larger γ improves {score} slightly.",
                 answer=answer,
-                because=f"{values} for γ = {', '.join(f'{gamma:g}' for gamma in GAMMAS)}; last less first {gain}.",
+                because=f"{values} for γ = {', '.join(f'{gamma:g}' for gamma in compared)}; last less first {gain}.",
             )
         )
     spread = {
@@ -109,7 +109,7 @@ def _claims(rows: dict[str, Run], study: Study) -> list[Claim]:
         Claim(
             claim="Other scores hardly change with γ, so the method is not sensitive to it.",
             answer=answer,
-            because=f"Over γ from {GAMMAS[0]:g} to {GAMMAS[-1]:g} they range: {', '.join(texts) or '–'} points.",
+            because=f"Over γ from {compared[0]:g} to {compared[-1]:g} they range: {', '.join(texts) or '–'} points.",
         )
     )
     return claims

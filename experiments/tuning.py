@@ -69,8 +69,8 @@ def tuned(study: Study, editor: str) -> Tuned:
     """The choice for an editor, made once; an empty one without `--tune`."""
     options = study.options
     if options.tune is None:
-        if options.lrs or options.gammas:
-            raise DriftlensError("--lrs and --gammas name what --tune tries; give --tune with a number of records, too")
+        if options.lrs:
+            raise DriftlensError("--lrs names what --tune tries; give --tune with a number of records, too")
         return Tuned()
     key = f"tuned {editor}"
     if key not in study.measured:

@@ -1,23 +1,27 @@
 """`driftlens evaluate` from end to end on a tiny model, and every mistake as one line."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import BRIDGE
 from test_trace_command import RECORDS, corpus  # noqa: F401 (a fixture)
 
-from driftlens import ROME, Fact
+from driftlens import ROME, Fact, evaluate, load_model
 from driftlens.commands import cli
 from driftlens.commands.evaluate import main
 from driftlens.commands.evaluate_options import choose_records, read_options
 from driftlens.commands.evaluate_progress import duration
+from driftlens.commands.evaluate_report import scores_beside
 from driftlens.data import load_records
 from driftlens.options.program import run_command
+from driftlens.runs import BenchmarkResult
 
 FILES = {"scores.csv", "scores.parquet", "nlls.parquet", "records.parquet", "generations.parquet", "problems.parquet"}
 
@@ -92,11 +96,11 @@ def test_a_run_is_tried_interrupted_and_ended(
     assert calls == ["Nissan Laurel"]
     told = capsys.readouterr().out
     assert "ROME, 3 records" in told
-    # Each score says what it counts.
-    assert re.search(r"^ES .* 1 +rewrite: P\(new\) > P\(true\), % *$", told, re.MULTILINE)
-    assert re.search(r"^EM .* 1 +rewrite: P\(new\), % *$", told, re.MULTILINE)
+    # Each score has its name and says what it counts.
+    assert re.search(r"^ES +Efficacy Score .* 1 +P\(new\) > P\(true\), % *$", told, re.MULTILINE)
+    assert re.search(r"^EM +Efficacy Magnitude .* 1 +P\(new\), % *$", told, re.MULTILINE)
     assert "wrote out: scores.csv" in told
-    assert {path.name for path in Path("out").iterdir()} == FILES | {".lock", "manifest.json", "shards"}
+    assert {path.name for path in Path("out").iterdir()} == FILES | {".lock", "manifest.json", "shards", "unedited"}
     scores = pd.read_csv("out/scores.csv").set_index("score")
     nlls = pd.read_parquet("out/nlls.parquet")
     assert scores.loc["ES", "n"] == (nlls["task"] == "rewrite").sum() == 1
@@ -124,6 +128,60 @@ def test_the_vanilla_model_and_chosen_tasks(
     assert "no editor, 2 records" in told.out
     assert "PPL" in told.out
     assert set(pd.read_parquet("vanilla/nlls.parquet")["task"]) == {"relation"}
+
+
+@needs_names
+@pytest.mark.parametrize("width", [80, 120])
+def test_scores_stand_beside_those_of_the_unedited_model(
+    arguments: Any, width: int, checkpoints: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Against the unedited model's own NLLs, averaged by hand over the prompts of the same records."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(arguments("--no-generate", "--tasks", "rewrite,relation,neighborhood")) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^score +edited +95 % interval +unedited +n", told, re.MULTILINE)
+    records = load_records("records.json")
+    nlls = evaluate(load_model(str(checkpoints("gpt2")), device="cpu"), records, None)
+    edited = pd.read_parquet("out/nlls.parquet")
+    scores = pd.read_csv("out/scores.csv").set_index("score")
+    for score, name, task, column in (
+        ("EM", "Efficacy Magnitude", "rewrite", "nll_new"),
+        ("NM", "Neighborhood Magnitude", "neighborhood", "nll_true"),
+        ("RM", "Relation Magnitude", "relation", "nll_true"),
+    ):
+        before, after = (
+            float(100 * np.exp(-table.loc[table["task"] == task, column]).mean()) for table in (nlls, edited)
+        )
+        line = next(line for line in told.splitlines() if line.startswith(f"{score} "))
+        assert re.match(rf"{score} +{name} +{after:.2f} .* {before:.2f} ", line), line
+        assert scores.loc[score, "unedited"] == pytest.approx(before, rel=1e-4)  # batches of other rows
+    assert all(len(line) <= width for line in told.splitlines() if not line.startswith("wrote"))
+
+    # The same command again measures nothing, and says the same.
+    monkeypatch.setattr("driftlens.runs.work.Work.__call__", None)
+    assert main(arguments("--no-generate", "--tasks", "rewrite,relation,neighborhood")) == 0
+    assert capsys.readouterr().out == told
+
+
+def test_the_unedited_model_is_scored_on_what_the_edited_one_is_scored_on():
+    """A record that could not be edited, and a prompt that could not be measured, count for neither."""
+
+    def result(rows: list[tuple[int, str, int, float, float]], problems: list[str]) -> BenchmarkResult:
+        table = pd.DataFrame(rows, columns=["record", "task", "prompt_index", "nll_true", "nll_new"])
+        records = pd.DataFrame({"record": range(len(problems)), "problem": problems, "fluency": [500.0, 300.0]})
+        records = records.assign(reference=math.nan, perplexity=math.nan)
+        return BenchmarkResult(nlls=table, records=records, generations=records[[]], problems=records[[]], manifest={})
+
+    nan = math.nan
+    edited = result(
+        [(0, "rewrite", 0, 3.0, 1.0), (0, "relation", 0, nan, 1.0), (0, "relation", 1, 1.0, 2.0)], ["", "no"]
+    )
+    before = [(0, "rewrite", 0, 1.0, 3.0), (0, "relation", 0, 1.0, 2.0), (0, "relation", 1, 2.0, 1.0)]
+    unedited = result([*before, (1, "rewrite", 0, 3.0, 1.0)], ["", ""])
+    scores = scores_beside(edited, unedited)
+    assert scores.loc[["ES", "RS", "FL"], ["value", "unedited"]].to_numpy().tolist() == [
+        [100.0, 0.0], [100.0, 0.0], [400.0, 500.0],
+    ]  # fmt: skip
 
 
 @needs_names

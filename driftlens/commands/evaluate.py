@@ -3,15 +3,19 @@
 1. Everything that can be wrong without a model is looked at first: options, data, texts, the output folder.
 2. The run itself is `driftlens.runs.benchmark`, or `cluster_benchmark` with workers; both keep what is done, so that
    the same command goes on after any interruption.
-3. In the end the scores are printed, and scores and tables written beside the shards.
+3. The unedited model is measured on the same records, in the folder `unedited` there.
+4. In the end the scores are printed beside the unedited model's, and scores and tables written beside the shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from driftlens.commands.evaluate_options import EvaluateOptions, choose_records, read_options
 from driftlens.commands.fetch import fetch_first
@@ -20,6 +24,8 @@ from driftlens.files import output_folder, path_of, require_apart, write_togethe
 from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from driftlens.commands.evaluate_progress import Shown
     from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
@@ -35,8 +41,8 @@ _NAMES = (
     *(f"{name}.parquet" for name in ("scores", "nlls", "records", "generations", "problems")),
 )
 
-_WIDE = 110
-"""Columns of a terminal that has room for what each score counts."""
+_UNEDITED = "unedited"
+"""The folder of the unedited model's run, in the run's own."""
 _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
@@ -111,12 +117,13 @@ def _run(
     options: EvaluateOptions, records: Sequence[Record], measures: Measures, corpus: Corpus | None, errors: Terminal
 ) -> int:
     from driftlens.commands.evaluate_progress import shown_progress
+    from driftlens.commands.evaluate_report import report, scores_beside
     from driftlens.display.terminal import standard_output
 
     with output_folder(options.out, _NAMES) as folder:
         with shown_progress(errors, len(records)) as shown:
             try:
-                result = _result(options, records, measures, corpus, folder, shown)
+                result, unedited = _results(options, records, measures, corpus, folder, shown)
             except KeyboardInterrupt:
                 shown.close()
                 errors.print(
@@ -124,43 +131,25 @@ def _run(
                     "the same command again to go on there",
                 )
                 return _INTERRUPTED
-        written = write_together(folder, _files(result))
-        _report(result, folder, [path.name for path in written], standard_output())
+        scores = scores_beside(result, unedited)
+        written = write_together(folder, _files(result, scores))
+        report(result, scores, folder, [path.name for path in written], standard_output())
     return 0
 
 
-def _result(
+def _results(
     options: EvaluateOptions,
     records: Sequence[Record],
     measures: Measures,
     corpus: Corpus | None,
     folder: Path,
     shown: Shown,
-) -> BenchmarkResult:
-    from driftlens.runs import Recipe, benchmark, cluster_benchmark
+) -> tuple[BenchmarkResult, BenchmarkResult | None]:
+    """The run, and beside it the unedited model's, where there is an editor."""
+    from driftlens.runs import benchmark
 
     if options.spread:
-        recipe = Recipe(
-            model=options.model,
-            editor=partial(editor_for, options=options, corpus=corpus),
-            measures=measures,
-            device=options.device,
-            dtype=options.dtype,
-            chat=options.chat,
-            system=options.system,
-            edit_batch=options.edit_batch,
-            batch_size=options.batch_size,
-        )
-        shown.stage("start workers")
-        return cluster_benchmark(
-            recipe,
-            records,
-            folder,
-            workers=options.workers,
-            address=options.address,
-            shard_size=options.shard_size,
-            on_progress=shown.update,
-        )
+        return _spread(options, records, measures, corpus, folder, shown)
     from driftlens.models import load_model
 
     shown.stage("load model")
@@ -169,11 +158,10 @@ def _result(
     )
     shown.stage("second moments")
     editor = editor_for(model, options=options, corpus=corpus, shown=shown)
-    return benchmark(
+    measured = partial(
+        benchmark,
         model,
         records,
-        editor,
-        folder,
         tasks=measures.tasks,
         generate=measures.generate,
         perplexity_texts=measures.perplexity_texts,
@@ -182,69 +170,70 @@ def _result(
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         seed=measures.seed,
-        on_progress=shown.update,
     )
+    result = measured(editor, folder, on_progress=shown.update)
+    if editor is None:
+        return result, None
+    with _said_once():
+        return result, measured(None, folder / _UNEDITED, on_progress=shown.unedited)
 
 
-def _files(result: BenchmarkResult) -> dict[str, bytes]:
+def _spread(
+    options: EvaluateOptions,
+    records: Sequence[Record],
+    measures: Measures,
+    corpus: Corpus | None,
+    folder: Path,
+    shown: Shown,
+) -> tuple[BenchmarkResult, BenchmarkResult | None]:
+    """As :func:`_results`, over Ray's workers."""
+    from driftlens.runs import Recipe, cluster_benchmark
+
+    recipe = Recipe(
+        model=options.model,
+        editor=partial(editor_for, options=options, corpus=corpus),
+        measures=measures,
+        device=options.device,
+        dtype=options.dtype,
+        chat=options.chat,
+        system=options.system,
+        edit_batch=options.edit_batch,
+        batch_size=options.batch_size,
+    )
+    measured = partial(
+        cluster_benchmark,
+        records=records,
+        workers=options.workers,
+        address=options.address,
+        shard_size=options.shard_size,
+    )
+    shown.stage("start workers")
+    result = measured(recipe, folder=folder, on_progress=shown.update)
+    if options.editor == "none":
+        return result, None
+    with _said_once():
+        without = replace(recipe, editor=None)
+        return result, measured(without, folder=folder / _UNEDITED, on_progress=shown.unedited)
+
+
+@contextmanager
+def _said_once() -> Generator[None]:
+    """A prompt that cannot be measured is told of the edited model's run; it is the same one in the unedited's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*could not be measured", category=RuntimeWarning)
+        yield
+
+
+def _files(result: BenchmarkResult, scores: pd.DataFrame) -> dict[str, bytes]:
     from driftlens.display.spreadsheet import csv_bytes
 
-    scores = result.scores.rename_axis("score").reset_index()
+    listed = scores.rename_axis("score").reset_index()
     tables = {
-        "scores": scores,
+        "scores": listed,
         "nlls": result.nlls,
         "records": result.records,
         "generations": result.generations,
         "problems": result.problems,
     }
     files = {f"{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()}
-    return {"scores.csv": csv_bytes(scores), **files}
-
-
-def _report(result: BenchmarkResult, folder: Path, names: Sequence[str], console: Terminal) -> None:
-    from rich.table import Table
-
-    counts = sum(1 for problem in result.records["problem"] if problem)
-    about: dict[str, Any] = result.manifest["configuration"]
-    editor = about["editor"]
-    title = f"{'no editor' if editor is None else editor['name']}, {len(result.records):,} records"
-    title += f", {counts:,} of them without an edit" if counts else ""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("score")
-    for name in ("value", "95 % interval", "of resampled records", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    told = console.width >= _WIDE
-    if told:
-        table.add_column("of", overflow="fold")
-    rows: Any = result.scores.loc[result.scores["n"] > 0].itertuples()
-    for row in rows:
-        value = "–" if row.value != row.value else f"{row.value:.2f}"
-        intervals = [_interval(row.low, row.high), _interval(row.cluster_low, row.cluster_high)]
-        meaning = [_meaning(str(row.Index))] if told else []
-        table.add_row(str(row.Index), value, *intervals, f"{int(row.n):,}", *meaning)
-    console.print(table)
-    console.print()
-    console.print(f"wrote {folder}: {', '.join(names)}, manifest.json", soft_wrap=True)
-
-
-def _meaning(score: str) -> str:
-    """What is counted, in a few words; `docs/metrics.md` has all of it."""
-    from driftlens.evaluation.scores import AVERAGED, MAGNITUDES, SCORES
-
-    others = {
-        "Avg.S": f"harmonic mean of {', '.join(AVERAGED)}",
-        "FL": "fluency: entropy of the words generated",
-        "REF": "generated texts' likeness to texts about the new object, %",
-        "PPL": "perplexity of ordinary texts",
-    }
-    if score in others:
-        return others[score]
-    of = {magnitude: name for name, magnitude in MAGNITUDES.items()}.get(score, score)
-    task, likelier = SCORES[of]
-    other = "true" if likelier == "new" else "new"
-    counted = f"P({likelier})" if of != score else f"P({likelier}) > P({other})"
-    return f"{task}: {counted}, %"
-
-
-def _interval(low: float, high: float) -> str:
-    return "–" if low != low else f"{low:.2f} – {high:.2f}"
+    return {"scores.csv": csv_bytes(listed), **files}

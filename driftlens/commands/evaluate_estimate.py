@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,6 +68,8 @@ def estimate(
         alone = _memory(model)
         start = time.perf_counter()
         tables = work(few)
+        if editor is not None:  # the unedited model is measured on the same records
+            replace(work, editor=None)(few)
         each, together = (time.perf_counter() - start) / len(few), _memory(model)
     batch = min(options.edit_batch, options.shard_size, len(records))
     growth = (together - alone) / (len(few) - 1) if len(few) > 1 else 0.0

@@ -79,6 +79,11 @@ class Shown:
             told = f"{self.done:,} of {self.total:,} records  {self._left()}  {self._scores}"
             self.errors.print(" ".join(told.split()))
 
+    def unedited(self, progress: Progress) -> None:
+        """What the unedited model's run tells, after the edited models'."""
+        if progress.stage:
+            self.stage(f"unedited model, {progress.done:,} of {progress.total:,} records, {progress.stage}")
+
     def close(self) -> None:
         """No more live line."""
         self.bars.stop()

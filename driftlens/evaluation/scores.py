@@ -57,6 +57,28 @@ MAGNITUDES = {"ES": "EM", "PS": "PM", "NS": "NM", "RS": "RM", "DNS": "DNM"}
 ORDER = ("ES", "EM", "PS", "PM", "NS", "NM", "RS", "RM", "DNS", "DNM", "RES", "OS", "DOS", "Avg.S")
 WITHOUT_NAME = ("AS", "DRS")
 OF_RECORDS = {"FL": "fluency", "REF": "reference", "PPL": "perplexity"}
+NAMES = {
+    # As the paper spells them out (2.1, 5.1, E.1); AS and DRS are not in it.
+    "ES": "Efficacy Score",
+    "EM": "Efficacy Magnitude",
+    "PS": "Paraphrase Score",
+    "PM": "Paraphrase Magnitude",
+    "NS": "Neighborhood Score",
+    "NM": "Neighborhood Magnitude",
+    "RS": "Relation Score",
+    "RM": "Relation Magnitude",
+    "DNS": "Distract Neighborhood Score",
+    "DNM": "Distract Neighborhood Magnitude",
+    "RES": "Reasoning Score",
+    "OS": "Other Task Score",
+    "DOS": "Distracted Other Task Score",
+    "Avg.S": "harmonic mean of ES, PS, NS, RS, DNS",
+    "AS": "Alias Score",
+    "DRS": "Distract Relation Score",
+    "FL": "Fluency",
+    "REF": "Reference Score",
+    "PPL": "Perplexity",
+}
 AVERAGED = ("ES", "PS", "NS", "RS", "DNS")
 
 

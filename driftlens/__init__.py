@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import MEMIT, PMET, ROME, SADR, AlphaEdit, GuardedSADR
+    from driftlens.editors import MEMIT, MEND, PMET, ROME, SADR, AlphaEdit, GuardedSADR, train_mend
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
@@ -39,6 +39,7 @@ _HOMES = {
     "JointEditResult": "driftlens.edits",
     "LensModel": "driftlens.models",
     "MEMIT": "driftlens.editors",
+    "MEND": "driftlens.editors",
     "PMET": "driftlens.editors",
     "ROME": "driftlens.editors",
     "Record": "driftlens.data",
@@ -58,10 +59,12 @@ _HOMES = {
     "register_editor": "driftlens.registry",
     "register_family": "driftlens.models",
     "summarize": "driftlens.evaluation",
+    "train_mend": "driftlens.editors",
 }
 
 __all__ = [
     "MEMIT",
+    "MEND",
     "PMET",
     "ROME",
     "SADR",
@@ -90,6 +93,7 @@ __all__ = [
     "register_editor",
     "register_family",
     "summarize",
+    "train_mend",
 ]
 
 

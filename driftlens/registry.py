@@ -77,6 +77,7 @@ EDITORS: Registry[Any] = Registry(
         "memit": "driftlens.editors.memit:MEMIT",
         "pmet": "driftlens.editors.pmet:PMET",
         "alphaedit": "driftlens.editors.alphaedit:AlphaEdit",
+        "mend": "driftlens.editors.mend:MEND",
     },
 )
 """Editors by name; `register_editor` adds to them, and so do entry points in the group `driftlens.editors`."""

@@ -218,9 +218,9 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
     if setting.sadr and setting.gamma is None:
         chosen = replace(chosen, gamma=options.gamma)
     editor = make_editor(study.model, chosen)
-    if editor.edited_layers[-1] >= study.model.n_layers - 1:
+    if editor.restrained_above >= study.model.n_layers - 1:
         raise DriftlensError(
-            f"layer {editor.edited_layers[-1]} leaves no attention above the edit; {study.model.name} has layers 0 to "
+            f"layer {editor.restrained_above} leaves no attention above the edit; {study.model.name} has layers 0 to "
             f"{study.model.n_layers - 1}, so choose --layers below the last"
         )
     # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.

@@ -96,13 +96,17 @@ class Study:
         """The editor with the model's preset, what the options change, and its second moments."""
         model = self.model
         editor = make_editor(model, self.options)
-        if editor.edited_layers[-1] >= model.n_layers - 1:
+        if editor.restrained_above >= model.n_layers - 1:
             raise DriftlensError(
-                f"layer {editor.edited_layers[-1]} leaves no attention above the edit; {model.name} has layers 0 to "
+                f"layer {editor.restrained_above} leaves no attention above the edit; {model.name} has layers 0 to "
                 f"{model.n_layers - 1}, so choose --layers from 0 to {model.n_layers - 2}"
             )
         corpus = choose_corpus(
-            self.options.model, self.options.corpus, self.all_records, given=self.options.second_moment
+            self.options.model,
+            self.options.corpus,
+            self.all_records,
+            given=self.options.second_moment,
+            editor=self.options.editor,
         )
         with self.shown("second moment, texts") as done:
             return with_second_moments(model, editor, corpus, on_texts=lambda n: done(n, None))

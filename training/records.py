@@ -39,7 +39,7 @@ def benchmark_records(world: World) -> list[Json]:
     facts = [fact for held in by_relation for fact in rng.sample(held, min(PER_RELATION, len(held)))]
     rng.shuffle(facts)
     return [
-        {**_record(world, fact, rng), "split": "validation" if number < VALIDATION else "test"}
+        {**record(world, fact, rng), "split": "validation" if number < VALIDATION else "test"}
         for number, fact in enumerate(facts)
     ]
 
@@ -51,7 +51,8 @@ def write_records(records: Sequence[Json], path: Path) -> None:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def _record(world: World, fact: WorldFact, rng: random.Random) -> Json:
+def record(world: World, fact: WorldFact, rng: random.Random) -> Json:
+    """The record that edits a fact; neighbours and relations are other facts of the same world."""
     name = fact.subject.name
     # An edit made where the subject stands inside a sentence hardly reaches it at a sentence's start: the keys there
     # have little in common (see the model card). So the edit's own prompt begins with the subject.

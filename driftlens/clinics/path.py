@@ -90,11 +90,13 @@ def take_moments(model: LensModel, editor: Editor) -> Editor:
 
 
 def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None) -> tuple[float, ...]:
-    """0 and the weights to try, ascending.
+    """0 and the weights to try, ascending: those given, those that the editor has, or five around its preset.
 
     Raises:
         DriftlensError: a weight that is no number above 0.
     """
+    if gammas is None and (known := editor.gammas(model)) is not None:
+        return (0.0, *known)
     if gammas is None:
         centre = sadr_gamma(model, editor.presets)
         return (0.0, *(float(f"{centre * factor:.6g}") for factor in FACTORS))

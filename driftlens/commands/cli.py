@@ -25,6 +25,7 @@ _COMMANDS = {
     "fetch": "bring a real model to this machine, for later use without a network",
     "profile": "measure where time and memory go on this machine, and estimate a full run",
     "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",
+    "train-mend": "train the hypernetwork that the editor MEND edits with",
 }
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in _COMMANDS:
         raise unknown_name("command", name, _COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(f"driftlens.commands.{name}").main
+    command: Callable[[Sequence[str]], int] = import_module(f"driftlens.commands.{name.replace('-', '_')}").main
     return command(rest)
 
 

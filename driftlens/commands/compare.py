@@ -198,7 +198,9 @@ def _edits(
     if side.editor is None or side.editor.editor == "none":
         return [None] * len(records)
     editor = make_editor(model, side.editor)
-    corpus = choose_corpus(options.model, side.editor.corpus, data, given=side.editor.second_moment)
+    corpus = choose_corpus(
+        options.model, side.editor.corpus, data, given=side.editor.second_moment, editor=side.editor.editor
+    )
     task = progress.add_task("second moments", total=None)
     editor = with_second_moments(model, editor, corpus, on_texts=lambda n: progress.update(task, completed=n))
     progress.remove_task(task)

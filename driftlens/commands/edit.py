@@ -133,7 +133,7 @@ def _visit(
 
 
 def _corpus(options: EditOptions, records: Sequence[Record], errors: Terminal) -> Corpus | None:
-    corpus = choose_corpus(options.model, options.corpus, records, given=options.second_moment)
+    corpus = choose_corpus(options.model, options.corpus, records, given=options.second_moment, editor=options.editor)
     if corpus is not None and options.corpus is None:
         count = len(true_texts(records))
         errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = (
         None
         if options.editor == "none"
-        else choose_corpus(options.model, options.corpus, data, given=options.second_moment)
+        else choose_corpus(options.model, options.corpus, data, given=options.second_moment, editor=options.editor)
     )
 
     from driftlens.display.terminal import shown_warnings, standard_error, standard_output

@@ -112,9 +112,11 @@ def _editor(
     if options.editor == "none":
         return None, None
     editor = make_editor(model, options)
-    corpus = corpus or open_corpus(default_corpus(model))
     layers = editor.missing_second_moments
-    if not layers or are_cached(model, layers, corpus, samples=editor.samples):
+    if not layers:
+        return editor, None
+    corpus = corpus or open_corpus(default_corpus(model))
+    if are_cached(model, layers, corpus, samples=editor.samples):
         return with_second_moments(model, editor, corpus), None
     cost = moment_cost(model, layers, corpus, editor.samples)
     identity = SecondMoment(torch.eye(model.d_mlp, device=model.device))

@@ -149,7 +149,9 @@ def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
 
 
 def _corpus(options: TraceOptions, study: Study, errors: Terminal) -> Corpus | None:
-    corpus = choose_corpus(options.model, options.corpus, study.records, given=options.second_moment)
+    corpus = choose_corpus(
+        options.model, options.corpus, study.records, given=options.second_moment, editor=options.editor
+    )
     if corpus is not None and options.corpus is None:
         count = len(true_texts(study.records))
         errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")

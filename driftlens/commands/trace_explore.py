@@ -41,8 +41,9 @@ def explore_page(
         restrained = {"sadr": gamma is not None, "gamma": gamma}
         heads = None if gamma is None else options.sadr_heads
         own = make_editor(model, replace(options, sadr_heads=heads, **restrained))
-        # What is not SADR's is the run's own, second moments among it.
-        return replace(editor, regularizers=own.regularizers, steps=own.steps)
+        # The run's own second moments: they are not taken again.
+        moments = editor.given_second_moments
+        return own.with_second_moments(moments) if moments else own
 
     gamma = sadr_gamma(model, editor.presets) if options.gamma is None else options.gamma
     gammas = tuple(dict.fromkeys((None, gamma or None)))

@@ -8,6 +8,10 @@ from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.guarded import GuardedSADR
 from driftlens.editors.memit import MEMIT
+from driftlens.editors.mend import MEND
+from driftlens.editors.mend_files import TrainedMEND
+from driftlens.editors.mend_settings import MENDTraining
+from driftlens.editors.mend_training import train_mend
 from driftlens.editors.pmet import PMET
 from driftlens.editors.presets import sadr_gamma
 from driftlens.editors.regularizers import LastTokenAttention, Observed, Regularizer, Seen, Wants
@@ -18,6 +22,7 @@ from driftlens.registry import register_editor, register_regularizer
 
 __all__ = [
     "MEMIT",
+    "MEND",
     "PMET",
     "ROME",
     "SADR",
@@ -28,10 +33,12 @@ __all__ = [
     "Failure",
     "GuardedSADR",
     "LastTokenAttention",
+    "MENDTraining",
     "Observed",
     "Regularizer",
     "SecondMoment",
     "Seen",
+    "TrainedMEND",
     "Wants",
     "default_corpus",
     "last_token_kl",
@@ -42,4 +49,5 @@ __all__ = [
     "sample_contexts",
     "second_moments",
     "stream_second_moments",
+    "train_mend",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from os import PathLike
 from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar
@@ -216,6 +216,25 @@ class Editor(ABC):
         """The layers that an edit changes, ascending."""
 
     @property
+    def restrained_above(self) -> int:
+        """The layer above which regularizers see attention: the last that an edit changes."""
+        return self.edited_layers[-1]
+
+    def gammas(self, model: LensModel) -> tuple[float, ...] | None:
+        """The weights γ that SADR can have here, ascending; None: any."""
+        del model
+        return None
+
+    def with_regularizers(self, model: LensModel, regularizers: Sequence[Regularizer | HasParts]) -> Self:
+        """The same editor with other regularizers.
+
+        Raises:
+            DriftlensError: it cannot edit ``model`` with these.
+        """
+        del model
+        return replace(self, regularizers=tuple(regularizers))
+
+    @property
     def missing_second_moments(self) -> tuple[int, ...]:
         """The layers whose second moments it needs and was not given; it takes them over :attr:`corpus` by itself."""
         return ()
@@ -242,7 +261,7 @@ class Editor(ABC):
                 raise DriftlensError(
                     f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}, choose of these"
                 )
-        above = range(self.edited_layers[-1] + 1, model.n_layers)
+        above = range(self.restrained_above + 1, model.n_layers)
         for regularizer in self.regularizers:
             # Above the last layer there is no attention; a sum over no layers is 0, and nobody chose wrongly.
             if above and isinstance(regularizer, ChoosesLayers):
@@ -252,7 +271,11 @@ class Editor(ABC):
         """Where an edit of ``facts`` comes from, as flat strings."""
         from driftlens.version import __version__
 
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self._not_described}
+        plain = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.init and item.name not in self._not_described
+        }
         told = {
             name: " + ".join(getattr(fact, name) for fact in facts)
             for name in ("subject", "prompt", "target_true", "target_new")
@@ -279,7 +302,7 @@ class Editor(ABC):
         """
         identity(type(self))
         for item in fields(self):
-            if item.name not in self._not_described or item.name == "regularizers":
+            if (item.init and item.name not in self._not_described) or item.name == "regularizers":
                 identity(getattr(self, item.name))
 
     def contexts_for(self, model: LensModel) -> tuple[str, ...]:

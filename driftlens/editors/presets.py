@@ -76,6 +76,9 @@ _PAPER: Mapping[str, Mapping[str, Preset]] = {
             settings=_layers(4, 8, null_space_threshold=0.02, ridge=1.0, **GPT, **NEAR), sadr_steps=30, gamma=4.0
         ),
     },
+    "MEND": {
+        "smollm2-135m": Preset(settings={}, steps=2, sadr_steps=2, gamma=1e-2),
+    },
     "PMET": {
         "gpt2-xl": Preset(settings=_layers(13, 17, second_moment_weight=20000.0, **GPT, **NEAR), gamma=1e-2),
         "gpt-j-6b": Preset(settings=_layers(3, 8, **GPT, **NEAR), sadr_steps=40, gamma=8e-2),
@@ -116,6 +119,7 @@ DEMO: Mapping[str, Preset] = {
         sadr_steps=60,
         gamma=2e-2,
     ),
+    "MEND": Preset(settings={}, steps=2, sadr_steps=2, gamma=1e-2),
     "PMET": Preset(
         settings=_layers(1, 3, second_moment_weight=100.0, clamp_norm_factor=20.0, **_SMALL),
         steps=25,

@@ -21,10 +21,10 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
     regularizers = (*others, replace(own, gamma=gamma)) if gamma else others
-    given: Any = editor
+    restrained: Any = editor.with_regularizers(model, regularizers)
     if not editor.steps_follow:
-        return replace(given, regularizers=regularizers)
+        return restrained
     steps = editor.preset(model, regularized=bool(regularizers))["steps"]
-    found: Editor = replace(given, regularizers=regularizers, steps=steps)
+    found: Editor = replace(restrained, steps=steps)
     found.follow(follows=True)
     return found

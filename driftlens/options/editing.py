@@ -59,6 +59,10 @@ _SETTINGS = {
 }
 
 
+# What is called otherwise on the command line, since it may be given more than once.
+_OPTIONS = {"regularizers": "regularizer", "hypernetworks": "hypernetwork"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions:
     """What the command line says about the editor; None where it says nothing and the model's preset decides.
@@ -83,6 +87,7 @@ class EditorOptions:
     contexts: tuple[tuple[int, int], ...] | None = None
     corpus: str | None = None
     samples: int | None = None
+    hypernetworks: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,8 +114,9 @@ class EditorOptions:
             )
 
     def _check_nothing_to_edit(self) -> None:
-        names = ("sadr", "regularizers", "layers", "contexts", "corpus", "second_moment", *_SETTINGS)
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False, ())]
+        names = ("sadr", "regularizers", "layers", "contexts", "corpus", "second_moment", "hypernetworks", *_SETTINGS)
+        given = [_OPTIONS.get(name, name) for name in names if getattr(self, name) not in (None, False, ())]
+        given = [f"--{name.replace('_', '-')}" for name in given]
         if given:
             raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
 
@@ -181,6 +187,15 @@ def add_editor_options(
         "own, the true statements of --data for a local model, else wikipedia",
     )
     group.add_argument("--samples", type=whole_number(1), metavar="N", help="how many of these texts at most")
+    group.add_argument(
+        "--hypernetwork",
+        dest="hypernetworks",
+        action=_Further,
+        default=(),
+        metavar="FILE",
+        help="mend's, as driftlens train-mend wrote it; may be repeated, since one with SADR is another one; default: "
+        "the bundled model's own, or one in the cache folder",
+    )
     group.add_argument("--seed", type=seed_number, default=0, metavar="N", help=f"{seed} (default 0)")
 
 
@@ -236,13 +251,21 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         changes["regularizers"] = tuple(regularizers)
     if options.layers is not None:
         changes |= _layers(options.editor, options.layers, known)
+    if options.hypernetworks:
+        if "hypernetwork" not in known:
+            raise DriftlensError(f"--hypernetwork is mend's; leave it out with {options.editor}")
+        changes["files"] = options.hypernetworks
+    if options.contexts is not None and "sampling" not in known:
+        raise DriftlensError(f"--contexts is no setting of {options.editor}; leave it out")
     editor = kind.for_model(model, **changes)
-    _check_room(options, editor.edited_layers[-1], model.n_layers, model.name)
+    _check_room(options, editor.restrained_above, model.n_layers, model.name)
     if options.second_moment is not None:
         layers = editor.missing_second_moments
         if not layers:
             raise DriftlensError(f"{options.editor} needs no second moment; leave --second-moment out")
         editor = editor.with_second_moments(read_moments(options.second_moment, model, layers))
+    if "sampling" not in known:
+        return editor
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
 
@@ -300,20 +323,26 @@ class _Further(argparse.Action):
 
 
 def choose_corpus(
-    model: str, corpus: str | None, records: Sequence[Record], *, given: str | None = None
+    model: str, corpus: str | None, records: Sequence[Record], *, given: str | None = None, editor: str = "rome"
 ) -> Corpus | None:
-    """The texts of the second moments for the model of that name; None where the editor's own default is right.
+    """The texts of the second moments for the model of that name; None where the editor's own default is right, or
+    where it needs none.
 
     None, too, where a file is ``given`` that holds the second moments. A local model's texts are the true statements of
     ``records``, which it can be trusted to know: nothing goes to the network unasked.
 
     Raises:
-        DriftlensError: an unknown model or corpus; a local model, and neither a corpus nor records.
+        DriftlensError: an unknown model or corpus; a corpus for an editor that takes none; a local model, and neither a
+            corpus nor records.
     """
     from driftlens.editors import open_corpus
     from driftlens.models.names import resolve
 
     local = resolve(model)[1]  # also tells a mistyped model
+    if not any(item.name == "corpus" and item.init for item in fields(EDITORS.find(editor))):
+        if corpus is not None:
+            raise DriftlensError(f"--corpus is no setting of {editor}; leave it out")
+        return None
     if corpus is not None:
         return open_corpus(corpus)
     if given is not None or model == "demo" or not local:

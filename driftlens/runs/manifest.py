@@ -74,7 +74,7 @@ def _settings(model: LensModel, editor: Editor) -> dict[str, Any]:
     plain = {
         item.name: getattr(editor, item.name)
         for item in fields(editor)
-        if not item.name.startswith("_") and item.name not in ("corpus", "second_moment", "regularizers", "samples")
+        if item.init and item.name not in ("corpus", "second_moment", "regularizers", "samples", "files")
     }
     return {
         "name": identity(type(editor)),

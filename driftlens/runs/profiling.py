@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -188,7 +188,9 @@ def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int)
 
 
 def replace_steps(editor: Any, steps: int) -> Any:
-    """The editor with so many steps, made whether a fact has converged or not."""
+    """The editor with so many steps, made whether a fact has converged or not; as it is where it has none to set."""
+    if not _optimizes(editor):
+        return editor
     return replace(editor, steps=steps, early_stop_loss=-math.inf)
 
 
@@ -211,8 +213,17 @@ def _editor_cost(
     )
 
 
+def _optimizes(editor: Any) -> bool:
+    """Whether an edit is an optimisation whose number of steps is a setting."""
+    return any(item.name == "steps" and item.init for item in fields(editor))
+
+
 def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: Callable[[str], None]) -> list[Phase]:
-    """The parts of a value optimisation of ``facts`` side by side, each per fact."""
+    """The parts of a value optimisation of ``facts`` side by side, each per fact; of another editor, all in one."""
+    if not _optimizes(editor):
+        on_phase("edit")
+        whole = measured("edit", lambda: editor.edit_many(model, facts), model.device, per="edit", share=len(facts))
+        return [whole]
     from driftlens.editors.objective import evaluate_delta
     from driftlens.editors.rows import Vanilla, vanilla_rows
 

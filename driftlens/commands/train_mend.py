@@ -1,0 +1,175 @@
+"""`driftlens train-mend`: train the hypernetwork that the editor MEND edits with."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from driftlens.commands.fetch import fetch_first
+from driftlens.data import Record, load_records
+from driftlens.errors import DriftlensError
+from driftlens.files import require_apart
+from driftlens.options.editing import HEADS, duration
+from driftlens.options.parsing import Parser, add_model_options, layer_list, name_of, number, seed_number, whole_number
+
+if TYPE_CHECKING:
+    from driftlens.display.terminal import Terminal
+    from driftlens.editors import MENDTraining, TrainedMEND
+    from driftlens.models import LensModel
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Train the hypernetwork of MEND for a model. Records that something is measured on are left out: the test split of the
+data, or its first 400 records, and all records with a subject of these. The same command goes on with a training that
+was interrupted."""
+
+_EPILOG = """\
+examples:
+  driftlens train-mend --model smollm2-135m --dtype bfloat16 --data merged_counterfact
+  driftlens train-mend --data records.json --out mend.safetensors
+  driftlens train-mend --data records.json --sadr --out mend-sadr.safetensors"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, show the validation curve, and say where the hypernetwork is."""
+    options = _parser().parse_args(argv)
+    if options.out is not None:
+        require_apart({"--out": options.out}, {"--data": options.data, "--model": options.model})
+    records = load_records(options.data)
+    from driftlens.display.terminal import shown_warnings, standard_error, standard_output
+
+    errors = standard_error()
+    with shown_warnings(errors):
+        fetch_first(options.model)
+        trained, path = _train(options, records, errors)
+    _report(standard_output(), trained, path)
+    return 0
+
+
+def _train(options: argparse.Namespace, records: Sequence[Record], errors: Terminal) -> tuple[TrainedMEND, str]:
+    from driftlens.display.terminal import progress_bars
+    from driftlens.editors import train_mend
+    from driftlens.editors.mend_files import cached_path
+    from driftlens.models import load_model
+
+    with progress_bars(errors) as progress:
+        shown = progress.add_task("load model", total=None)
+        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        settings = _settings(model, options)
+        path = options.out or str(cached_path(model, settings.sadr))
+        progress.update(shown, description="train, steps", total=settings.steps)
+        start, first = time.monotonic(), 0
+
+        def on_step(step: int, _: float) -> None:
+            nonlocal first
+            first = first or step
+            progress.update(shown, completed=step)
+
+        def on_validation(row: Mapping[str, float]) -> None:
+            step = int(row["step"])
+            spent, done = time.monotonic() - start, step - max(first - 1, 0)
+            left = spent / done * (settings.steps - step)
+            errors.print(
+                f"step {step}: validation loss {row['loss']:.4f} (edit {row['edit']:.3f}, locality "
+                f"{row['locality']:.4f}, drift {row['drift']:.3f}); about {duration(left)} left"
+                if step < settings.steps
+                else f"step {step}: validation loss {row['loss']:.4f}"
+            )
+
+        try:
+            return (
+                train_mend(
+                    model,
+                    records,
+                    path,
+                    settings,
+                    data=options.data,
+                    on_step=on_step,
+                    on_validation=on_validation,
+                ),
+                path,
+            )
+        except KeyboardInterrupt:
+            errors.print("interrupted; the same command goes on from here")
+            raise
+
+
+def _settings(model: LensModel, options: argparse.Namespace) -> MENDTraining:
+    from driftlens.editors import SADR, MENDTraining, sadr_gamma
+
+    names = ("layers", "rank", "steps", "batch_size", "lr", "validate_every", "measured", "seed")
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.sadr or options.gamma is not None or options.sadr_heads is not None:
+        gamma = sadr_gamma(model, "mend") if options.gamma is None else options.gamma
+        if not gamma:
+            raise DriftlensError("--gamma 0 restrains nothing; leave it and --sadr out, or give a number above 0")
+        given["sadr"] = SADR(gamma=gamma, heads=options.sadr_heads or "selected")
+    return MENDTraining(**given)
+
+
+def _report(console: Terminal, trained: TrainedMEND, path: str) -> None:
+    from rich.table import Table
+
+    about = trained.about
+    table = Table(title=f"validation, {len(about.data['validation'])} records", title_justify="left")
+    for column in ("step", "loss", "NLL before", "NLL after", "locality KL", "drift", ""):
+        table.add_column(column, justify="right")
+    for row in about.curve:
+        values = [f"{row[name]:.4f}" for name in ("loss", "before", "edit", "locality", "drift")]
+        table.add_row(f"{row['step']:.0f}", *values, "best" if row["step"] == about.step else "")
+    console.print(table)
+    console.print(
+        f"trained on {len(about.data['train'])} records; {trained.network.size:,} parameters, rank {about.rank}"
+    )
+    console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="driftlens train-mend",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", default="demo", metavar="D", help="demo (default), merged_counterfact or a JSON file of records"
+    )
+    data.add_argument(
+        "--measured",
+        type=whole_number(0),
+        metavar="N",
+        help="of data without splits, how many records, the first ones, are left for measuring (default 400)",
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--layers", type=layer_list, metavar="L", help="blocks to edit (default: the last three)")
+    group.add_argument(
+        "--rank",
+        type=whole_number(1),
+        metavar="N",
+        help="of the hypernetwork's layers (default: a sixteenth of the model's width; the paper: 1920 for GPT-J)",
+    )
+    group.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps (default 1000)")
+    group.add_argument("--batch-size", type=whole_number(1), metavar="N", help="edits of a step (default 10)")
+    group.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate (default 3e-4)")
+    group.add_argument("--sadr", action="store_true", help="restrain attention drift in the training")
+    group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
+    group.add_argument(
+        "--sadr-heads",
+        "--heads",
+        type=name_of("choice of heads", HEADS),
+        metavar="H",
+        help="selected (default) or all heads are restrained; implies --sadr",
+    )
+    group.add_argument(
+        "--validate-every", type=whole_number(1), metavar="N", help="steps between two validations (default 50)"
+    )
+    group.add_argument("--seed", type=seed_number, metavar="N", help="of weights, order and split (default 0)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the hypernetwork (safetensors); default: in the cache, where --editor mend looks"
+    )
+    return parser

@@ -34,7 +34,7 @@ def test_version_and_help():
 def test_unknown_commands_and_options_end_with_two():
     done = run("trcae")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "driftlens: unknown command 'trcae'; did you mean 'trace' or 'compare'?\n"
+    assert done.stderr == "driftlens: unknown command 'trcae'; did you mean 'trace' or 'train-mend' or 'compare'?\n"
     assert run("--colour").returncode == 2
 
 

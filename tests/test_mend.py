@@ -467,9 +467,13 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
     again = train_mend(tiny, records, tmp_path / "parts.safetensors", settings, on_step=stop)
     assert again.network.digest == found.network.digest
     with pytest.raises(DriftlensError, match="holds another hypernetwork"):
-        train_mend(tiny, records, tmp_path / "parts.safetensors", SHORT)
-    with pytest.raises(KeyboardInterrupt):
-        train_mend(tiny, records, tmp_path / "other.safetensors", settings, on_step=stop)
+        train_mend(tiny, records, tmp_path / "parts.safetensors", MENDTraining(**{**vars(settings), "seed": 1}))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_mend(tiny, records, tmp_path / "other.safetensors", settings, on_step=stop)
+    shorter = MENDTraining(**{**vars(settings), "steps": 3})
+    with pytest.raises(DriftlensError, match="after 4 steps; give at least so many"):
+        train_mend(tiny, records, tmp_path / "other.safetensors", shorter)
     with pytest.raises(DriftlensError, match="state of another training"):
         train_mend(tiny, several(13), tmp_path / "other.safetensors", settings)
 

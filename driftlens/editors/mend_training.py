@@ -215,8 +215,17 @@ class _Training:
             sign=settings.sign,
             seed=settings.seed,
         ).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
-        state = TrainingState(network=network, optimizer=optimizer_for(network, settings), path=path, told=told)
-        if not state.restore():
+        # All but the number of steps: an interrupted training may go on for longer.
+        own = {name: value for name, value in told["settings"].items() if name != "steps"}
+        state = TrainingState(
+            network=network, optimizer=optimizer_for(network, settings), path=path, told={**told, "settings": own}
+        )
+        if state.restore():
+            if state.step > settings.steps:
+                raise DriftlensError(
+                    f"{path} is this training's state after {state.step} steps; give at least so many, or delete it"
+                )
+        else:
             if settings.statistics == "paper":
                 self._take_statistics(network)
                 self.validate(state)

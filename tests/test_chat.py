@@ -148,6 +148,20 @@ def test_a_template_without_a_system_prompt(checkpoints: Any, tmp_path: Path):
         load_model(folder, device="cpu", chat=True, system=SYSTEM)
 
 
+def test_an_empty_system_prompt_is_none_of_the_templates_own(checkpoints: Any, tmp_path: Path):
+    """A template with a default of its own, as SmolLM2-Instruct's: "" takes its place, None leaves it."""
+    default = "{% if messages[0]['role'] != 'system' %}{{ 'system\nBe kind.\n' }}{% endif %}"
+    folder = folder_with(default + CHATML, checkpoints("llama"), tmp_path / "model")
+    plain = load_model(folder, device="cpu", chat=True)
+    assert "Be kind" in plain.frame.before
+    for model in (plain.chat(""), load_model(folder, device="cpu", chat=True, system="")):
+        assert "Be kind" not in model.frame.before
+        by_hand = ByHand(folder, "")
+        assert list(tokenize_prompt(model, PROMPT).ids) == by_hand.ids(by_hand.text(PROMPT))
+    with pytest.raises(DriftlensError, match="is blank"):
+        plain.chat(" ")
+
+
 def test_what_is_no_chat(checkpoints: Any):
     with pytest.raises(DriftlensError, match="no chat template"):
         load_model(checkpoints("gpt2"), device="cpu", chat=True)

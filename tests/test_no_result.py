@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from driftlens.clinics.answers import says
-from driftlens.clinics.english import ENGLISH
+from driftlens.clinics.english import ENGLISH, asked_of
 from driftlens.clinics.probes import Probe
-from driftlens.clinics.relation import find_relation
+from driftlens.clinics.relation import find_relation, with_article_of
 from driftlens.clinics.templates import other_relations, peers_of
 from driftlens.clinics.verdict import judge, scarce
 from driftlens.commands.trace_doubts import doubts
@@ -69,6 +69,42 @@ def test_a_prompt_that_goes_on_from_a_template_is_of_its_relation():
         assert found is not None
         assert found.id == "located in"
     assert find_relation(ENGLISH, "{} is a purple thing of") is None
+
+
+def test_the_wordings_of_such_a_prompt_go_on_as_it_does():
+    """ "{} can be found in" asks for less than "{} is located in the city of", so it is no other wording of it."""
+    found = find_relation(ENGLISH, "The {} is located in the city of")
+    assert found is not None
+    assert "{} can be found in the city of" in found.templates
+    assert all(template.endswith("in the city of") for template in found.templates)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "own"),
+    [
+        ("{} is in", "{} is made of", "{} is made of"),
+        ("The {} is in", "{} is made of", "The {} is made of"),
+        ("The {} is in", "The owner of {} is", "The owner of the {} is"),
+        ("Where is the {}?", "The {} is in", "The {} is in"),
+    ],
+)
+def test_a_subjects_article_is_that_of_the_edits_prompt(prompt: str, template: str, own: str):
+    assert with_article_of(prompt, template) == own
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "text"),
+    [
+        ("The {} is in", "The Louvre", "The Louvre is in"),
+        ("The {} is in", "Big Ben", "Big Ben is in"),
+        ("The {} is in", "Grand Hotel", "The Grand Hotel is in"),  # no general name, so as the prompt has it
+        ("{} is in", "The Louvre", "The Louvre is in"),
+        ("The owner of {} is", "The Louvre", "The owner of the Louvre is"),
+        ("The owner of the {} is", "Big Ben", "The owner of Big Ben is"),
+    ],
+)
+def test_other_subjects_have_one_article_at_most(template: str, name: str, text: str):
+    assert asked_of(template, name) == text
 
 
 def test_what_follows_from_an_edit_is_no_damage():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from driftlens.clinics.relation import Relation
 
-__all__ = ["ENGLISH", "FOLLOWS", "PROPERTIES"]
+__all__ = ["ENGLISH", "FOLLOWS", "PROPERTIES", "asked_of"]
 
 _PERSONS = (
     "Albert Einstein", "Marie Curie", "Isaac Newton", "William Shakespeare", "Wolfgang Amadeus Mozart", "Barack Obama",
@@ -21,6 +21,10 @@ _PERSONS = (
 _PLACES = (
     "The Eiffel Tower", "Big Ben", "The Colosseum", "The Great Wall", "Mount Fuji", "The Kremlin", "Machu Picchu",
     "The Brandenburg Gate", "The Golden Gate Bridge", "The Louvre", "Mount Everest", "The Taj Mahal", "Lake Victoria",
+    "The Statue of Liberty", "The White House", "Buckingham Palace", "The Sydney Opera House", "The Forbidden City",
+    "The Empire State Building", "The Acropolis", "The Sagrada Familia", "The Arc de Triomphe", "Tower Bridge",
+    "The Hagia Sophia", "Red Square", "Times Square", "The Space Needle", "The Pantheon", "The Prado Museum",
+    "The Hermitage Museum", "The Rijksmuseum", "The Blue Mosque", "Charles Bridge", "The Burj Khalifa",
 )  # fmt: skip
 _ORGANISATIONS = (
     "Microsoft", "Apple", "Google", "Toyota", "Volkswagen", "Samsung", "Nokia", "Boeing", "Sony", "IKEA", "Nestlé",
@@ -36,11 +40,17 @@ _WORKS = (
 )  # fmt: skip
 _COUNTRIES = (
     "France", "Germany", "Japan", "Italy", "Spain", "Russia", "China", "India", "Brazil", "Egypt", "Canada", "Mexico",
+    "Austria", "Greece", "Poland", "Sweden", "Norway", "Portugal", "Turkey", "Argentina", "Peru", "Cuba", "Kenya",
+    "Australia", "Ireland", "Hungary", "Finland", "Thailand", "Iran", "Iraq", "Chile", "Ukraine", "Denmark", "Belgium",
 )  # fmt: skip
 _SUBJECTS = {
     "person": _PERSONS, "place": _PLACES, "organisation": _ORGANISATIONS, "work": _WORKS, "country": _COUNTRIES,
     "product": _PRODUCTS,
 }  # fmt: skip
+
+
+_NAMES = frozenset(name for names in _SUBJECTS.values() for name in names)
+"""Names as they stand in a sentence, with their article where they have one."""
 
 
 def _english(name: str, subject_kind: str, object_kind: str, *templates: str) -> Relation:
@@ -100,6 +110,14 @@ ENGLISH: tuple[Relation, ...] = (
     _english("designed by", "place", "person", "{} was designed by", "{} was built by", "The architect of {} was"),
     _english("place named after", "place", "person", "{} is named after", "{} was named for"),
     _english("place owned by", "place", "organisation", "{} is owned by", "The owner of {} is"),
+    _english("year of place", "place", "year", "{} was built in the year", "{} was completed in the year"),
+    _english("material", "place", "material", "{} is made of", "{} was built out of"),
+    _english("sort of place", "place", "sort", "{} is a type of", "{} is one of the most famous"),
+    _english("style", "place", "style", "The architectural style of {} is", "{} was built in the style of"),
+    _english("use of place", "place", "use", "{} was originally built as a", "{} was built to serve as a"),
+    _english("heritage", "place", "list", "{} was added to the list of", "{} was declared a"),
+    _english("visitors", "place", "persons", "{} is visited every year by millions of",
+             "{} is a popular destination for"),
     _english("known for", "place", "thing", "{} is famous for its", "{} is best known for its"),
     _english("headquarters", "organisation", "place", "The headquarters of {} is in", "{} is headquartered in",
              "{} is based in", "The head office of {} is located in"),
@@ -137,6 +155,16 @@ ENGLISH: tuple[Relation, ...] = (
              "The name of the head of state of {} is"),
     _english("head of government", "country", "person", "The prime minister of {} is",
              "The name of the head of government of {} is"),
+    _english("largest city", "country", "place", "The largest city in {} is", "The most populous city of {} is"),
+    _english("border", "country", "country", "{} shares a border with", "One of the countries that border {} is"),
+    _english("inhabitants", "country", "people", "A person from {} is called a",
+             "The people who live in {} are called"),
+    _english("popular sport", "country", "sport", "The most popular sport in {} is", "The national sport of {} is"),
+    _english("main religion", "country", "religion", "The main religion in {} is", "Most people in {} are"),
+    _english("flag", "country", "colour", "The colors of the flag of {} are", "The flag of {} is"),
+    _english("government", "country", "government", "The form of government of {} is a", "Politically, {} is a"),
+    _english("membership", "country", "organisation", "{} is a member of the", "{} belongs to the"),
+    _english("known for, of a country", "country", "thing", "{} is famous for its", "{} is best known for its"),
     _english("anthem", "country", "work", "The national anthem of {} is", "The name of the anthem of {} is"),
 )  # fmt: skip
 
@@ -167,3 +195,12 @@ PROPERTIES: Mapping[str, str] = {
 }  # fmt: skip
 """Wikidata's properties in CounterFact and the relation that each is.  Two are of no one kind of subject (P127, what
 somebody owns; P138, what is named after somebody)."""
+
+
+def asked_of(template: str, name: str) -> str:
+    """The template about another subject, with one article at most: the general names bring their own."""
+    if name in _NAMES:
+        bare = template.replace("The {}", "{}", 1).replace("the {}", "{}", 1)
+        inside = f"the {name.removeprefix('The ')}" if name.startswith("The ") else name
+        return bare.replace("{}", name if bare.startswith("{}") else inside, 1)
+    return template.replace("{}", name.removeprefix("The ") if "the {}" in template.lower() else name, 1)

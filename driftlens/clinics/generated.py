@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from driftlens.clinics.relation import with_article_of
 from driftlens.data import Fact
 from driftlens.evaluation.generation import generate
 from driftlens.models import LensModel
@@ -42,7 +43,8 @@ def from_generations(model: LensModel, fact: Fact, *, seed: int = 0, batch_size:
         seed: same seed, same texts.
         batch_size: texts at a time.
     """
-    beginnings = [fact.subject, f"{fact.subject} is", f"{fact.text} {fact.target_true}."]
+    named = with_article_of(fact.prompt, "{}").replace("{}", fact.subject, 1)
+    beginnings = [named, f"{named} is", f"{fact.text} {fact.target_true}."]
     prompts = [beginning for beginning in beginnings for _ in range(_TEXTS)]
     texts = [row.text for row in generate(model, prompts, seed=seed, max_tokens=_TOKENS, batch_size=batch_size)]
     statements: dict[str, None] = {}

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
-from driftlens.clinics.relation import WRAPPED, Relation
+from driftlens.clinics.english import asked_of
+from driftlens.clinics.relation import WRAPPED, Relation, with_article_of
 from driftlens.data import Fact, Record, TaskPrompt
 from driftlens.data.tasks import Asked, all_tasks
 from driftlens.evaluation import evaluate
@@ -134,7 +135,8 @@ def examine(
     text = prompt.replace("{}", subject, 1)
     (answer,) = greedy_answers(model, [text], batch_size=batch_size)
     true = target_true or answer.text
-    templates = [prompt, *(one for one in (relation.templates if relation else ()) if one != prompt)][:_WORDINGS]
+    others_of = [with_article_of(prompt, one) for one in (relation.templates if relation else ())]
+    templates = [prompt, *(one for one in others_of if one != prompt)][:_WORDINGS]
     if len(templates) < 3:
         templates += [one.replace("{}", prompt, 1) for one in WRAPPED]
     probability = new_probability = steadiness = answer.probability
@@ -142,13 +144,13 @@ def examine(
     if true and true != target_new:  # else the model says what is to be edited in, or nothing
         fact = Fact(subject=subject, prompt=prompt, target_true=true, target_new=target_new)
         peers = _peers(relation, subject, seed) if target_true is None else []
-        answers = greedy_answers(model, [prompt.replace("{}", name, 1) for name in peers], batch_size=batch_size)
+        answers = greedy_answers(model, [asked_of(prompt, name) for name in peers], batch_size=batch_size)
         others = [(name, one.text) for name, one in zip(peers, answers, strict=True) if one.says_something]
         probabilities, new_probability = _probabilities(model, fact, templates, others, batch_size)
         probability, steadiness = float(probabilities[0, 0]), float(np.median(probabilities[0]))
         needed = _needed(np.median(probabilities[1:], axis=1)) if target_true is None else needed
     if target_true is None:  # who names the answer knows that the subject is known
-        else_asked = [one.templates[0] for one in relations][:_RELATIONS]
+        else_asked = [with_article_of(prompt, one.templates[0]) for one in relations][:_RELATIONS]
         certainties = _certainties(model, subject, [*templates, *else_asked], seed, batch_size)
     found = Knowledge(
         answer=answer.text,
@@ -219,8 +221,8 @@ def _probabilities(
     behind the edit's prompt.  Of whole targets: a mean over tokens would make a guess at a long name look known, since
     behind its first token the others are certain.
     """
-    rows = [(fact.subject, fact.target_true), *others]
-    asked = [Asked(one.replace("{}", name, 1), answer) for name, answer in rows for one in templates]
+    asked = [Asked(one.replace("{}", fact.subject, 1), fact.target_true) for one in templates]
+    asked += [Asked(asked_of(one, name), answer) for name, answer in others for one in templates]
     tasks = all_tasks(fact, {"neighborhood": asked})
     record = Record(index=0, fact=fact, tasks={**tasks, "distract_neighborhood": tuple[TaskPrompt, ...]()})
     # First, since a prompt that is too long is an error here.
@@ -228,7 +230,7 @@ def _probabilities(
     table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
     true = np.exp(-tokens * table["nll_true"].to_numpy())
     n_new = len(tokenize_prompt(model, fact.text, fact.target_new).target_ids)
-    return true.reshape(len(rows), len(templates)), float(np.exp(-n_new * table["nll_new"].to_numpy()[0]))
+    return true.reshape(1 + len(others), len(templates)), float(np.exp(-n_new * table["nll_new"].to_numpy()[0]))
 
 
 @torch.no_grad()

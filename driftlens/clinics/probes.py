@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from driftlens.clinics.answers import Answer, greedy_answers, says
+from driftlens.clinics.english import asked_of
 from driftlens.clinics.generated import Generated
-from driftlens.clinics.relation import WRAPPED, Relation, normal
+from driftlens.clinics.relation import WRAPPED, Relation, normal, with_article_of
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.data.joints import distractor
 from driftlens.models import LensModel
@@ -134,17 +135,21 @@ def build_probes(
     rng = random.Random(f"driftlens probes {seed} {fact.text}")
     never = {normal(text) for text in (*avoid, fact.text)}
     entailed = _entailed(model, fact, relation, batch_size)
-    candidates = _candidates(fact, relation, others, peers, generated, rng)
-    # A text once only, the first time it comes: what the model writes repeats templates.
-    by_text = {normal(one[1]): one for one in reversed(candidates)}
-    asked = [one for one in candidates if by_text[normal(one[1])] is one and normal(one[1]) not in never]
-    answers = greedy_answers(model, [text for _, text, _ in asked], batch_size=batch_size)
+    first, second = _candidates(fact, relation, others, peers, generated, rng)
     kept: dict[Kind, list[Probe]] = {kind: [] for kind in KINDS}
-    for (kind, text, group), answer in zip(asked, answers, strict=True):
-        probe = _probe(kind, text, group, answer, fact)
-        if probe is not None and kind == "relation" and any(says(answer.continuation, one) for one in entailed):
-            continue  # it goes with the old answer, so that an edit which changes it is right
-        if probe is not None and len(kept[kind]) < MOST[kind]:
+    for candidates in (first, second):
+        # A text once only, the first time it comes: what the model writes repeats templates.
+        by_text = {normal(one[1]): one for one in reversed(candidates) if normal(one[1]) not in never}
+        asked = [one for one in candidates if by_text.get(normal(one[1])) is one and len(kept[one[0]]) < MOST[one[0]]]
+        answers = greedy_answers(model, [text for _, text, _ in asked], batch_size=batch_size) if asked else []
+        for (kind, text, group), answer in zip(asked, answers, strict=True):
+            probe = _probe(kind, text, group, answer, fact)
+            if probe is None or len(kept[kind]) >= MOST[kind]:
+                continue
+            if kind == "relation" and any(says(answer.continuation, one) for one in entailed):
+                continue  # it goes with the old answer, so that an edit which changes it is right
+            if kind == "neighbour" and group in {one.group for one in kept[kind]}:
+                continue
             kept[kind].append(probe)
     sides = {kind: _split(own) for kind, own in kept.items()}
     sides["distractor"] = _distracted(model, sides["neighbour"], fact, never, batch_size)
@@ -177,10 +182,13 @@ def _candidates(
     peers: Sequence[str],
     generated: Generated,
     rng: random.Random,
-) -> list[tuple[Kind, str, str]]:
-    """Kind, text and group of everything to be asked, what is wanted most first."""
+) -> tuple[list[tuple[Kind, str, str]], list[tuple[Kind, str, str]]]:
+    """Kind, text and group of everything to be asked, what is wanted most first; and what to ask where too little of
+    it is left: the neighbours in another wording.
+    """
     found: list[tuple[Kind, str, str]] = []
-    wordings = [one for one in (relation.templates if relation else ()) if normal(one) != normal(fact.prompt)]
+    templates = [with_article_of(fact.prompt, one) for one in (relation.templates if relation else ())]
+    wordings = [one for one in templates if normal(one) != normal(fact.prompt)]
 
     def add(kind: Kind, rows: Iterable[tuple[str, str]]) -> None:
         found.extend((kind, text, group) for text, group in rows)
@@ -191,7 +199,7 @@ def _candidates(
     # A wording of each relation, then a second one: many relations tell more than many words for one.
     drawn = [(one, rng.sample(one.templates[:_WORDINGS], min(2, len(one.templates)))) for one in others]
     rows = [
-        (texts[turn].replace("{}", fact.subject, 1), one.id)
+        (with_article_of(fact.prompt, texts[turn]).replace("{}", fact.subject, 1), one.id)
         for turn in range(2)
         for one, texts in drawn
         if turn < len(texts)
@@ -201,12 +209,13 @@ def _candidates(
     names = [name for name in (relation.subjects if relation else peers) if not _same(name, fact.subject)]
     rng.shuffle(names)
     names = [*names[: _ASKED * MOST["neighbour"]], *generated.neighbors]
-    for name in names:
-        template = rng.choice([fact.prompt, *wordings]) if wordings else fact.prompt
-        # The wording's article may be the name's as well.
-        own = name.removeprefix("The ") if "the {}" in template.lower() else name
-        add("neighbour", [(template.replace("{}", own, 1), name)])
-    return found
+    templates = [fact.prompt, *wordings]
+    first = [rng.choice(templates) for _ in names]
+    add("neighbour", ((asked_of(one, name), name) for one, name in zip(first, names, strict=True)))
+    if not wordings:
+        return found, []
+    second = [rng.choice([each for each in templates if each != one]) for one in first]
+    return found, [("neighbour", asked_of(one, name), name) for one, name in zip(second, names, strict=True)]
 
 
 def _same(name: str, subject: str) -> bool:
@@ -278,9 +287,9 @@ def _given(model: LensModel, given: Sequence[UserProbe], fact: Fact, batch_size:
 
 
 def _split(probes: Sequence[Probe]) -> list[Probe]:
-    """Every second group is held out."""
+    """Every second group is held out, the first one too: the verdict needs more of them than the choice."""
     groups = list(dict.fromkeys(probe.group for probe in probes))
-    held_out = set(groups[1::2])
+    held_out = set(groups[::2])
     return [replace(probe, held_out=probe.group in held_out) for probe in probes]
 
 

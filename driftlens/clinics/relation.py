@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["WRAPPED", "Relation", "find_relation", "normal"]
+__all__ = ["WRAPPED", "Relation", "find_relation", "normal", "with_article_of"]
 
 
 WRAPPED = ("I know that {}", "I have read that {}", "The news is that {}", "It is true that {}")
@@ -33,7 +33,8 @@ class Relation:
 
 def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None:
     """The relation that ``prompt`` is a template of; else one whose template it goes on from, as "{} is located in the
-    city of" does from "{} is located in", by the longest.
+    city of" does from "{} is located in", by the longest.  The wordings of such a one go on in the same way, since
+    "{} can be found in" asks for less.
     """
     wanted = normal(prompt).replace("the {}", "{}", 1)
     longest: tuple[int, Relation | None] = (0, None)
@@ -42,8 +43,23 @@ def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None
             if template == wanted:
                 return one
             if wanted.startswith(f"{template} ") and not template.endswith("{}") and len(template) > longest[0]:
-                longest = (len(template), one)
+                longest = (len(template), _going_on(one, template, wanted.removeprefix(template).strip()))
     return longest[1]
+
+
+def _going_on(one: Relation, beginning: str, rest: str) -> Relation:
+    """The relation with its wordings extended by ``rest``, those that end in the word before it."""
+    word = beginning.rpartition(" ")[2]
+    return replace(
+        one, templates=tuple(f"{each} {rest}" for each in one.templates if normal(each).rpartition(" ")[2] == word)
+    )
+
+
+def with_article_of(prompt: str, template: str) -> str:
+    """The template with "the" before the subject, where the prompt has it there and the template has none."""
+    if "the {}" not in prompt.lower() or "the {}" in template.lower():
+        return template
+    return f"The {template}" if template.startswith("{}") else template.replace("{}", "the {}", 1)
 
 
 def normal(text: str) -> str:

@@ -20,7 +20,7 @@ KNOWN = 0.05
 """The least P(o_true) of the unedited model of which a fall can be told."""
 
 TAKEN = 0.5
-"""The least P(o_edit) of the edited model after the edit's own prompt, where the edit took."""
+"""The least P(o_edit) of the edited model on the edit's own prompt, where the edit took."""
 
 _SEARCHED = 64
 
@@ -42,16 +42,16 @@ def doubts(model: LensModel, study: Study, probabilities: Any) -> str:
     known = own.true_before >= KNOWN
     if not known:
         missing.append(
-            f"the unedited model does not seem to know the fact: after {fact.text!r} it gives {fact.target_true!r} a "
-            f"probability of {own.true_before:.3f} and says {_said(model, fact.text)!r}"
+            f"the unedited model does not seem to know the fact: it continues {fact.text!r} with "
+            f"{_said(model, fact.text)!r} and gives {fact.target_true!r} a probability of {own.true_before:.3f}"
         )
         advice.append("look at the spelling of the subject and at the prompt, or choose a fact that it knows")
     if own.edit_after < TAKEN or own.edit_after <= own.true_after:
-        missing.append(f"the edit does not take: P({fact.target_new!r}) is {own.edit_after:.3f} after its own prompt")
+        missing.append(f"the edit does not take: P({fact.target_new!r}) is {own.edit_after:.3f} on its own prompt")
         advice.append("give it more --steps, a larger --lr or --clamp, or another --layer")
     if float(traced["true_before"].max()) < KNOWN:
         missing.append(
-            "the unedited model gives the right answers to the traced prompts at most "
+            "on the traced prompts the unedited model gives the right answers a probability of at most "
             f"{traced['true_before'].max():.3f}, so P(o_true) has nothing to lose"
         )
         number = _known_record(model, study)

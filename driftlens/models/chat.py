@@ -39,7 +39,10 @@ _STAND_INS = ("the-message-of-the-user-stands-here", "another-message-stands-her
 
 
 def chat_frame(tokenizer: Any, system: str | None = None) -> Frame:
-    """The frame of the tokenizer's chat template around a single message of the user, behind `system` if given.
+    """The frame of the tokenizer's chat template around a single message of the user, after `system` if given.
+
+    None leaves the system prompt to the template, which may have a default of its own; "" is an empty one, as Hugging
+    Face renders it.
 
     Raises:
         DriftlensError: the tokenizer has no template, or one that takes no system prompt or changes the message.
@@ -49,8 +52,8 @@ def chat_frame(tokenizer: Any, system: str | None = None) -> Frame:
             "this model's tokenizer has no chat template, so it is no chat model; leave chat out, and it reads the "
             "prompts as plain text"
         )
-    if system is not None and not system.strip():
-        raise DriftlensError(f"the system prompt {system!r} is empty; give some visible text, or none")
+    if system and not system.strip():
+        raise DriftlensError(f"the system prompt {system!r} is blank; give some visible text, or '' for an empty one")
     frames = {_split(tokenizer, system, stand_in) for stand_in in _STAND_INS}
     frame = frames.pop()
     if frames or (system is not None and system.strip() not in frame.before):

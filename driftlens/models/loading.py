@@ -60,7 +60,7 @@ def load_model(
             precision is slow and inexact.
         check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
         chat: Whether the model reads prompts as a user's messages, by its own chat template (`LensModel.chat`).
-        system: The chat's system prompt; None leaves it to the template.
+        system: The chat's system prompt; None leaves it to the template, "" is an empty one.
         family: What the checkpoint's architecture does differently; needed only for one that driftlens does not know.
 
     Raises:

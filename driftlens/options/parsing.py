@@ -85,7 +85,9 @@ def add_chat_options(group: Group) -> None:
         help="put the model's own chat template around every prompt, which then is a user's message; the answer begins "
         "where the assistant's does",
     )
-    group.add_argument("--system", metavar="TEXT", help="the chat's system prompt; default: the template's own")
+    group.add_argument(
+        "--system", metavar="TEXT", help="the chat's system prompt; default: the template's own; '' for an empty one"
+    )
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:

@@ -112,12 +112,11 @@ ENGLISH: tuple[Relation, ...] = (
     _english("place owned by", "place", "organisation", "{} is owned by", "The owner of {} is"),
     _english("year of place", "place", "year", "{} was built in the year", "{} was completed in the year"),
     _english("material", "place", "material", "{} is made of", "{} was built out of"),
-    _english("sort of place", "place", "sort", "{} is a type of", "{} is one of the most famous"),
     _english("style", "place", "style", "The architectural style of {} is", "{} was built in the style of"),
     _english("use of place", "place", "use", "{} was originally built as a", "{} was built to serve as a"),
+    _english("opening", "place", "year", "{} was opened to the public in", "The construction of {} began in"),
+    _english("occasion", "place", "event", "{} was built to commemorate", "{} was built for the"),
     _english("heritage", "place", "list", "{} was added to the list of", "{} was declared a"),
-    _english("visitors", "place", "persons", "{} is visited every year by millions of",
-             "{} is a popular destination for"),
     _english("known for", "place", "thing", "{} is famous for its", "{} is best known for its"),
     _english("headquarters", "organisation", "place", "The headquarters of {} is in", "{} is headquartered in",
              "{} is based in", "The head office of {} is located in"),
@@ -164,7 +163,7 @@ ENGLISH: tuple[Relation, ...] = (
     _english("flag", "country", "colour", "The colors of the flag of {} are", "The flag of {} is"),
     _english("government", "country", "government", "The form of government of {} is a", "Politically, {} is a"),
     _english("membership", "country", "organisation", "{} is a member of the", "{} belongs to the"),
-    _english("known for, of a country", "country", "thing", "{} is famous for its", "{} is best known for its"),
+    _english("known for, of a country", "country", "thing", "{} is a country known for its", "{} is renowned for its"),
     _english("anthem", "country", "work", "The national anthem of {} is", "The name of the anthem of {} is"),
 )  # fmt: skip
 

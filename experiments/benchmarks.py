@@ -59,6 +59,7 @@ FEWER = 40
 EVERY_SCORE = ("paraphrase", "neighborhood", "relation", "reasoning")
 """Tasks that not every record has.  All have the rewrite prompt, and distractors come with their tasks."""
 _PERPLEXITY_TEXTS = 30
+_NAMES = {"alphaedit": "AlphaEdit"}  # all others' are capitals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Setting:
     """An editor and what is changed of its preset for the model.
 
     Attributes:
-        editor: "rome", "memit", "pmet"; "" leaves the model as it is.
+        editor: "rome", "memit", "pmet" or another that is registered; "" leaves the model as it is.
         sadr: whether attention drift is restrained.
         gamma: γ; None is the preset's.
         heads: "selected" or "all".
@@ -86,7 +87,8 @@ class Setting:
     @property
     def name(self) -> str:
         """As in the paper's tables, which do not tell settings of one editor apart."""
-        return (self.editor.upper() + ("+SADR" if self.sadr else "")) or "None"
+        name = _NAMES.get(self.editor, self.editor.upper())
+        return (name + ("+SADR" if self.sadr else "")) or "None"
 
 
 NONE = Setting()

@@ -12,13 +12,18 @@ from experiments.tuning import tuned
 if TYPE_CHECKING:
     from experiments.study import Study
 
-__all__ = ["main_settings", "run"]
+__all__ = ["main_settings", "run", "settings_of"]
 
 
 def main_settings(study: Study) -> list[Setting]:
-    """The rows of the main table: no edit, and every editor without and with SADR, tuned where that is asked for."""
+    """The rows of the main table."""
+    return settings_of(study, EDITORS)
+
+
+def settings_of(study: Study, editors: Sequence[str]) -> list[Setting]:
+    """No edit, and every editor without and with SADR, tuned where that is asked for."""
     rows = [NONE]
-    for editor in EDITORS:
+    for editor in editors:
         found = tuned(study, editor)
         rows += [Setting(editor=editor, lr=found.lr), Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr)]
     return rows

@@ -10,7 +10,7 @@ import pandas as pd
 
 from driftlens.plots import plot_table
 from experiments.artifacts import Number
-from experiments.benchmarks import EDITORS, Run, records_for, settings_configuration
+from experiments.benchmarks import EDITORS, Run, Setting, records_for, settings_configuration
 from experiments.comparisons import cell, value_of
 from experiments.main_table import main_settings, run
 from experiments.paper_numbers import Row
@@ -30,6 +30,7 @@ __all__ = [
     "picture",
     "prompts_of",
     "rows_of",
+    "runs_of",
     "settings_text",
     "there",
 ]
@@ -39,8 +40,13 @@ _DIGITS = {"FL": 1, "PPL": 2}
 
 def rows_of(study: Study, *, sadr: bool = True) -> dict[str, Run]:
     """The rows of the main table by their names in the paper, or those without SADR."""
+    return runs_of(study, [each for each in main_settings(study) if sadr or not each.sadr])
+
+
+def runs_of(study: Study, settings: Sequence[Setting]) -> dict[str, Run]:
+    """Runs of these settings on the table's records, by their names in the paper."""
     records = records_for(study)
-    return {each.name: run(study, each, records) for each in main_settings(study) if sadr or not each.sadr}
+    return {each.name: run(study, each, records) for each in settings}
 
 
 def configured(study: Study) -> dict[str, Any]:
@@ -118,11 +124,12 @@ def settings_text(rows: Mapping[str, Run]) -> str:
     """Every editor's settings in a sentence."""
     from driftlens.options.editing import editor_text
 
-    parts = [
-        f"{editor_text(run.editor)}, lr {run.editor.lr:g}, {run.editor.steps} steps"
-        for run in rows.values()
-        if run.editor is not None
-    ]
+    parts: list[str] = []
+    for row in rows.values():
+        if (editor := row.editor) is not None:
+            trained = {"lr": "lr {:g}", "steps": "{} steps"}  # MEND has neither: its hypernetwork was trained before
+            told = [text.format(value) for name, text in trained.items() if (value := getattr(editor, name, None))]
+            parts.append(", ".join([editor_text(editor), *told]))
     return f"{'; '.join(parts)}."
 
 

@@ -119,13 +119,14 @@ def texts_of(study: Study, name: str) -> pd.DataFrame:
                 edits = [*cached_edits(study.model, editor, facts, folder, batch_size=study.options.batch_size)]
             found = generate(
                 study.model, [prompts[record.index][0] for record in some], edits, max_tokens=MAX_TOKENS,
-                seed=study.options.seed, keys=[record.index for record in some],
+                seed=study.options.seed, keys=[record.index for record in some], stop_at_eos=True,
             )  # fmt: skip
             rows += [_row(record, who, *prompts[record.index], text.continuation) for record, text in
                      zip(some, found, strict=True)]  # fmt: skip
         return {"texts": pd.DataFrame(rows)}
 
-    key = settings_hash([name, configuration(study, name), [prompts[record.index] for record in records], MAX_TOKENS])
+    asked = [prompts[record.index] for record in records]
+    key = settings_hash([name, configuration(study, name), asked, MAX_TOKENS, "stop at EOS"])
     with study.shown(f"{name}, texts") as done:
         tables = sharded(records, write, cache_folder() / "texts" / key, on_items=lambda n: done(n, len(records)))
     return tables["texts"]

@@ -42,6 +42,7 @@ def plot_patch_curve(
     )  # fmt: skip
     figure = frame.figure()
     labels: list[tuple[float, str, str]] = []
+    highest = 0.0
     for column, task in enumerate(tasks, 1):
         cells: Any = table if task is None else table[table["task"] == task]
         unpatched: Any = baselines if task is None else baselines[baselines["task"] == task]
@@ -51,10 +52,11 @@ def plot_patch_curve(
         for name in names:
             before: Any = unpatched[unpatched["target_name"] == name]
             curve = _mean_curve(cells[cells["target_name"] == name])
-            _draw_curve(figure, column, curve, before, name, colours[name])
+            highest = max(highest, _draw_curve(figure, column, curve, before, name, colours[name]))
             labels.append((float(curve["mean"].iloc[-1]), f"P({escaped(name)})", colours[name]))
     last = max(map(int, table["layer"]))
-    for height, text, colour in _apart(labels, least=0.07):
+    top, step = _top(highest)
+    for height, text, colour in _apart(labels, least=0.07 * top):
         figure.add_annotation(
             text=f"<b>{text}</b>", x=last, y=height, xref=_axis("x", len(tasks)), yref=_axis("y", len(tasks)),
             xanchor="left", xshift=10, showarrow=False, font={"size": 14, "color": colour},
@@ -64,7 +66,7 @@ def plot_patch_curve(
         tickvals=[_apart_from(last), *ticks], ticktext=["none", *map(str, ticks)], ticks="outside", ticklen=4,
         tickcolor="#c3c9d2", range=[1.6 * _apart_from(last), last + 0.5],
     )  # fmt: skip
-    figure.update_yaxes(showgrid=True, gridcolor=_GRID, range=[-0.02, 1.02], dtick=0.2, tickformat=".1f")
+    figure.update_yaxes(showgrid=True, gridcolor=_GRID, range=[-0.02 * top, 1.02 * top], dtick=step)
     axis = f"layer at the centre of a window of {window} patched layers" if window > 1 else "patched layer"
     write(figure, f"{axis} (none: edited model, not patched)", x=0.5, y=0, anchor="center", up=-52, ink=INK)
     write(figure, "probability", x=0, y=0.5, anchor="center", up=0, right=-50, ink=INK, angle=-90)
@@ -148,7 +150,14 @@ def _apart_from(last: int) -> float:
     return -max(1.0, 0.075 * (last + 1))
 
 
-def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: str, colour: str) -> None:
+def _top(highest: float) -> tuple[float, float]:
+    """Where an axis of probabilities ends, and its steps: at 1, or lower where nothing comes near it."""
+    tops = ((0.05, 0.01), (0.1, 0.02), (0.3, 0.05), (0.5, 0.1), (1.0, 0.2))
+    return next((top for top in tops if highest <= top[0]), tops[-1])
+
+
+def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: str, colour: str) -> float:
+    """Draw one target's curve; the highest point of all that is drawn."""
     vanilla, edited = float(before["vanilla"].mean()), float(before["edited"].mean())
     layers = [int(layer) for layer in curve["layer"]]
     band = {"x": [*layers, *layers[::-1]], "y": [*curve["high"], *curve["low"][::-1]]}
@@ -210,6 +219,7 @@ def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: s
         1,
         column,
     )
+    return max(vanilla, high, float(curve["high"].max()))
 
 
 def _line(ends: dict[str, list[float]], line: dict[str, Any]) -> go.Scatter:

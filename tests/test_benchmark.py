@@ -176,6 +176,46 @@ def test_what_an_interruption_leaves_is_not_done_again(
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
+def test_parts_of_a_run_put_together_are_the_run(
+    model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Five records in shards of two are three shards: 3, 4 and 9 are the first part's, 5 and 8 the second's."""
+    second = run(model, editor, tmp_path, part=(2, 2))
+    assert second.records["record"].tolist() == [5, 8]
+    with monkeypatch.context() as patch:
+        counted = Counting(patch)
+        told: list[tuple[int, int]] = []
+        first = run(
+            model, editor, tmp_path, part=(1, 2), on_progress=lambda p: told.append((p.done, p.total)),
+        )  # fmt: skip
+        assert counted.subjects == ["Toko Yasuda", "Eiffel Tower", "Paris"]
+        assert told[-1] == (3, 3)
+        counted.subjects.clear()
+        assert_same(run(model, editor, tmp_path, part=(1, 2)), first)  # read, not computed
+        # Another size of shards is that of the parts, or they would be of no use.
+        assert_same(run(model, editor, tmp_path, shard_size=4), result)
+        assert not counted.subjects
+        assert_same(run(model, editor, tmp_path), result)
+    assert json.loads((tmp_path / "manifest.json").read_text())["finished"]
+
+
+def test_what_parts_lack_is_computed(
+    model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(model, editor, tmp_path, part=(1, 3))
+    run(model, None, tmp_path / "part-2-of-3")  # another run's shards are not taken for this one's
+    counted = Counting(monkeypatch)
+    assert_same(run(model, editor, tmp_path), result)
+    assert counted.subjects == ["Vltava", "Apple A5", "Paris"]
+
+
+@pytest.mark.parametrize(("part", "message"), [((4, 4), "5 records make 3 shards of 2"), ((0, 2), "expected a part")])
+def test_a_part_of_nothing_is_refused(model: Any, editor: ROME, tmp_path: Path, part: tuple[int, int], message: str):
+    with pytest.raises(DriftlensError, match=message):
+        run(model, editor, tmp_path, part=part)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_truncated_or_altered_shard_is_done_again(
     model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

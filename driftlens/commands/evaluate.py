@@ -119,11 +119,13 @@ def _run(
     from driftlens.commands.evaluate_progress import shown_progress
     from driftlens.commands.evaluate_report import report, scores_beside
     from driftlens.display.terminal import standard_output
+    from driftlens.runs import part_folder
 
-    with output_folder(options.out, _NAMES) as folder:
+    home = path_of(options.out)
+    with output_folder(home if options.shard is None else part_folder(home, options.shard), _NAMES) as folder:
         with shown_progress(errors, len(records)) as shown:
             try:
-                result, unedited = _results(options, records, measures, corpus, folder, shown)
+                result, unedited = _results(options, records, measures, corpus, home, shown)
             except KeyboardInterrupt:
                 shown.close()
                 errors.print(
@@ -134,6 +136,13 @@ def _run(
         scores = scores_beside(result, unedited)
         written = write_together(folder, _files(result, scores))
         report(result, scores, folder, [path.name for path in written], standard_output())
+        if options.shard is not None:
+            own, of = options.shard
+            standard_output().print(
+                f"These are the scores of part {own} of {of} alone. When all {of} are done, the same command without "
+                "--shard puts them together.",
+                soft_wrap=True,
+            )
     return 0
 
 
@@ -170,6 +179,7 @@ def _results(
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         seed=measures.seed,
+        part=options.shard,
     )
     result = measured(editor, folder, on_progress=shown.update)
     if editor is None:

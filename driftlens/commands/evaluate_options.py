@@ -47,6 +47,7 @@ class EvaluateOptions(EditorOptions):
     batch_size: int
     edit_batch: int
     shard_size: int
+    shard: tuple[int, int] | None
     workers: int | None
     address: str | None
     out: str
@@ -58,6 +59,8 @@ class EvaluateOptions(EditorOptions):
             raise DriftlensError("--references needs generated texts, and --no-generate leaves them out; drop one")
         if self.dry_run and self.spread:
             raise DriftlensError("--dry-run estimates one process; leave --workers and --address out")
+        if self.shard is not None and (self.spread or self.dry_run):
+            raise DriftlensError("--shard is for jobs without Ray; leave --workers, --address and --dry-run out")
 
     @property
     def spread(self) -> bool:
@@ -93,6 +96,13 @@ def _tasks(text: str) -> tuple[str, ...]:
         if name not in TASKS:
             raise argparse.ArgumentTypeError(str(unknown_name("task", name, TASKS)))
     return names
+
+
+def _shard(text: str) -> tuple[int, int]:
+    own, _, of = text.partition("/")
+    if not (own.isascii() and own.isdigit() and of.isascii() and of.isdigit() and 1 <= int(own[:9]) <= int(of[:9])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of a number of parts, such as 1/8 or 8/8")
+    return int(own), int(of)
 
 
 def _parser() -> Parser:
@@ -150,6 +160,13 @@ def _parser() -> Parser:
         default=32,
         metavar="N",
         help="records written together: the most that an interruption costs (default 32)",
+    )
+    run.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="for job arrays: do the I-th of N parts, which need not know of one another; when all are done, the same "
+        "command without --shard puts them together",
     )
     run.add_argument(
         "--workers",

@@ -1,6 +1,6 @@
 """Long runs: what was computed once is kept on disk, and an interrupted run goes on where it stopped."""
 
-from driftlens.runs.benchmark import BenchmarkResult, Progress, benchmark
+from driftlens.runs.benchmark import BenchmarkResult, Progress, benchmark, part_folder
 from driftlens.runs.cluster import Recipe, cluster_benchmark
 from driftlens.runs.edit_cache import cached_edits
 from driftlens.runs.shards import sharded
@@ -14,5 +14,6 @@ __all__ = [
     "benchmark",
     "cached_edits",
     "cluster_benchmark",
+    "part_folder",
     "sharded",
 ]

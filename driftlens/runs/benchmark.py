@@ -6,7 +6,8 @@
 
 Every record's numbers depend on the record, the configuration and the seed, never on the records beside it, the order
 or the number of processes.  So a run can be stopped at any moment, by whatever means, and goes on with the shards that
-are not there.
+are not there.  Several processes can share a run without knowing of one another: each makes a part of it, in a folder
+``part-i-of-n`` of the run's, and the run without parts takes what they made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -26,7 +28,7 @@ from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf, summarize, summarize_records
 from driftlens.files import path_of
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
-from driftlens.runs.shards import Compute, Tables, all_there, foreign_shard, settings_hash, sharded_by
+from driftlens.runs.shards import Compute, Part, Tables, all_there, foreign_shard, settings_hash, sharded_by
 from driftlens.runs.work import Measures, Work
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
 
-__all__ = ["BenchmarkResult", "Progress", "benchmark", "scores_of"]
+__all__ = ["BenchmarkResult", "Progress", "benchmark", "part_folder", "scores_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,6 +113,7 @@ def benchmark(
     batch_size: int = 64,
     shard_size: int = 32,
     seed: int = 0,
+    part: Part | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
@@ -135,6 +138,8 @@ def benchmark(
         shard_size: records that are kept together, so the most that an interruption costs.  A folder keeps the
             size it was begun with.
         seed: of the texts that are generated.
+        part: (i, n): do every n-th shard, from the i-th on (from 1), and give their tables alone.  When all parts are
+            done, the same call without puts them together.
         on_progress: called often; see :class:`Progress`.
         on_wait: called once where another process works in the folder; its end is waited for then, and what it did is
             not done again.  Without it that is an error.  A finished run is read whoever else reads it.
@@ -152,7 +157,8 @@ def benchmark(
         tfidf=tfidf,
         seed=seed,
     )
-    total, done = len(records), 0
+    total = len(records) if part is None else _records_of(len(records), shard_size, part)
+    done = 0
 
     def on_stage(stage: str, so_far: int, of: int) -> None:
         if on_progress is not None:
@@ -184,9 +190,15 @@ def benchmark(
         compute,
         path_of(folder),
         shard_size=shard_size,
+        part=part,
         on_shard=on_shard,
         on_wait=on_wait,
     )
+
+
+def part_folder(folder: Path, part: Part) -> Path:
+    """Where a part of the run in ``folder`` has its files."""
+    return folder / f"part-{part[0]}-of-{part[1]}"
 
 
 def check_records(records: Sequence[Record], shard_size: int) -> None:
@@ -213,6 +225,7 @@ def run(
     shard_size: int,
     on_shard: Callable[[int, Tables, bool], None],
     on_wait: Callable[[], None] | None = None,
+    part: Part | None = None,
 ) -> BenchmarkResult:
     """The run of a configuration: what is missing in its folder is computed, and all is put together.
 
@@ -225,8 +238,11 @@ def run(
         shard_size: records of a shard, where the folder is new.
         on_shard: called with the records done, a shard's tables, and whether they were there already.
         on_wait: as in :func:`benchmark`.
+        part: as in :func:`benchmark`.
     """
     key = settings_hash(wanted)
+    if part is not None:
+        folder = part_folder(folder, part)
     manifest = open_manifest(folder, wanted)
     if manifest.get("finished"):
         size = int(manifest.get("shard_size", shard_size))
@@ -234,7 +250,7 @@ def run(
         def show(done: int, tables: Tables) -> None:
             on_shard(done, tables, True)  # noqa: FBT003 (a callback's)
 
-        there = all_there(records, folder / "shards", size=size, key=key, on_shard=show)
+        there = all_there(records, folder / "shards", size=size, key=key, on_shard=show, part=part)
         if there is not None:
             return _result(there, manifest, len(records))
     with claimed(folder, on_wait):
@@ -245,7 +261,8 @@ def run(
                 f"{folder} holds shards of another run ({foreign.name}), and no manifest that says which; choose "
                 "another folder, or delete that one to start anew"
             )
-        manifest.setdefault("shard_size", shard_size)
+        parts = sorted(folder.glob("part-*-of-*"))
+        manifest.setdefault("shard_size", _size_of(parts, wanted) or shard_size)
         here: dict[str, Any] = {"started": now(), **session, "records": 0, "seconds": 0.0}
         start = time.perf_counter()
         computing = False
@@ -274,11 +291,28 @@ def run(
             size=int(manifest["shard_size"]),
             key=key,
             on_shard=keep,
+            part=part,
+            also=[each / "shards" for each in parts],
         )
-        if computing:
+        if computing or not manifest.get("finished"):
             tell(finished=now(), problems=_counts(tables["problems"]))
         manifest = open_manifest(folder, wanted)
     return _result(tables, manifest, len(records))
+
+
+def _size_of(parts: Sequence[Path], wanted: Mapping[str, Any]) -> int | None:
+    """The size of the parts' shards; None where there is no part of this run."""
+    for part in parts:
+        with suppress(DriftlensError):
+            if size := open_manifest(part, wanted).get("shard_size"):
+                return int(size)
+    return None
+
+
+def _records_of(total: int, size: int, part: Part) -> int:
+    """How many records a part has."""
+    own, of = part
+    return sum(min(size, total - start) for start in range(0, total, size)[own - 1 :: of]) if 1 <= own <= of else 0
 
 
 def _result(tables: Tables, manifest: Mapping[str, Any], total: int) -> BenchmarkResult:

@@ -111,8 +111,9 @@ def claimed(folder: Path, on_wait: Callable[[], None] | None = None) -> Generato
         lock.acquire(poll_interval=_POLL_SECONDS)
     try:
         # What a process that was killed had begun to write.
-        for part in folder.rglob(".driftlens-*"):
-            part.unlink(missing_ok=True)
+        for left in folder.rglob(".driftlens-*"):
+            if not any(above.name.startswith("part-") for above in left.relative_to(folder).parents):
+                left.unlink(missing_ok=True)  # parts of the run have processes of their own
         yield
     finally:
         _leave_nothing_empty(folder)

@@ -23,12 +23,16 @@ import pandas as pd
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
-__all__ = ["Compute", "Tables", "all_there", "foreign_shard", "settings_hash", "sharded", "sharded_by"]
+__all__ = ["Compute", "Part", "Tables", "all_there", "foreign_shard", "settings_hash", "sharded", "sharded_by"]
 
 Item = TypeVar("Item")
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
 Compute: TypeAlias = Callable[[Mapping[int, Sequence[Item]]], Iterable[tuple[int, Tables]]]
 """From the slices that are missing, by the number of their first item, to their tables, in any order."""
+
+
+Part: TypeAlias = tuple[int, int]
+"""(i, n): of n processes that share the work, the i-th, from 1; it has every n-th shard."""
 
 
 def settings_hash(settings: object) -> str:
@@ -77,6 +81,8 @@ def sharded_by(
     size: int = 16,
     key: str = "",
     on_shard: Callable[[int, Tables], None] | None = None,
+    part: Part | None = None,
+    also: Iterable[Path] = (),
 ) -> dict[str, pd.DataFrame]:
     """As :func:`sharded`, with all missing slices given to ``compute`` at once, which may spread them out.
 
@@ -87,14 +93,14 @@ def sharded_by(
         size: items of a shard.
         key: as in :func:`sharded`.
         on_shard: called with the number of items done and the tables of the shard that was just read or made.
+        part: only the shards of this part, and their tables.
+        also: other folders where shards of these items may lie; what is found there is copied.
 
     Raises:
-        DriftlensError: no items, a size below 1, or the folder cannot be written.
+        DriftlensError: no items, a size below 1, a part without a shard, or the folder cannot be written.
     """
-    if not items or size < 1:
-        raise DriftlensError(f"{len(items)} items in shards of {size}; expected at least one of both")
+    slices = _slices(items, size, part)
     writable_folder(folder)
-    slices = {start: items[start : start + size] for start in range(0, len(items), size)}
     found: dict[int, Tables] = {}
     done = lost = 0
 
@@ -108,6 +114,11 @@ def sharded_by(
     for start, shard in slices.items():
         tables, damaged = _read(folder, _stem(start, shard), key)
         lost += damaged
+        if tables is None:
+            elsewhere = (_read(other, _stem(start, shard), key)[0] for other in also)
+            tables = next((tables for tables in elsewhere if tables is not None), None)
+            if tables is not None:
+                _write(folder, _stem(start, shard), tables, key)
         if tables is not None:
             keep(start, tables)
     missing = {start: shard for start, shard in slices.items() if start not in found}
@@ -125,18 +136,40 @@ def all_there(
     size: int = 16,
     key: str = "",
     on_shard: Callable[[int, Tables], None] | None = None,
+    part: Part | None = None,
 ) -> dict[str, pd.DataFrame] | None:
     """What :func:`sharded_by` would give without computing anything, or None; nothing is written."""
+    slices = _slices(items, size, part)
     found: list[tuple[int, Tables]] = []
-    for start in range(0, len(items), size):
-        tables, _ = _read(folder, _stem(start, items[start : start + size]), key)
+    for start, shard in slices.items():
+        tables, _ = _read(folder, _stem(start, shard), key)
         if tables is None:
             return None
         found.append((start, tables))
+    done = 0
     for start, tables in found:
+        done += len(slices[start])
         if on_shard is not None:
-            on_shard(min(start + size, len(items)), tables)
+            on_shard(done, tables)
     return _together(found)
+
+
+def _slices(items: Sequence[Item], size: int, part: Part | None) -> dict[int, Sequence[Item]]:
+    """The shards' items by the number of their first."""
+    if not items or size < 1:
+        raise DriftlensError(f"{len(items)} items in shards of {size}; expected at least one of both")
+    starts = range(0, len(items), size)
+    if part is not None:
+        own, of = part
+        if not 1 <= own <= of:
+            raise DriftlensError(f"part {own} of {of}: expected a part from 1 to the number of parts")
+        if len(starts[own - 1 :: of]) == 0:
+            raise DriftlensError(
+                f"part {own} of {of} has nothing to do: {len(items)} records make {len(starts)} shards of {size}; "
+                f"ask for {len(starts)} parts at most, or for smaller shards"
+            )
+        starts = starts[own - 1 :: of]
+    return {start: items[start : start + size] for start in starts}
 
 
 def foreign_shard(folder: Path, key: str) -> Path | None:

@@ -46,7 +46,7 @@ def arguments(checkpoints: Any) -> Any:
 
 
 def test_trace_and_explorer(arguments: Any, capsys: pytest.CaptureFixture[str]):
-    more = ["--no-png", "--max-prompts", "1", "--window", "1", "--explore", "--gamma", str(GAMMA), "--out", "out"]
+    more = ["--no-png", "--max-prompts", "1", "--window", "1", "--explore", "--sadr", "--out", "out"]
     assert cli.main(["trace", *arguments(*more)]) == 0
     printed = capsys.readouterr()
     assert "MEND at layers 1 and 2 + SADR γ = 0.5, 2 of 2 steps" in printed.out

@@ -9,9 +9,10 @@ from driftlens.commands.trace_options import TraceOptions
 from driftlens.commands.trace_study import Study
 from driftlens.data import TaskPrompt
 from driftlens.data.templates import templates
-from driftlens.editors import sadr_gamma
+from driftlens.editors import SADR
 from driftlens.edits import Edit
 from driftlens.explorer import Bench, Exhibit, default_windows, exhibits, explorer_page
+from driftlens.explorer.bench import checked_gammas
 from driftlens.models import LensModel
 from driftlens.options.editing import make_editor
 
@@ -45,12 +46,12 @@ def explore_page(
         moments = editor.given_second_moments
         return own.with_second_moments(moments) if moments else own
 
-    gamma = sadr_gamma(model, editor.presets) if options.gamma is None else options.gamma
-    gammas = tuple(dict.fromkeys((None, gamma or None)))
+    gammas = checked_gammas(model, None if options.gamma is None else (None, options.gamma), editor)
     bench = Bench(
         model, _exhibits(options, study), editor_for, templates=templates(study.records), batch_size=options.batch_size
     )
-    bench.keep(0, gammas[-1] if options.sadr else None, edit)
+    gamma = next((one.gamma for one in editor.regularizers if isinstance(one, SADR)), None)
+    bench.keep(0, gamma if options.sadr else None, edit)
     windows = default_windows(model.n_layers) if options.window is None else (options.window,)
     shown = progress.add_task("explorer, grids", total=None)
     return explorer_page(

@@ -19,7 +19,7 @@ from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.objective import ValueSettings
-from driftlens.editors.presets import Preset, by_scale, known_preset
+from driftlens.editors.presets import Preset, by_scale, known_preset, sadr_gamma
 from driftlens.editors.regularizers import ChoosesLayers, HasParts, Regularizer, parts_of
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
@@ -219,6 +219,12 @@ class Editor(ABC):
     def restrained_above(self) -> int:
         """The layer above which regularizers see attention: the last that an edit changes."""
         return self.edited_layers[-1]
+
+    @classmethod
+    def usual_gamma(cls, model: LensModel, **changes: Any) -> float:
+        """SADR's weight where nobody gives one: the preset's.  ``changes`` are those of :meth:`for_model`."""
+        del changes
+        return sadr_gamma(model, cls.presets)
 
     def gammas(self, model: LensModel) -> tuple[float, ...] | None:
         """The weights γ that SADR can have here, ascending; None: any."""

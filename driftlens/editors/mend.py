@@ -143,6 +143,14 @@ class MEND(Editor):
     def restrained_above(self) -> int:
         return self.edited_layers[0]
 
+    @classmethod
+    @override
+    def usual_gamma(cls, model: LensModel, **changes: Any) -> float:
+        """The preset's, or, where there is no hypernetwork with it but one with another, that one's."""
+        usual = super().usual_gamma(model)
+        known = {about.gamma for about in known_files(model, changes.get("files", ())).values() if about.gamma}
+        return known.pop() if len(known) == 1 else usual
+
     @override
     def gammas(self, model: LensModel) -> tuple[float, ...]:
         return tuple(sorted({about.gamma for about in known_files(model, self.files).values() if about.gamma}))

@@ -147,7 +147,9 @@ def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
 def checked_gammas(
     model: LensModel, gammas: Sequence[float | None] | None, editor: str | Editor = "ROME"
 ) -> tuple[float | None, ...]:
-    """No SADR and the preset's γ, or what was asked for; 0 is SADR without an effect, and so None."""
+    """No SADR and the preset's γ, or those that the editor has, or what was asked for; 0 has no effect, and so None."""
+    if gammas is None and isinstance(editor, Editor) and (known := editor.gammas(model)) is not None:
+        return (None, *known)
     if gammas is None:
         return (None, sadr_gamma(model, editor if isinstance(editor, str) else editor.presets))
     for gamma in gammas:

@@ -231,7 +231,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
     Raises:
         DriftlensError: a layer that the model does not have, or no attention above the edit for SADR to restrain.
     """
-    from driftlens.editors import SADR, sadr_gamma
+    from driftlens.editors import SADR
     from driftlens.editors.moment_files import read_moments
 
     kind: type[Editor] = EDITORS.find(options.editor)
@@ -243,18 +243,18 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
             if setting not in known:
                 raise DriftlensError(f"--{option.replace('_', '-')} is no setting of {options.editor}; leave it out")
             changes[setting] = value
+    if options.hypernetworks:
+        if "hypernetwork" not in known:
+            raise DriftlensError(f"--hypernetwork is mend's; leave it out with {options.editor}")
+        changes["files"] = options.hypernetworks
     regularizers = [made_regularizer(text) for text in options.regularizers]
     if options.sadr:
-        gamma = sadr_gamma(model, kind.presets) if options.gamma is None else options.gamma
+        gamma = kind.usual_gamma(model, **changes) if options.gamma is None else options.gamma
         regularizers.insert(0, SADR(gamma=gamma, heads=options.sadr_heads or "selected"))  # pyright: ignore[reportArgumentType]
     if regularizers:
         changes["regularizers"] = tuple(regularizers)
     if options.layers is not None:
         changes |= _layers(options.editor, options.layers, known)
-    if options.hypernetworks:
-        if "hypernetwork" not in known:
-            raise DriftlensError(f"--hypernetwork is mend's; leave it out with {options.editor}")
-        changes["files"] = options.hypernetworks
     if options.contexts is not None and "sampling" not in known:
         raise DriftlensError(f"--contexts is no setting of {options.editor}; leave it out")
     editor = kind.for_model(model, **changes)

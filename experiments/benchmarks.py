@@ -25,7 +25,7 @@ from driftlens.data import Record, load_texts, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models.names import resolve
-from driftlens.options.editing import choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import applicable, choose_corpus, make_editor, with_second_moments
 from driftlens.runs import BenchmarkResult, Progress, benchmark
 from driftlens.runs.benchmark import scores_of
 from driftlens.runs.manifest import configuration
@@ -219,7 +219,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
     )  # fmt: skip
     if setting.sadr and setting.gamma is None:
         chosen = replace(chosen, gamma=options.gamma)
-    editor = make_editor(study.model, chosen)
+    editor = make_editor(study.model, applicable(chosen))
     if editor.restrained_above >= study.model.n_layers - 1:
         raise DriftlensError(
             f"layer {editor.restrained_above} leaves no attention above the edit; {study.model.name} has layers 0 to "

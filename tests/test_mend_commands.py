@@ -187,3 +187,16 @@ def test_profile(arguments: Any, checkpoints: Any, tiny: LensModel, place: Path)
     told = json.loads(Path("p.json").read_text())
     assert [cost["editor"] for cost in told["editors"]] == ["mend"]
     assert "edit" in [phase["name"] for phase in told["phases"]]
+
+
+def test_tables_over_several_editors_take_settings_of_the_others(arguments: Any, tiny: LensModel):
+    from driftlens.options.editing import applicable, make_editor
+    from experiments.options import read_options
+
+    given = ["--steps", "3", "--layers", "1", "--contexts", "2x1", "--samples", "9", "--lr", "0.1"]
+    options = applicable(read_options(arguments(*given), prog="test", description=""))
+    assert make_editor(tiny, options).edited_layers == (1, 2)
+    assert (options.steps, options.layers, options.contexts, options.samples, options.lr) == (None,) * 5
+    assert options.hypernetworks
+    other = applicable(read_options([*arguments(*given), "--editor", "rome"], prog="test", description=""))
+    assert (other.steps, other.layers, other.samples, other.hypernetworks) == (3, (1,), 9, ())

@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EditorOptions",
     "add_editor_options",
+    "applicable",
     "choose_corpus",
     "cost_text",
     "duration",
@@ -119,6 +120,9 @@ class EditorOptions:
         given = [f"--{name.replace('_', '-')}" for name in given]
         if given:
             raise DriftlensError(f"--editor none edits nothing; leave {', '.join(given)} out, or choose an editor")
+
+
+OptionsT = TypeVar("OptionsT", bound=EditorOptions)
 
 
 def add_editor_options(
@@ -268,6 +272,17 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         return editor
     lengths = options.contexts or editor.sampling.lengths
     return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
+
+
+def applicable(options: OptionsT) -> OptionsT:
+    """The options without settings that their editor does not have: for tables over several editors."""
+    known = {item.name for item in fields(EDITORS.find(options.editor)) if item.init}
+    gone: dict[str, Any] = {option: None for option, setting in _SETTINGS.items() if setting not in known}
+    gone |= {} if "sampling" in known else {"contexts": None}
+    gone |= {} if "second_moment" in known else {"second_moment": None}
+    gone |= {} if known & {"layer", "layers"} else {"layers": None}
+    gone |= {} if "hypernetwork" in known else {"hypernetworks": ()}
+    return replace(options, **gone)
 
 
 def regularizer_text(text: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import MEMIT, MEND, PMET, ROME, SADR, AlphaEdit, GuardedSADR, train_mend
+    from driftlens.editors import MEMIT, MEND, PMET, ROME, SADR, WISE, AlphaEdit, GuardedSADR, train_mend
     from driftlens.edits import Edit, EditResult, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
@@ -45,6 +45,7 @@ _HOMES = {
     "Record": "driftlens.data",
     "SADR": "driftlens.editors",
     "TaskPrompt": "driftlens.data",
+    "WISE": "driftlens.editors",
     "attention_drift": "driftlens.analyses.drift",
     "clinic": "driftlens.clinics",
     "contaminating_substitution": "driftlens.analyses.substitution",
@@ -68,6 +69,7 @@ __all__ = [
     "PMET",
     "ROME",
     "SADR",
+    "WISE",
     "AlphaEdit",
     "DriftlensError",
     "Edit",

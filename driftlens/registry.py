@@ -77,6 +77,7 @@ EDITORS: Registry[Any] = Registry(
         "memit": "driftlens.editors.memit:MEMIT",
         "pmet": "driftlens.editors.pmet:PMET",
         "alphaedit": "driftlens.editors.alphaedit:AlphaEdit",
+        "wise": "driftlens.editors.wise:WISE",
         "mend": "driftlens.editors.mend:MEND",
     },
 )

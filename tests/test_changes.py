@@ -25,7 +25,7 @@ from driftlens import (
     patch_scores,
 )
 from driftlens.data import TASKS
-from driftlens.edits import AddedNorm, Change, Dense, Gated, LowRank, Site, edit_hooks, routed
+from driftlens.edits import AddedNorm, Change, Dense, Gated, LowRank, Site, Sparse, edit_hooks, routed
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import perplexities
 from driftlens.models import LensModel
@@ -81,7 +81,10 @@ def edits_of(model: LensModel, family: str) -> dict[str, Edit]:
     """An edit of each kind; the last is an edit such as MEND's, of up- and down-projections of several layers."""
     made = {linear: Edit([low_rank(model, 1, linear)], facts=(FACT,)) for linear in NAMES[family]}
     mend = [low_rank(model, layer, linear, seed=layer) for layer in (0, 1) for linear in NAMES[family]]
-    return {**made, "dense": Edit([dense(low_rank(model, 0, "mlp.in"))], facts=(FACT,)), "mend": Edit(mend)}
+    weight = low_rank(model, 1, "mlp.out", seed=5).matrix()
+    few = Sparse.of(Site(1), weight * (weight.abs() > weight.abs().median()))
+    dense_one = Edit([dense(low_rank(model, 0, "mlp.in"))], facts=(FACT,))
+    return {**made, "dense": dense_one, "sparse": Edit([few], facts=(FACT,)), "mend": Edit(mend)}
 
 
 def written_plainly(folder: Path, family: str, changes: Sequence[Change]) -> PlainModel:
@@ -292,8 +295,8 @@ def by_score(model: LensModel, seed: int = 0) -> tuple[list[str], list[str]]:
         batch, _ = pad_rows(model, [model.encode(text).ids])
         gate = Gated(change=change, router=AddedNorm(threshold=0.0))
         seen: list[Tensor] = []
-        model.run(batch, hooks=[(model.hook_name("mlp_post", 1), lambda x, hook, seen=seen: seen.append(x))])
-        scores[text] = float(gate.score(model, seen[0], batch.mask))
+        model.run(batch, hooks=[(name, lambda x, hook, seen=seen: seen.append(x)) for name in model.linear_hooks(Site(1))])
+        scores[text] = float(gate.score(model, *seen, batch.mask))
     ordered = sorted(scores, key=scores.__getitem__, reverse=True)
     return ordered[:1], ordered[1:]
 

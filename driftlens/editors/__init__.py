@@ -18,6 +18,8 @@ from driftlens.editors.regularizers import LastTokenAttention, Observed, Regular
 from driftlens.editors.rome import ROME
 from driftlens.editors.sadr import SADR, last_token_kl
 from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
+from driftlens.editors.side_objective import WISEConventions
+from driftlens.editors.wise import WISE
 from driftlens.registry import register_editor, register_regularizer
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "PMET",
     "ROME",
     "SADR",
+    "WISE",
     "AlphaEdit",
     "ContextSampling",
     "Corpus",
@@ -39,6 +42,7 @@ __all__ = [
     "SecondMoment",
     "Seen",
     "TrainedMEND",
+    "WISEConventions",
     "Wants",
     "default_corpus",
     "last_token_kl",

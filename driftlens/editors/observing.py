@@ -68,10 +68,15 @@ def kept(observed: Observed, rows: Bool[Tensor, "rows"]) -> Observed:
 
 
 class Watch:
-    """Records a pass above the edit layer for the regularisers."""
+    """Records a pass above the edit layer for the regularisers.
 
-    def __init__(self, model: LensModel, rows: Rows, regularizers: Sequence[Regularizer], above: range) -> None:
-        self.model, self.rows, self.regularizers, self.above = model, rows, regularizers, above
+    ``column`` is the pass's column of ``subject_last``: 0 where the pass begins there.
+    """
+
+    def __init__(
+        self, model: LensModel, rows: Rows, regularizers: Sequence[Regularizer], above: range, *, column: int = 0
+    ) -> None:
+        self.model, self.rows, self.regularizers, self.above, self.column = model, rows, regularizers, above, column
         self.sets = row_sets(rows, regularizers)
         self._attention: dict[tuple[int, int], Tensor] = {}
         self._patterns: dict[tuple[int, int], Tensor] = {}
@@ -81,16 +86,17 @@ class Watch:
         """What is recorded in one layer."""
         hooks: list[Hook] = []
         name, after = self.model.hook_name("pattern", layer), self.model.hook_name("resid_post", layer)
+        begin = self.column
         for key, of in self.sets.items():
-            own, last = of.rows, self.rows.last[of.rows]
+            own, last = of.rows, self.rows.last[of.rows] + begin
             if of.wants.attention:
                 hooks.append(
                     (name, record(self._attention, (key, layer), lambda p, own=own, last=last: p[own, :, last]))
                 )
             if of.wants.patterns:
-                hooks.append((name, record(self._patterns, (key, layer), lambda p, own=own: p[own])))
+                hooks.append((name, record(self._patterns, (key, layer), lambda p, own=own: p[own, :, begin:])))
             if of.wants.hidden:
-                hooks.append((after, record(self._hidden, (key, layer), lambda h, own=own: h[own])))
+                hooks.append((after, record(self._hidden, (key, layer), lambda h, own=own: h[own, begin:])))
         return hooks
 
     def inside(self, entry: Float[Tensor, "rows queries d_model"]) -> dict[int, Observed]:
@@ -104,7 +110,7 @@ class Watch:
         for key, of in self.sets.items():
             hidden = stacked(self._hidden, key)
             if of.wants.hidden:
-                first = entry[of.rows].unsqueeze(0)
+                first = entry[of.rows, self.column :].unsqueeze(0)
                 hidden = first if hidden is None else torch.cat([first, hidden])
             observed[key] = Observed(
                 attention=stacked(self._attention, key), patterns=stacked(self._patterns, key), hidden=hidden
@@ -135,7 +141,7 @@ class Watch:
             before=before[key],
             now=now[key],
             last=self.rows.last[own],
-            mask=self.rows.batch.mask[own],
+            mask=self.rows.batch.mask[own, self.column :],
         )
         return regularizer.penalty(seen), own
 

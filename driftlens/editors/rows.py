@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,7 +59,7 @@ class Rows:
     target_length: Int[Tensor, "rows"]
     subject_key: int  # key index of subject_last, the same in all rows
 
-    def of(self, facts: Bool[Tensor, "facts"]) -> Rows:
+    def of(self, facts: Bool[Tensor, "facts"]) -> Self:
         """Only the rows of ``facts``; fact numbers are made consecutive again."""
         keep = facts[self.fact]
         rows = keep.nonzero().squeeze(1)

@@ -7,6 +7,7 @@ run side by side as rows of one batch (:meth:`Change.batch_hooks`).  One that is
 ===========================  ==================================================================================
 :class:`LowRank`             ``W += left @ right``: ROME, MEMIT and PMET at down-projections, MEND also at the others
 :class:`Dense`               ``W += matrix``: fine-tuning, the difference of two checkpoints
+:class:`~driftlens.edits.sparse.Sparse`  the same, of which most entries are 0
 :class:`~driftlens.edits.gated.Gated`  one of these for some prompts only: the side memory of WISE
 ===========================  ==================================================================================
 
@@ -34,7 +35,7 @@ from driftlens.models.sites import Site
 if TYPE_CHECKING:
     from driftlens.models import LensModel
 
-__all__ = ["Change", "Dense", "LowRank", "LowRankUpdate", "change_kind"]
+__all__ = ["Change", "Dense", "LowRank", "LowRankUpdate", "change_kind", "dense_hooks"]
 
 _KINDS: dict[str, type[Change]] = {}
 
@@ -272,17 +273,7 @@ class Dense(Change):
     @classmethod
     @override
     def batch_hooks(cls, model: LensModel, changes: Sequence[Any], rows: Int[Tensor, "rows"] | None) -> list[Hook]:
-        hooks: list[Hook] = []
-        for number, change in enumerate(changes):
-            if change is None:
-                continue
-            members = None if rows is None else (rows == number).nonzero().squeeze(1).to(model.device)
-            if members is not None and not len(members):
-                continue
-            (weight,) = placed(model, change.weight)
-            pair = apply_dense(weight, members)
-            hooks += zip(model.linear_hooks(change.site), pair, strict=True)
-        return hooks
+        return dense_hooks(model, changes, rows)
 
     @override
     def plus(self, other: Any) -> Self:
@@ -290,6 +281,21 @@ class Dense(Change):
         return type(self)(
             site=self.site, weight=self.weight.to(precision) + other.weight.to(self.weight.device, precision)
         )
+
+
+def dense_hooks(model: LensModel, changes: Sequence[Change | None], rows: Int[Tensor, "rows"] | None) -> list[Hook]:
+    """Hooks for changes of one site by their whole matrices; see :meth:`Change.batch_hooks`."""
+    hooks: list[Hook] = []
+    for number, change in enumerate(changes):
+        if change is None:
+            continue
+        members = None if rows is None else (rows == number).nonzero().squeeze(1).to(model.device)
+        if members is not None and not len(members):
+            continue
+        (weight,) = placed(model, change.matrix())
+        pair = apply_dense(weight, members)
+        hooks += zip(model.linear_hooks(change.site), pair, strict=True)
+    return hooks
 
 
 def change_kind(name: str) -> type[Change]:

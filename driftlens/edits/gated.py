@@ -1,8 +1,8 @@
 """Gated changes: a change that acts for some prompts only, as WISE's side memory does.
 
-A *router* decides by the prompt.  It sees what goes into the changed map at every token of the prompt, and what the
-change would add there, and gives the prompt a score; above its threshold the gate is open.  Of several gated changes
-of one site only the one with the highest score acts (WISE's retrieval from several memories).
+A *router* decides by the prompt.  It sees what goes into the changed map at every token of the prompt, what comes out,
+and what the change would add there, and gives the prompt a score; above its threshold the gate is open.  Of several
+gated changes of one site only the one with the highest score acts (WISE's retrieval from several memories).
 
 The decision belongs to the prompt, not to the targets that are read after it or the tokens that are generated: so one
 prompt is answered by one model.  :func:`driftlens.edits.routed` takes it once, in a pass up to the gate's layer, and
@@ -12,11 +12,13 @@ what is left is an edit without gates, which every partial pass can run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
@@ -29,9 +31,17 @@ from driftlens.models.sites import Site
 if TYPE_CHECKING:
     from driftlens.models import LensModel
 
-__all__ = ["AddedNorm", "Gated", "Router"]
+__all__ = ["ACTIVATIONS", "ActivatedNorm", "AddedNorm", "Gated", "Router"]
 
 _ROUTERS: dict[str, type[Router]] = {}
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(F.gelu, approximate="tanh")),
+}
+"""MLPs' activation functions, by the names that configurations have for them."""
 
 
 class Router(ABC):
@@ -54,6 +64,7 @@ class Router(ABC):
     def scores(
         self,
         inputs: Float[Tensor, "rows seq d_in"],
+        outputs: Float[Tensor, "rows seq d_out"],
         added: Float[Tensor, "rows seq d_out"],
         mask: Bool[Tensor, "rows seq"],
     ) -> Float[Tensor, "rows"]:
@@ -61,6 +72,7 @@ class Router(ABC):
 
         Args:
             inputs: what goes into the map at every token.
+            outputs: what the map gives there without the change.
             added: what the change would add to its output there.
             mask: which tokens are the prompt's own.
         """
@@ -88,11 +100,48 @@ class AddedNorm(Router):
     def scores(
         self,
         inputs: Float[Tensor, "rows seq d_in"],
+        outputs: Float[Tensor, "rows seq d_out"],
         added: Float[Tensor, "rows seq d_out"],
         mask: Bool[Tensor, "rows seq"],
     ) -> Float[Tensor, "rows"]:
         norms = added.norm(dim=-1) * mask
         return norms.sum(dim=1) / mask.sum(dim=1) if self.over == "mean" else norms.amax(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivatedNorm(Router):
+    """As :class:`AddedNorm`, but of what a function f would make of the output y: ``‖f(y) − f(y + x ΔW)‖₂``.
+
+    WISE's published code measures so, although nothing in the model applies an activation there.  Of a prompt of more
+    than ``most`` tokens it takes the largest instead of the mean.
+
+    Attributes:
+        threshold: ε.
+        activation: f, one of :data:`ACTIVATIONS`.
+        most: the longest prompt whose mean is taken.
+    """
+
+    kind: ClassVar[str] = "activated_norm"
+
+    threshold: float
+    activation: str
+    most: int = 100
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise unknown_name("activation", self.activation, list(ACTIVATIONS))
+
+    @override
+    def scores(
+        self,
+        inputs: Float[Tensor, "rows seq d_in"],
+        outputs: Float[Tensor, "rows seq d_out"],
+        added: Float[Tensor, "rows seq d_out"],
+        mask: Bool[Tensor, "rows seq"],
+    ) -> Float[Tensor, "rows"]:
+        f, y = ACTIVATIONS[self.activation], outputs.to(added.dtype)
+        norms, length = (f(y + added) - f(y)).norm(dim=-1) * mask, mask.sum(dim=1)
+        return torch.where(length > self.most, norms.amax(dim=1), norms.sum(dim=1) / length)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,14 +201,21 @@ class Gated(Change):
         )
 
     def score(
-        self, model: LensModel, inputs: Float[Tensor, "rows seq d_in"], mask: Bool[Tensor, "rows seq"]
+        self,
+        model: LensModel,
+        inputs: Float[Tensor, "rows seq d_in"],
+        outputs: Float[Tensor, "rows seq d_out"],
+        mask: Bool[Tensor, "rows seq"],
     ) -> Float[Tensor, "rows"]:
         """The router's score of each prompt, in float32 or better."""
         precision = torch.promote_types(model.dtype, torch.float32)
         x = inputs.to(precision)
-        tensors = {name: tensor.to(x.device, precision) for name, tensor in self.change.tensors.items()}
+        tensors = {
+            name: tensor.to(x.device, precision if tensor.is_floating_point() else None)
+            for name, tensor in self.change.tensors.items()
+        }
         moved = type(self.change).restored(self.site, tensors, self.change.settings)
-        return self.router.scores(x, moved.added(x), mask)
+        return self.router.scores(x, outputs, moved.added(x), mask)
 
 
 def _fields(router: Router) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Deciding gates: from an edit and a prompt to the edit as it acts on that prompt.
 
 1. Gates are taken layer by layer, from the lowest: one pass up to the layer, with what is decided below it in place,
-   records what goes into the gated map at every token of the prompt.
+   records what goes into and comes out of the gated map at every token of the prompt.
 2. Each gate's router scores the prompt.  Of a site's gates whose score is above their threshold the highest opens.
 3. An open gate leaves its change, a closed one nothing: the result has no gates.  Prompts that open the same gates of
    one edit share one resulting edit, so that whatever groups rows by edit still does.
@@ -75,12 +75,14 @@ def _opened(model: LensModel, rows: Sequence[tuple[Edit | None, tuple[int, ...]]
     batch, _ = pad_rows(model, [ids for _, ids in rows])
     best: list[dict[Site, tuple[float, Gated]]] = [{} for _ in rows]
     for site in sorted({gate.site for edit in edits for gate in edit.gates}, key=site_order):
-        inputs: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
+        before, after = model.linear_hooks(site)
         so_far = [_without_gates(edit, _gates(own)) for edit, own in zip(edits, best, strict=True)]
-        hooks: list[Hook] = [(model.linear_hooks(site)[0], record(inputs, "x")), *edit_hooks(model, so_far)]
+        # Recorded before an ungated change of the same site adds to the output.
+        hooks: list[Hook] = [(before, record(seen, "x")), (after, record(seen, "y")), *edit_hooks(model, so_far)]
         model.run(batch, hooks=hooks, stop=site.layer + 1)
         for gate, members in _members(edits, site):
-            scores = gate.score(model, inputs["x"][members], batch.mask[members]).tolist()
+            scores = gate.score(model, seen["x"][members], seen["y"][members], batch.mask[members]).tolist()
             for own, score in zip((best[at] for at in members), scores, strict=True):
                 if score > gate.router.threshold and (site not in own or score > own[site][0]):
                     own[site] = score, gate

@@ -215,12 +215,16 @@ def _editor_cost(
 
 def _optimizes(editor: Any) -> bool:
     """Whether an edit is an optimisation whose number of steps is a setting."""
-    return any(item.name == "steps" and item.init for item in fields(editor))
+    return _has(editor, "steps")
+
+
+def _has(editor: Any, setting: str) -> bool:
+    return any(item.name == setting and item.init for item in fields(editor))
 
 
 def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: Callable[[str], None]) -> list[Phase]:
     """The parts of a value optimisation of ``facts`` side by side, each per fact; of another editor, all in one."""
-    if not _optimizes(editor):
+    if not _has(editor, "clamp_norm_factor"):
         on_phase("edit")
         whole = measured("edit", lambda: editor.edit_many(model, facts), model.device, per="edit", share=len(facts))
         return [whole]

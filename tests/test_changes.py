@@ -295,7 +295,9 @@ def by_score(model: LensModel, seed: int = 0) -> tuple[list[str], list[str]]:
         batch, _ = pad_rows(model, [model.encode(text).ids])
         gate = Gated(change=change, router=AddedNorm(threshold=0.0))
         seen: list[Tensor] = []
-        model.run(batch, hooks=[(name, lambda x, hook, seen=seen: seen.append(x)) for name in model.linear_hooks(Site(1))])
+        model.run(
+            batch, hooks=[(name, lambda x, hook, seen=seen: seen.append(x)) for name in model.linear_hooks(Site(1))]
+        )
         scores[text] = float(gate.score(model, *seen, batch.mask))
     ordered = sorted(scores, key=scores.__getitem__, reverse=True)
     return ordered[:1], ordered[1:]

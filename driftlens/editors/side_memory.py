@@ -216,9 +216,8 @@ class _Training:
 
     @torch.no_grad()
     def _descend(self) -> None:
-        settings, decay = self.settings, 0.0
-        if settings.weight_decay and self.running:
-            weight = self.model.linear(Site(self.layer))[0].to(self.deltas[0].dtype)
+        settings = self.settings
+        weight = self.model.linear(Site(self.layer))[0].to(self.rows.keys.dtype)
         for delta in self.deltas:
             assert delta.grad is not None
             step = delta.grad.mul_(self.mask)

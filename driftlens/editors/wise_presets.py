@@ -1,4 +1,4 @@
-"""WISE's settings by model: the published ones, the bundled model's, SmolLM2's, and a default by scale for any other."""
+"""WISE's settings by model: the published ones, those of the small models, and a default by scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from driftlens.models.prompts import pad_rows
 __all__ = ["WISE_PRESETS", "side_layer", "side_scale"]
 
 
-def _preset(layer: int, margins: tuple[float, float, float], lr: float, *, steps: int = 70, sadr: float = 1e-2) -> Preset:
+def _preset(
+    layer: int, margins: tuple[float, float, float], lr: float, *, steps: int = 70, sadr: float = 1e-2
+) -> Preset:
     alpha, beta, gamma = margins
     settings = {"layer": layer, "alpha": alpha, "beta": beta, "gamma": gamma, "lr": lr}
     return Preset(settings=settings, steps=steps, sadr_steps=steps, gamma=sadr)

@@ -212,9 +212,11 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             f"--layers names {len(layers)} layers, but ROME is one of the editors here and edits one; give one layer, "
             "or leave it out"
         )
-    weight = options.second_moment_weight if setting.editor != "rome" else None
+    # What only some of a table's editors have is given to those.
+    weight = options.second_moment_weight if setting.editor in ("memit", "pmet") else None
+    hypernetworks = options.hypernetworks if setting.editor == "mend" else ()
     chosen = replace(
-        options, editor=setting.editor, second_moment_weight=weight,
+        options, editor=setting.editor, second_moment_weight=weight, hypernetworks=hypernetworks,
         **{"sadr": setting.sadr, "gamma": None, "sadr_heads": setting.heads if setting.sadr else None, **own},
     )  # fmt: skip
     if setting.sadr and setting.gamma is None:

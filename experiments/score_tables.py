@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,8 +128,9 @@ def settings_text(rows: Mapping[str, Run]) -> str:
     parts: list[str] = []
     for row in rows.values():
         if (editor := row.editor) is not None:
-            trained = {"lr": "lr {:g}", "steps": "{} steps"}  # MEND has neither: its hypernetwork was trained before
-            told = [text.format(value) for name, text in trained.items() if (value := getattr(editor, name, None))]
+            # MEND optimises nothing: it has none of these settings.
+            settable = {item.name for item in fields(editor) if item.init}
+            told = [f"lr {editor.lr:g}", f"{editor.steps} steps"] if "steps" in settable else []
             parts.append(", ".join([editor_text(editor), *told]))
     return f"{'; '.join(parts)}."
 

@@ -9,8 +9,8 @@ import torch
 from test_regularizers import CONTEXTS, FACT, LAYER, OTHER, Plain, last, rome
 
 from driftlens import MEMIT, PMET, ROME, SADR, DriftlensError, Fact, GuardedSADR, evaluate, load_records
-from driftlens.editors import guarded
-from driftlens.editors.guarded import Guards, states_relation
+from driftlens.editors import guards as making
+from driftlens.editors.guards import QUESTIONS, Guards, states_relation
 from driftlens.editors.identity import identity
 from driftlens.models import LensModel
 from driftlens.models.prompts import subject_last, tokenize_prompt
@@ -27,7 +27,7 @@ def model(checkpoints: Any) -> LensModel:
 
 
 def anew(guards: Guards, model: LensModel, *facts: Fact) -> list[tuple[str, ...]]:
-    guarded._made.pop(model, None)
+    making._made.pop(model, None)
     return guards.prompts(model, facts)
 
 
@@ -36,7 +36,7 @@ def test_off_it_is_sadr_and_writes_nothing(model: LensModel, monkeypatch: pytest
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing is to be written")
 
-    monkeypatch.setattr(guarded, "sample_tokens", refuse)
+    monkeypatch.setattr(making, "sample_tokens", refuse)
     off = GuardedSADR(gamma=0.1, gamma_guards=0, heads=heads, layers=(1, 2))
     sadr = SADR(gamma=0.1, heads=heads, layers=(1, 2))
     ours, theirs = (rome(model, one).edit(model, FACT) for one in (off, sadr))
@@ -127,7 +127,7 @@ def test_guards_belong_to_the_weights_as_they_are(demo_model: LensModel):
     edit = ROME.for_model(demo_model, steps=5).edit(demo_model, record.fact).edit
     with edit.applied(demo_model):
         guards.prompts(demo_model, [record.fact])
-        assert len({state for state, *_ in guarded._made[demo_model]}) >= 2
+        assert len({state for state, *_ in making._made[demo_model]}) >= 2
     assert guards.prompts(demo_model, [record.fact]) == before
 
 
@@ -143,6 +143,30 @@ def test_the_question_about_other_subjects(model: LensModel):
     # None but the edited one: the model continues the statement.
     (own,) = anew(replace(guards, subjects=("danielle",)), model, FACT)
     assert all(text.startswith("The mother tongue of Danielle Darrieux is Dutch.") for text in own)
+
+
+def test_questions_are_asked_in_an_order_of_the_subjects_own(model: LensModel):
+    guards = Guards(asked=5, own_words=0, distracted=0)
+    texts, others = anew(guards, model, FACT, OTHER)
+    assert all(text in {one.replace("{}", FACT.subject) for one in QUESTIONS} for text in texts)
+    assert len(texts) <= 5
+    assert [text.replace(FACT.subject, "{}") for text in texts] != [
+        text.replace(OTHER.subject, "{}") for text in others
+    ]
+    own = replace(guards, questions=("Is {} a question?", FACT.prompt, "{}, Dutch or"))
+    assert set(anew(own, model, FACT)[0]) <= {"Is Danielle Darrieux a question?"}
+
+
+def test_a_question_that_the_model_answers_as_the_edits_prompt_is_dropped(demo_model: LensModel):
+    """The bundled model was taught each relation in several wordings."""
+    record = load_records("demo")[0]
+    paraphrases = tuple(prompt.text.replace(record.fact.subject, "{}") for prompt in record.tasks["paraphrase"])
+    relations = tuple(prompt.text.replace(record.fact.subject, "{}") for prompt in record.tasks["relation"])
+    asking = Guards(asked=99, questions=(*paraphrases, *relations), own_words=0, distracted=0)
+    (kept,) = anew(asking, demo_model, record.fact)
+    left = {text.replace(record.fact.subject, "{}") for text in kept}
+    assert not left & set(paraphrases)
+    assert left >= set(relations)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +212,11 @@ def test_texts_that_state_the_relation_are_dropped(model: LensModel, where: str)
 
 
 def test_a_fact_without_guards_is_edited_like_any_other(model: LensModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guarded, "states_relation", lambda fact, _: fact == FACT)
-    guarded._made.pop(model, None)
+    monkeypatch.setattr(making, "states_relation", lambda fact, _: fact == FACT)
+    making._made.pop(model, None)
     settings = GuardedSADR(gamma_guards=0.2, mu=0.5)
     first, second = rome(model, settings).edit_many(model, [FACT, OTHER])
-    guarded._made.pop(model, None)
+    making._made.pop(model, None)
     assert not first.history[["guard_attention", "guard_answers"]].to_numpy().any()
     assert last(second, "guard_attention") > 0
     plain = rome(model).edit(model, FACT)

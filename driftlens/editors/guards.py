@@ -1,0 +1,192 @@
+"""Guards: prompts about a subject that have nothing to do with the fact that is edited.
+
+They need neither labels nor data.  What may stand among them:
+
+1. **questions** about the subject, from a list that suits people, places and things (:data:`QUESTIONS`), or of one's
+   own;
+2. **own words**: what the unedited model writes behind "{s}", "{s} is", "{s} was" and "{s}'s";
+3. **distracted**: the edited statement, then the same question about another subject, where some are given; else the
+   statement and what the unedited model writes behind it.
+
+A text that states the edited relation is no guard, since the edit has to change what follows from it: by its words
+(:func:`states_relation`), or, of a question, because the unedited model answers it as it answers the edit's prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+
+from driftlens.data import Fact
+from driftlens.data.joints import distractor
+from driftlens.editors.contexts import sample_tokens
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.models.prompts import TokenizedPrompt, pad_rows, try_tokenize_prompts
+
+__all__ = ["QUESTIONS", "STARTS", "Guards", "states_relation"]
+
+QUESTIONS = (
+    "{}'s closest friend is", "{} was founded in the year", "{} is best known for", "The history of {} begins in",
+    "{} is made of", "The first thing people notice about {} is", "{} can be reached by", "The opposite of {} is",
+    "{} is often compared with", "The price of {} is", "The age of {} is", "{} belongs to", "{} was influenced by",
+    "The colour of {} is", "A book about {} was written by", "{} is larger than", "{} is popular in", "{} lives in",
+    "The enemies of {} are", "{} likes to eat", "{} died of", "{} studied at", "{} married",
+    "The parents of {} came from", "{} believes in", "{} earns money by", "{} plays the", "{} speaks",
+    "The beginning of {} was", "The best friend of {} is", "The hobby of {} is", "The size of {} is",
+)  # fmt: skip
+"""Questions that can be asked of anything, in the wording of no benchmark."""
+
+STARTS = ("{}", "{} is", "{} was", "{}'s")
+"""What the model continues, in turn."""
+
+TRIES = 3
+"""How often a text is sampled anew that states the edited relation; then it is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guards:
+    """How guards are made; the same settings, model and fact give the same guards, on every device.
+
+    Attributes:
+        asked: how many of the questions.
+        questions: what is asked about the subject, "{}" standing for it.
+        subjects: other subjects that the edit's question can be asked about, as many as there are.
+        own_words: how many continuations of :data:`STARTS`.
+        distracted: how many texts behind the edited statement.
+        tokens: how many tokens the model writes, fewer where it ends its text.
+        top_k: sampling is among the ``top_k`` most likely tokens.
+        seed: of the sampling, and of which subjects are chosen.
+    """
+
+    asked: int = 0
+    questions: tuple[str, ...] = QUESTIONS
+    subjects: tuple[str, ...] = ()
+    own_words: int = 4
+    distracted: int = 4
+    tokens: int = 16
+    top_k: int = 10
+    seed: int = 0
+
+    def prompts(self, model: LensModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
+        """The guards of each fact; none where every text states the edited relation.
+
+        Kept per model and its weights as they are.  Each fact has those that it has alone.
+        """
+        known = _made.setdefault(model, {})
+        state = model.model_hash
+        found: list[tuple[str, ...]] = []
+        for fact in facts:
+            key = (state, self, fact)
+            if key not in known:
+                known[key] = self._make(model, fact)
+            found.append(known[key])
+        return found
+
+    def _make(self, model: LensModel, fact: Fact) -> tuple[str, ...]:
+        own = [STARTS[at % len(STARTS)].replace("{}", fact.subject) for at in range(self.own_words)]
+        statement = distractor(fact.text, fact.target_new)
+        others = self._others(fact)
+        behind = [f"{statement}{fact.prompt.replace('{}', other)}" for other in others]
+        if not others:
+            statement = statement.rstrip()  # the model writes the blank
+            behind = self._written(model, fact, [statement] * self.distracted, begin=len(statement))
+        written = self._written(model, fact, own, begin=len(fact.subject))
+        return tuple(dict.fromkeys([*self._asked(model, fact), *written, *behind]))
+
+    def _asked(self, model: LensModel, fact: Fact) -> list[str]:
+        """Questions in an order of the subject's own, less those that state or ask for the edited relation."""
+        order = random.Random(_seed(self.seed, fact)).sample(self.questions, len(self.questions))
+        others = [one for one in order if not states_relation(fact, one.partition("{}")[2]) and one != fact.prompt]
+        chosen = [one.replace("{}", fact.subject) for one in others[: self.asked]]
+        return [text for text, same in zip(chosen, _same_question(model, fact, chosen), strict=True) if not same]
+
+    def _others(self, fact: Fact) -> list[str]:
+        """The subjects to ask about: never the edited one, by whatever longer or shorter name."""
+        mine = fact.subject.casefold()
+        others = [one for one in self.subjects if mine not in one.casefold() and one.casefold() not in mine]
+        return random.Random(_seed(self.seed, fact)).sample(others, min(self.distracted, len(others)))
+
+    def _written(self, model: LensModel, fact: Fact, starts: Sequence[str], *, begin: int) -> list[str]:
+        """The starts with what the model writes behind them, where that, from ``begin`` on, may be a guard."""
+        kept: dict[int, str] = {}
+        for attempt in range(TRIES):
+            missing = [at for at in range(len(starts)) if at not in kept]
+            if not missing:
+                break
+            generator = torch.Generator().manual_seed(_seed(self.seed, fact, attempt))
+            texts = self._continued(model, [starts[at] for at in missing], generator)
+            readable = try_tokenize_prompts(model, [(text, "") for text in texts])
+            for at, text, prompt in zip(missing, texts, readable, strict=True):
+                wrote = len(text) > len(starts[at]) and not isinstance(prompt, DriftlensError)
+                if wrote and not states_relation(fact, text[begin:]):
+                    kept[at] = text
+        return [kept[at] for at in sorted(kept)]
+
+    def _continued(self, model: LensModel, starts: Sequence[str], generator: torch.Generator) -> list[str]:
+        rows = [list(model.encode(start).ids) for start in starts]
+        lengths = [max(len(row), min(len(row) + self.tokens, model.n_ctx)) for row in rows]
+        written = sample_tokens(model, rows, lengths, top_k=self.top_k, generator=generator)
+        ends = set(model.tokenizer.all_special_ids)
+        texts: list[str] = []
+        for start, row, ids in zip(starts, rows, written, strict=True):
+            # Another document begins behind a special token.
+            stop = next((at for at in range(len(row), len(ids)) if ids[at] in ends), len(ids))
+            # By the difference of two texts: alone, a token may lose the blank in front of it.
+            whole, given = (model.tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:stop], row))
+            texts.append(start + re.sub(r"\s+", " ", whole[len(given) :]).rstrip())
+        return texts
+
+
+_made: WeakKeyDictionary[LensModel, dict[tuple[str, Guards, Fact], tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def states_relation(fact: Fact, text: str) -> bool:
+    """Whether a text behind the subject states the edited relation.
+
+    It does where it holds, as whole words and in any case, the fact's old or new object, or the prompt's own words
+    behind its subject.  Where these are none, or only what a guard may begin with ("The mother tongue of {} is"), they
+    tell no relation, and the objects alone do.
+    """
+    wording = fact.prompt.partition("{}")[2].strip(" \t\n.,;:?!")
+    told = (fact.target_true, fact.target_new, "" if f"{{}} {wording}" in STARTS else wording)
+    return any(_holds(text, words) for words in told)
+
+
+def _same_question(model: LensModel, fact: Fact, texts: Sequence[str]) -> list[bool]:
+    """Whether the model answers a text as it answers the edit's prompt: the old object's first token is at least
+    half as likely after it.  Such a text asks for the edited relation in other words.
+    """
+    read = try_tokenize_prompts(model, [(text, fact.target_true) for text in (fact.text, *texts)])
+    prompts = [prompt for prompt in read if isinstance(prompt, TokenizedPrompt)]
+    if len(prompts) < len(read) or not texts:
+        return [True] * len(texts)  # too long to be read: no guards either
+    with torch.no_grad():
+        batch, first = pad_rows(model, [prompt.ids[: prompt.n_prompt] for prompt in prompts])
+        last = first + torch.tensor([prompt.n_prompt - 1 for prompt in prompts], device=first.device)
+        resid = model.run(batch)[torch.arange(len(prompts), device=first.device), last]
+        ids = torch.tensor([prompt.target_ids[0] for prompt in prompts], device=first.device)
+        found = model.unembed(resid).float().softmax(dim=-1).gather(1, ids[:, None]).squeeze(1)
+    likely, *others = found.tolist()
+    return [other >= likely / 2 for other in others]
+
+
+def _holds(text: str, words: str) -> bool:
+    text, words = (" ".join(each.casefold().split()) for each in (text, words))
+    if not any(each.isalnum() for each in words):
+        return False
+    # Only letters that are written with blanks between words bound a word: no Chinese word would be a whole one.
+    before, after = (r"(?<!\w)" if words[0].isalnum() else ""), (r"(?!\w)" if words[-1].isalnum() else "")
+    return re.search(before + re.escape(words) + after, text, re.ASCII) is not None
+
+
+def _seed(seed: int, fact: Fact, attempt: int = 0) -> int:
+    """A seed of its own for every subject, so that guards do not depend on which facts are edited beside it."""
+    told = f"{seed} {attempt} {fact.subject}"
+    return int.from_bytes(hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()[:7], "big")

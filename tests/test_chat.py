@@ -227,6 +227,20 @@ def test_the_clinic_and_the_command_line(chat_folder: Path, tmp_path: Path, caps
     capsys.readouterr()
 
 
+def test_an_answer_ends_where_the_assistants_turn_does(chat_folder: Path):
+    """A plain text goes on past EOS, as in the published code; after a chat's answer only another turn could follow."""
+    plain = load_model(chat_folder, device="cpu")
+    model = plain.chat()
+    limit = len(tokenize_prompt(model, PROMPT).ids) + 12
+    (free,) = generate(model, [PROMPT], max_tokens=limit, stop_at_eos=False)
+    new = free.ids[free.n_prompt :]
+    assert len(new) == 12
+    model.tokenizer.eos_token_id = new[5]  # this model's own: it was loaded here
+    (ended,) = generate(model, [PROMPT], max_tokens=limit)
+    assert ended.ids == free.ids[: free.n_prompt + new.index(new[5])]
+    assert len(generate(plain, ["The"], max_tokens=20)[0].ids) == 20
+
+
 def test_layers_of_one_model_are_shared(chat_folder: Path):
     """A chat is another way to read, not another model."""
     plain = load_model(chat_folder, device="cpu")

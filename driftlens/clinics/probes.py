@@ -148,8 +148,9 @@ def build_probes(
                 continue
             if kind == "relation" and any(says(answer.continuation, one) for one in entailed):
                 continue  # it goes with the old answer, so that an edit which changes it is right
-            if kind == "neighbour" and group in {one.group for one in kept[kind]}:
-                continue
+            about = fact.subject if kind == "relation" else group
+            if _same(answer.text, about) or (kind == "neighbour" and group in {one.group for one in kept[kind]}):
+                continue  # "The Colosseum is named after" the Colosseum: an echo
             kept[kind].append(probe)
     sides = {kind: _split(own) for kind, own in kept.items()}
     sides["distractor"] = _distracted(model, sides["neighbour"], fact, never, batch_size)

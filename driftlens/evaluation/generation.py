@@ -68,7 +68,7 @@ def generate(
     seed: int = 0,
     keys: Sequence[Key] | None = None,
     max_tokens: int = 100,
-    stop_at_eos: bool = False,
+    stop_at_eos: bool | None = None,
     batch_size: int = 64,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
@@ -84,8 +84,8 @@ def generate(
             came before in the list, so that a prompt given twice is continued in two ways.
         max_tokens: the length of the whole text in tokens, prompt and BOS included, as in the published code.
             The model's context limits it too.  A prompt that is that long already is returned as it is.
-        stop_at_eos: end a text at the model's EOS.  Default: go on, as the published code does; the text
-            leaves EOS out either way.
+        stop_at_eos: end a text at the model's EOS.  Default: a chat ends there, since its turn is over; a plain text
+            goes on, as in the published code.  The text leaves EOS out either way.
         batch_size: rows at a time.
         on_rows: called with (rows done, rows in all).
 
@@ -111,7 +111,8 @@ def generate(
     # By length, for little padding; among equals by edit, for few different edits in a batch.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), id(rows[i].edit)))
     limit = min(max_tokens, model.n_ctx)
-    eos: int | None = model.tokenizer.eos_token_id if stop_at_eos else None
+    stop = bool(model.frame) if stop_at_eos is None else stop_at_eos
+    eos: int | None = model.tokenizer.eos_token_id if stop else None
     grown = in_batches(
         [rows[i] for i in order],
         batch_size,

@@ -52,7 +52,7 @@ def doubts(model: LensModel, study: Study, probabilities: Any) -> str:
     if float(traced["true_before"].max()) < KNOWN:
         missing.append(
             "on the traced prompts the unedited model gives the right answers a probability of at most "
-            f"{traced['true_before'].max():.3f}, so P(o_true) has nothing to lose"
+            f"{max(0.001, traced['true_before'].max()):.3f}, so P(o_true) has nothing to lose"
         )
         number = _known_record(model, study)
         advice.append(

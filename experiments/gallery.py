@@ -28,7 +28,8 @@ def _head(study: Study) -> list[str]:
     changed = [
         _argument(name, value)
         for name, value in vars(options).items()
-        if name not in ("out", "png", "redo", "device", "batch_size") and value != getattr(type(options), name)
+        if name not in ("out", "png", "redo", "device", "device_map", "batch_size")
+        and value != getattr(type(options), name)
     ]
     arguments = f" {' '.join(changed)}" if changed else ""
     made = f"`python -m experiments.all{arguments}`"

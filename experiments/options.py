@@ -20,6 +20,7 @@ class Options(EditorOptions):
     prompts: int = 1
     text_records: int | None = None
     device: str | None = None
+    device_map: str | None = None
     dtype: str | None = None
     tune: int | None = None
     lrs: tuple[float, ...] = ()

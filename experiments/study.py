@@ -89,7 +89,8 @@ class Study:
         """The vanilla model."""
         check_layers(self.options, self.options.model)
         with self.shown("load model"):
-            return load_model(self.options.model, device=self.options.device, dtype=self.options.dtype)
+            options = self.options
+            return load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
 
     @cached_property
     def editor(self) -> Editor:

@@ -136,7 +136,7 @@ def _of_edits(
 
     with progress_bars(errors) as progress:
         task = progress.add_task("load model", total=None)
-        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        model = load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
         progress.remove_task(task)
         about["model"] = {"name": Path(model.name).name, "hash": model.model_hash}
         edits = [

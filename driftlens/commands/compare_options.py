@@ -58,6 +58,7 @@ class CompareOptions:
 
     model: str
     device: str | None
+    device_map: str | None
     dtype: str | None
     data: str
     split: str | None

@@ -57,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from driftlens.models import load_model
 
                 model = load_model(
-                    options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+                    options.model,
+                    device=options.device,
+                    dtype=options.dtype,
+                    device_map=options.device_map,
+                    chat=options.chat,
+                    system=options.system,
                 )
 
                 def on_progress(what: str, done: int, total: int) -> None:

@@ -43,6 +43,7 @@ class EditOptions(EditorOptions):
 
     model: str
     device: str | None
+    device_map: str | None
     dtype: str | None
     chat: bool
     system: str | None

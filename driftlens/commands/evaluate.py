@@ -163,7 +163,12 @@ def _results(
 
     shown.stage("load model")
     model = load_model(
-        options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        chat=options.chat,
+        system=options.system,
     )
     shown.stage("second moments")
     editor = editor_for(model, options=options, corpus=corpus, shown=shown)

@@ -51,7 +51,12 @@ def estimate(
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
         model = load_model(
-            options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            device_map=options.device_map,
+            chat=options.chat,
+            system=options.system,
         )
         loading, weights = time.perf_counter() - start, _memory(model)
         editor, moments = _editor(model, options, corpus)

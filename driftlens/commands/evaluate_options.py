@@ -33,6 +33,7 @@ class EvaluateOptions(EditorOptions):
 
     model: str
     device: str | None
+    device_map: str | None
     dtype: str | None
     chat: bool
     system: str | None
@@ -61,6 +62,10 @@ class EvaluateOptions(EditorOptions):
             raise DriftlensError("--dry-run estimates one process; leave --workers and --address out")
         if self.shard is not None and (self.spread or self.dry_run):
             raise DriftlensError("--shard is for jobs without Ray; leave --workers, --address and --dry-run out")
+        if self.device_map is not None and self.spread:
+            raise DriftlensError(
+                "--device-map puts one model on all devices, workers have one each; leave --workers and --address out"
+            )
 
     @property
     def spread(self) -> bool:

@@ -81,7 +81,9 @@ def _measure(
     phases = [
         measured(
             "load and check the model",
-            lambda: loaded.append(load_model(options.model, device=options.device, dtype=options.dtype)),
+            lambda: loaded.append(
+                load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
+            ),
             device,
             per="run",
         )

@@ -97,7 +97,12 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
         from driftlens.models import load_model
 
         model = load_model(
-            options.model, device=options.device, dtype=options.dtype, chat=options.chat, system=options.system
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            device_map=options.device_map,
+            chat=options.chat,
+            system=options.system,
         )
         progress.update(shown, total=1, completed=1)
         editor = make_editor(model, options)

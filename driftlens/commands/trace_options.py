@@ -36,6 +36,7 @@ class TraceOptions(EditorOptions):
 
     model: str
     device: str | None
+    device_map: str | None
     dtype: str | None
     chat: bool
     system: str | None

@@ -154,8 +154,8 @@ class ROME(Editor):
         else:
             with model.exclusive():  # another thread's edit is in the weights only while it has the model
                 W_out, bias = model.down_projection(self.layer)
-                written = mean @ W_out.double()
-            written = written if bias is None else written + bias.double()
+                written = mean @ W_out.to(mean)
+            written = written if bias is None else written + bias.to(mean)
             key, residual = mean, value.target_init.double() + value.delta.double() - written
         right = residual / (key @ left)
         precision = torch.promote_types(model.dtype, torch.float32)

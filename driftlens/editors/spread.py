@@ -105,7 +105,7 @@ def spread(
             updates[number][layer] = LowRankUpdate(left=left.to(precision), right=r.to(precision))
         with model.exclusive():  # another thread's edit is in the weights only while it has the model
             W_out, bias = model.down_projection(layer)
-            written = keys @ W_out.double() if bias is None else keys @ W_out.double() + bias.double()
+            written = keys @ W_out.to(keys) if bias is None else keys @ W_out.to(keys) + bias.to(keys)
         keys_by_layer[layer], values_by_layer[layer] = keys.to(precision), (written + residuals).to(precision)
 
     return [

@@ -94,7 +94,7 @@ class Change(ABC):
     def added_to(self, model: LensModel, weight: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "d_in d_out"]:
         """``weight`` with the change added, in the change's precision (float32 or better)."""
         (matrix,) = placed(model, self.matrix())
-        return weight.to(matrix.dtype) + matrix
+        return weight.to(matrix) + matrix
 
     def plus(self, other: Any) -> Self:  # noqa: ARG002 (what a subclass overrides)
         """This and another change of the same kind and site, as one."""
@@ -223,7 +223,7 @@ class LowRank(LowRankUpdate, Change):
     @override
     def added_to(self, model: LensModel, weight: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "d_in d_out"]:
         left, right = placed(model, self.left, self.right)
-        return weight.to(left.dtype) + left @ right
+        return weight.to(left) + left @ right
 
     @override
     def plus(self, other: Any) -> Self:

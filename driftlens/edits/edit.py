@@ -162,7 +162,7 @@ class Edit:
             for change in self.changes:
                 if change.site == place:
                     total = change.added_to(model, total)
-        return total.to(weight.dtype)
+        return total.to(weight)
 
     def export(self, model: LensModel, folder: str | PathLike[str]) -> None:
         """Write the edited model as a Hugging Face folder that any program can load.

@@ -19,6 +19,7 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models.families import Family
 from driftlens.models.key_values import PassCache
+from driftlens.models.placement import at_home
 from driftlens.models.sites import Site
 
 __all__ = ["Backend", "Columns", "Dimensions", "Hook"]
@@ -183,7 +184,7 @@ class Backend(ABC):
         with ExitStack() as stack:
             for name, function in hooks:
                 point = self.hook_point(name)
-                point.add_hook(_plain(function))
+                point.add_hook(at_home(function, self.device))
                 stack.callback(_remove, point, point.fwd_hooks[-1])
             yield
 
@@ -201,15 +202,6 @@ def _is_wiring(hook: Callable[..., Any]) -> bool:
     closed = dict(zip(names, getattr(hook, "__closure__", None) or (), strict=False))
     function = closed["hook"].cell_contents if "hook" in closed else hook
     return (getattr(function, "__module__", None) or "").startswith(_WIRING)
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    # TransformerLens keeps repr(function) as a label; that of an object which holds tensors would print them
-    # all.
-    def hook_function(tensor: Tensor, hook: Any) -> Any:
-        return function(tensor, hook=hook)
-
-    return hook_function
 
 
 def _remove(point: Any, handle: Any) -> None:

@@ -22,6 +22,7 @@ from driftlens.models.backend import Backend, Columns, Dimensions
 from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse
 from driftlens.models.key_values import PassCache
+from driftlens.models.placement import computes_on, is_offloaded, kept, read
 from driftlens.models.sites import Site
 
 __all__ = ["BridgeBackend", "empty_twin"]
@@ -92,7 +93,7 @@ class BridgeBackend(Backend):
     @property
     @override
     def device(self) -> torch.device:
-        return self._weight("embed").device
+        return computes_on(self.model.embed.original_component)
 
     @property
     @override
@@ -136,11 +137,11 @@ class BridgeBackend(Backend):
             _tell_shape(block, resid)
             output = block.original_component(block.hook_in(resid), **inputs)
             resid = block.hook_out(output[0] if isinstance(output, tuple) else output)
-        return resid
+        return resid.to(columns.positions.device)
 
     @override
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        return self.family.unembed(self.model, resid)
+        return self.family.unembed(self.model, resid).to(resid.device)
 
     @override
     def reference_logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
@@ -161,8 +162,8 @@ class BridgeBackend(Backend):
     @override
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
         linear: Any = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
-        weight: Tensor = linear.weight
-        return (weight.T if self.family.transposed else weight), linear.bias
+        weight = kept(linear, "weight")
+        return (weight.T if self.family.transposed else weight), _bias(linear)
 
     @override
     def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Tensor | None]:
@@ -173,7 +174,8 @@ class BridgeBackend(Backend):
         if not isinstance(getattr(linear, "weight", None), Tensor):
             raise DriftlensError(f"{self.family.name} has no {site.map} of its own; expected another site, as mlp.out")
         # Of torch's Linear and Hugging Face's Conv1D only the former holds [d_out, d_in].
-        return (linear.weight.T if isinstance(linear, torch.nn.Linear) else linear.weight), linear.bias
+        weight = kept(linear, "weight")
+        return (weight.T if isinstance(linear, torch.nn.Linear) else weight), _bias(linear)
 
     @override
     def linear_hooks(self, site: Site) -> tuple[str, str]:
@@ -194,12 +196,26 @@ class BridgeBackend(Backend):
         # The bridge's components answer for the modules that they replaced, so the checkpoint's own names
         # lead to the live tensors; the bridge's state dict would list its components' names, and some weights
         # twice.
-        for name in self._names:
-            yield name, reduce(_submodule, name.split("."), self.huggingface)
+        tied: dict[str, Tensor] = {}
+        for name, first in self._names.items():
+            *path, last = name.split(".")
+            module = _owner(reduce(_submodule, path, self.huggingface), last)
+            # Read from a file twice, tied weights would look like two.
+            tensor = tied[first] if first in tied and is_offloaded(module) else read(module, last)
+            if first in self._tied:
+                tied[first] = tensor
+            yield name, tensor
 
     @cached_property
-    def _names(self) -> list[str]:
-        return list(empty_twin(self.huggingface).state_dict())
+    def _names(self) -> dict[str, str]:
+        """The checkpoint's names, each with the first name of the same tensor."""
+        firsts: dict[int, str] = {}
+        named = empty_twin(self.huggingface).state_dict(keep_vars=True)
+        return {name: firsts.setdefault(id(tensor), name) for name, tensor in named.items()}
+
+    @cached_property
+    def _tied(self) -> set[str]:
+        return {first for name, first in self._names.items() if name != first}
 
     @override
     def description(self) -> dict[str, Any]:
@@ -224,6 +240,16 @@ def _tell_shape(block: Any, resid: Tensor) -> None:
     if hasattr(block, "_unflatten_conversions"):
         for conversion in block._unflatten_conversions():
             conversion.batch_seq = tuple(resid.shape[:2])
+
+
+def _bias(linear: Any) -> Tensor | None:
+    return None if linear.bias is None else kept(linear, "bias")
+
+
+def _owner(module: Any, name: str) -> Any:
+    """The Hugging Face module that has a weight, not the component around it."""
+    wrapped = getattr(module, "original_component", None)
+    return module if wrapped is None or name not in {**wrapped._parameters, **wrapped._buffers} else wrapped
 
 
 def _submodule(module: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models.encoding import fast
 from driftlens.models.families import Family, family_for, unsupported_architecture
 from driftlens.models.names import suggestion
+from driftlens.models.placement import DeviceMap
 from driftlens.models.weights import check_numbers, check_report, check_weights
 
 __all__ = ["Checkpoint", "checkpoint", "one_line_errors", "read_config", "read_model", "read_tokenizer"]
@@ -83,8 +84,8 @@ def read_tokenizer(of: Checkpoint) -> Any:
     return fast(tokenizer)
 
 
-def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str) -> Any:
-    """Hugging Face's model with all of its weights, in eval mode."""
+def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str, device_map: DeviceMap | None = None) -> Any:
+    """Hugging Face's model with all of its weights, in eval mode; in main memory, or placed by `device_map`."""
     from transformers import AutoModelForCausalLM
 
     if of.local and of.gguf is None:
@@ -97,6 +98,7 @@ def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str) -> Any:
             dtype=dtype,
             attn_implementation="eager",
             use_safetensors=True,
+            device_map=device_map,
             output_loading_info=True,
             **of._options,  # pyright: ignore[reportPrivateUsage]
         )
@@ -117,14 +119,15 @@ def _forget_quantisation(model: Any) -> None:
 
 
 @contextmanager
-def one_line_errors(name: str, of: Checkpoint) -> Generator[None]:
+def one_line_errors(name: str, of: Checkpoint, *, placed: bool = False) -> Generator[None]:
     """Whatever Hugging Face raises on the way, as one line that ends with what to do."""
     try:
         yield
     except DriftlensError:
         raise
     except torch.OutOfMemoryError:
-        raise DriftlensError(f"{name} does not fit into memory; try another dtype or device") from None
+        advice = "another dtype" if placed else "another dtype or device, or device_map='auto'"
+        raise DriftlensError(f"{name} does not fit into memory; try {advice}") from None
     except Exception as error:
         # A damaged file or an odd configuration ends in any kind of exception, somewhere deep in other people's code.
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -132,6 +135,8 @@ def one_line_errors(name: str, of: Checkpoint) -> Generator[None]:
             lines = [": ".join([type(error).__name__, *lines[:1]])]
         if of.gguf is not None:
             advice = "; give an undamaged GGUF file of a known family, or the full-precision checkpoint"
+        elif placed and of.local:
+            advice = "; see whether device_map names every module of the model once, and devices that are there"
         else:
             advice = "; the folder seems damaged, get it again" if of.local else suggestion(name)
         raise DriftlensError(f"cannot load {name}: {lines[0].rstrip('. ')}{advice}") from error

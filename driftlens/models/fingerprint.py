@@ -76,9 +76,12 @@ def _marks(tensors: Iterable[Tensor]) -> list[_Mark]:
     """What can be told of each tensor without copying it."""
     tensors = list(tensors)
     away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    # One transfer for all of them: each would wait for the device.
-    sums: Iterable[int] = torch.stack([_bit_sum(tensor) for tensor in away]).tolist() if away else ()
-    by_place = {id(tensor): total for tensor, total in zip(away, sums, strict=True)}
+    by_place: dict[int, int] = {}
+    for device in {tensor.device for tensor in away}:
+        # One transfer for all of a device's: each would wait for the device.
+        there = [tensor for tensor in away if tensor.device == device]
+        sums: list[int] = torch.stack([_bit_sum(tensor) for tensor in there]).tolist()
+        by_place |= {id(tensor): total for tensor, total in zip(there, sums, strict=True)}
     return [
         (
             tensor.device,

@@ -35,8 +35,9 @@ class KeyValues:
         """The prefixes of these rows, in this order; a row may be repeated."""
         return KeyValues(
             mask=self.mask.index_select(0, rows),
-            keys={layer: keys.index_select(0, rows) for layer, keys in self.keys.items()},
-            values={layer: values.index_select(0, rows) for layer, values in self.values.items()},
+            # Each layer's are where the layer is.
+            keys={layer: keys.index_select(0, rows.to(keys.device)) for layer, keys in self.keys.items()},
+            values={layer: values.index_select(0, rows.to(values.device)) for layer, values in self.values.items()},
         )
 
 

@@ -21,6 +21,7 @@ from driftlens.models.checkpoint import Checkpoint, checkpoint, one_line_errors,
 from driftlens.models.families import Family, longest_row
 from driftlens.models.lens_model import LensModel
 from driftlens.models.names import resolve
+from driftlens.models.placement import DeviceMap, check_device_map
 from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
 from driftlens.models.self_check import WINDOW, check_rows, self_check
@@ -43,6 +44,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: DeviceMap | None = None,
     check: bool = True,
     chat: bool = False,
     system: str | None = None,
@@ -58,6 +60,9 @@ def load_model(
         dtype: "float32", "bf16", …; None is the checkpoint's own, with these exceptions: the bundled model,
             the published ones and GGUF files are float32, and so is an fp16 checkpoint on the CPU, where half
             precision is slow and inexact.
+        device_map: How to place a model that is too big for one device, in place of `device`: "auto" fills all GPUs,
+            then main memory, then reads the rest from the checkpoint's files in each pass; or a device ("cuda:1",
+            "cpu", "disk") for each module by its name in Hugging Face's model. Numbers do not depend on it.
         check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
         chat: Whether the model reads prompts as a user's messages, by its own chat template (`LensModel.chat`).
         system: The chat's system prompt; None leaves it to the template, "" is an empty one.
@@ -71,15 +76,24 @@ def load_model(
     name = fspath(name)
     if system is not None and not chat:
         raise DriftlensError(f"the system prompt {system!r} belongs to a chat; give chat=True as well, or leave it out")
+    if device_map is not None:
+        check_device_map(device_map)
+        if device is not None:
+            raise DriftlensError(f"device {str(device)!r} and a device_map say different things; give one of them")
     target = _device(device)
     place, source = _place(name)
-    with one_line_errors(name, place), quiet_bars(quiet=place.local), quiet_reports():
+    if device_map is not None and place.gguf is not None:
+        raise DriftlensError(
+            f"{name} is dequantised in memory as a whole; leave device_map out, or give a model folder"
+        )
+    with one_line_errors(name, place, placed=device_map is not None), quiet_bars(quiet=place.local), quiet_reports():
         config, family = read_config(place, family)
         tokenizer = read_tokenizer(place)
         frame = chat_frame(tokenizer, system) if chat else RAW  # before the weights: it may be impossible
         exact = name == "demo" or name in PUBLISHED or place.gguf is not None
-        model = read_model(place, config, _dtype(dtype, config, target, exact=exact))
-        model.to(target)
+        model = read_model(place, config, _dtype(dtype, config, target, exact=exact), device_map)
+        if device_map is None:
+            model.to(target)
         reference = _reference_logits(model, family) if check else None
     bridge = _bridge(model, tokenizer, name, family)
     lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer, family=family)
@@ -119,7 +133,9 @@ def _reference_logits(model: Any, family: Family) -> list[Tensor]:
     d_vocab = model.get_output_embeddings().weight.shape[0]
     rows = check_rows(d_vocab, longest_row(model.config, model.config.max_position_embeddings))
     with family.narrowed(model, WINDOW):
-        return [model(input_ids=row.to(model.device), use_cache=False).logits for row in rows]
+        # Where the parts of a model compute, accelerate knows.
+        device = "cpu" if hasattr(model, "hf_device_map") else model.device
+        return [model(input_ids=row.to(device), use_cache=False).logits for row in rows]
 
 
 def _bridge(model: Any, tokenizer: Any, name: str, family: Family) -> Any:

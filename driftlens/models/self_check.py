@@ -92,7 +92,8 @@ def self_check(model: "LensModel", reference: Sequence[Float[Tensor, "1 seq d_vo
     _require(pattern_error < (0.05 if half else 1e-4), model, "the rows of its attention pattern do not sum to one")
 
     weight, bias = model.down_projection(layer)
-    by_hand = seen["mlp_post"].float() @ weight.float() + (0 if bias is None else bias.float())
+    weight = weight.to(seen["mlp_post"].device).float()
+    by_hand = seen["mlp_post"].float() @ weight + (0 if bias is None else bias.to(weight))
     mlp_error = _relative(seen["mlp_out"], by_hand)
     _require(mlp_error < (0.05 if half else 1e-4), model, "mlp_post @ W_out + b_out is not its MLP's output")
 

@@ -62,12 +62,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> Group:
-    """Declare `--model`, `--device` and `--dtype` in a group of their own, which is returned for more."""
+    """Declare `--model`, `--device`, `--device-map` and `--dtype` in a group, which is returned for more."""
     group = parser.add_argument_group(title)
     group.add_argument(
         "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
     )
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
+    group.add_argument(
+        "--device-map",
+        metavar="MAP",
+        type=name_of("device map", ("auto", "balanced", "sequential")),
+        help="for a model too big for one device: auto fills all GPUs, then main memory, then reads the rest from disk "
+        "in each pass (also balanced and sequential, as in Hugging Face); default: one device",
+    )
     group.add_argument(
         "--dtype",
         metavar="D",

@@ -57,9 +57,7 @@ def _train(options: argparse.Namespace, records: Sequence[Record], errors: Termi
 
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
-        model = load_model(
-            options.model, device=options.device, dtype=options.dtype, device_map=options.device_map
-        )
+        model = load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
         settings = _settings(model, options)
         path = options.out or str(cached_path(model, settings.sadr))
         progress.update(shown, description="train, steps", total=settings.steps)

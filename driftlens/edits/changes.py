@@ -136,7 +136,7 @@ class Change(ABC):
                 f"the edit changes layer {self.site.layer}, but {model.name} has layers 0 to {model.n_layers - 1}; "
                 "apply it to the model it was made on"
             )
-        expected = tuple(model.linear(self.site)[0].shape)
+        expected = model.linear_shape(self.site)
         if self.shape != expected:
             what = {"mlp.out": "a down-projection", "mlp.in": "an up-projection", "mlp.gate": "an MLP's gate"}
             raise DriftlensError(

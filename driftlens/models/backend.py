@@ -71,6 +71,8 @@ class Backend(ABC):
     model: Any
     family: Family
     dimensions: Dimensions
+    quantisation: str | None = None
+    """How the weights are quantised, so that they can be read but not changed."""
     parallel_blocks: bool
 
     def __init__(self, model: Any) -> None:
@@ -134,6 +136,11 @@ class Backend(ABC):
         if site.map == "mlp.out":
             return self.down_projection(site.layer)
         raise DriftlensError(f"{site} cannot be changed in a {type(self.model).__name__}; load it with load_model")
+
+    def linear_shape(self, site: Site) -> tuple[int, int]:
+        """`[d_in, d_out]` of an MLP's linear map; raises as `linear`."""
+        d_in, d_out = self.linear(site)[0].shape
+        return d_in, d_out
 
     def linear_hooks(self, site: Site) -> tuple[str, str]:
         """The hook points of a linear map's input and output."""

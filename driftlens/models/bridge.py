@@ -23,6 +23,7 @@ from driftlens.models.families import Family, family_for, longest_row, unsupport
 from driftlens.models.fused import fuse
 from driftlens.models.key_values import PassCache
 from driftlens.models.placement import computes_on, is_offloaded, kept, read
+from driftlens.models.quantised import matrix_of, parts_of, quantisation_of
 from driftlens.models.sites import Site
 
 __all__ = ["BridgeBackend", "empty_twin"]
@@ -63,6 +64,7 @@ class BridgeBackend(Backend):
             raise unsupported_architecture(architecture)
         self.family = family
         config = self.huggingface.config
+        self.quantisation = quantisation_of(config)
         family.require_supported(config)
         family.prepare(model)
         fuse(model)
@@ -75,7 +77,7 @@ class BridgeBackend(Backend):
             n_layers=int(cfg.n_layers),
             n_heads=int(cfg.n_heads),
             d_model=int(cfg.d_model),
-            d_mlp=self.down_projection(0)[0].shape[0],
+            d_mlp=self.linear_shape(Site(0))[0],
             d_head=int(cfg.d_head),
             d_vocab=self._weight("unembed").shape[0],
             n_ctx=longest_row(config, int(cfg.n_ctx)),
@@ -161,25 +163,41 @@ class BridgeBackend(Backend):
 
     @override
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Tensor | None]:
-        linear: Any = reduce(getattr, self.family.down_projection.split("."), self._block(layer))
-        weight = kept(linear, "weight")
-        return (weight.T if self.family.transposed else weight), _bias(linear)
+        return self.linear(Site(layer))
 
     @override
     def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Tensor | None]:
+        linear = self._linear(site)
+        if self.quantisation is not None:
+            return matrix_of(linear, self.dtype), linear.bias
+        weight = kept(linear, "weight")
+        return (weight.T if self._transposed(site, linear) else weight), _bias(linear)
+
+    @override
+    def linear_shape(self, site: Site) -> tuple[int, int]:
+        linear = self._linear(site)
+        if self.quantisation is not None:
+            return int(linear.in_features), int(linear.out_features)
+        stored: tuple[int, int] = tuple(linear.weight.shape)
+        return stored[::-1] if self._transposed(site, linear) else stored
+
+    def _transposed(self, site: Site, linear: Any) -> bool:
+        # Of torch's Linear and Hugging Face's Conv1D only the former holds [d_out, d_in].
+        return self.family.transposed if site.map == "mlp.out" else isinstance(linear, torch.nn.Linear)
+
+    def _linear(self, site: Site) -> Any:
         if site.map == "mlp.out":
-            return self.down_projection(site.layer)
+            linear: Any = reduce(getattr, self.family.down_projection.split("."), self._block(site.layer))
+            return getattr(linear, "original_component", linear)
         component = getattr(getattr(self.model.blocks[site.layer], "mlp", None), _COMPONENTS[site.map], None)
-        linear: Any = getattr(component, "original_component", None)
+        linear = getattr(component, "original_component", None)
         if not isinstance(getattr(linear, "weight", None), Tensor):
             raise DriftlensError(f"{self.family.name} has no {site.map} of its own; expected another site, as mlp.out")
-        # Of torch's Linear and Hugging Face's Conv1D only the former holds [d_out, d_in].
-        weight = kept(linear, "weight")
-        return (weight.T if isinstance(linear, torch.nn.Linear) else weight), _bias(linear)
+        return linear
 
     @override
     def linear_hooks(self, site: Site) -> tuple[str, str]:
-        self.linear(site)
+        self._linear(site)
         component = f"blocks.{site.layer}.mlp.{_COMPONENTS[site.map]}"
         return f"{component}.hook_in", f"{component}.hook_out"
 
@@ -196,6 +214,9 @@ class BridgeBackend(Backend):
         # The bridge's components answer for the modules that they replaced, so the checkpoint's own names
         # lead to the live tensors; the bridge's state dict would list its components' names, and some weights
         # twice.
+        if self.quantisation is not None:
+            yield from parts_of(self.huggingface)
+            return
         tied: dict[str, Tensor] = {}
         for name, first in self._names.items():
             *path, last = name.split(".")

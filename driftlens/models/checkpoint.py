@@ -20,6 +20,7 @@ from driftlens.models.encoding import fast
 from driftlens.models.families import Family, family_for, unsupported_architecture
 from driftlens.models.names import suggestion
 from driftlens.models.placement import DeviceMap
+from driftlens.models.quantised import quantisation_of
 from driftlens.models.weights import check_numbers, check_report, check_weights
 
 __all__ = ["Checkpoint", "checkpoint", "one_line_errors", "read_config", "read_model", "read_tokenizer"]
@@ -66,8 +67,6 @@ def read_config(of: Checkpoint, family: Family | None = None) -> tuple[Any, Fami
     known = family or next(filter(None, map(family_for, architectures)), None)
     if known is None:
         raise unsupported_architecture(f"{', '.join(architectures) or config.model_type} in {of}")
-    if getattr(config, "quantization_config", None):
-        raise DriftlensError(f"{of} is quantised and cannot be edited; use the full-precision checkpoint")
     check_numbers(str(of), config)
     known.require_supported(config)
     return config, known
@@ -88,7 +87,7 @@ def read_model(of: Checkpoint, config: Any, dtype: torch.dtype | str, device_map
     """Hugging Face's model with all of its weights, in eval mode; in main memory, or placed by `device_map`."""
     from transformers import AutoModelForCausalLM
 
-    if of.local and of.gguf is None:
+    if of.local and of.gguf is None and quantisation_of(config) is None:
         check_weights(of.source, config)
     # The bar of the dequantising heeds none of the switches that turn off Hugging Face's bars.
     with redirect_stderr(StringIO()) if of.gguf is not None else nullcontext():
@@ -135,6 +134,8 @@ def one_line_errors(name: str, of: Checkpoint, *, placed: bool = False) -> Gener
             lines = [": ".join([type(error).__name__, *lines[:1]])]
         if of.gguf is not None:
             advice = "; give an undamaged GGUF file of a known family, or the full-precision checkpoint"
+        elif isinstance(error, ImportError):
+            advice = "; install what is missing, or use the full-precision checkpoint"
         elif placed and of.local:
             advice = "; see whether device_map names every module of the model once, and devices that are there"
         else:

@@ -28,6 +28,7 @@ from driftlens.models.families import Family
 from driftlens.models.fingerprint import DIGITS, Fingerprint, tokenizer_digest
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
+from driftlens.models.quantised import refuse_writing
 from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
 from driftlens.models.sharing import Shared, Written, shared
 from driftlens.models.sites import Site
@@ -198,9 +199,10 @@ class LensModel:
         The thread has the model for itself until then, and `written` lists `what`.
 
         Raises:
-            DriftlensError: contexts that lie inside one another are not left in reverse order; the weights are
-                restored when the last of them is left.
+            DriftlensError: the model is quantised; or contexts that lie inside one another are not left in reverse
+                order, and then the weights are restored when the last of them is left.
         """
+        self._require_writable("no edit can be written into its weights")
         with self.exclusive():
             entry = Written(what=what, before=self.model_hash)
             entry.saved.update({site: self.linear(site)[0].detach().clone() for site in sites})
@@ -226,6 +228,15 @@ class LensModel:
                         "edits that are applied inside one another must be left in reverse order; this one is still in "
                         "the weights until the ones inside it are left"
                     )
+
+    @property
+    def quantisation(self) -> str | None:
+        """How the weights are quantised, so that edits act as hooks only; None where they are not."""
+        return self._backend.quantisation
+
+    def _require_writable(self, wanted: str) -> None:
+        if self.quantisation is not None:
+            raise refuse_writing(self.name, self.quantisation, wanted)
 
     @property
     def _shared(self) -> Shared:
@@ -317,20 +328,29 @@ class LensModel:
         return site == "mlp_out" or (site == "attn_out" and self.parallel_blocks)
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802 (the matrix\'s name everywhere)
-        """The MLP's down-projection as a live view: changing it in place changes the model."""
+        """The MLP's down-projection as a live view: changing it in place changes the model.
+
+        Raises:
+            DriftlensError: the model is quantised.
+        """
+        self._require_writable("has no matrix that could be changed in place")
         return self.down_projection(layer)[0]
 
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
-        """`W_out` and the bias added behind it; None where the family has none."""
+        """`W_out` and the bias added behind it; None where the family has none. Of a quantised model a copy."""
         return self._backend.down_projection(self._layer(layer))
 
     def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
-        """Weight, as a live view, and bias of one linear map of an MLP, `y = x W + b`.
+        """Weight, as a live view, and bias of one linear map of an MLP, `y = x W + b`; of a quantised model a copy.
 
         Raises:
             DriftlensError: a layer out of range, or a family without such a map.
         """
         return self._backend.linear(Site(self._layer(site.layer), site.map))
+
+    def linear_shape(self, site: Site) -> tuple[int, int]:
+        """`[d_in, d_out]` of one linear map of an MLP; raises as `linear`."""
+        return self._backend.linear_shape(Site(self._layer(site.layer), site.map))
 
     def linear_hooks(self, site: Site) -> tuple[str, str]:
         """The hook points on a linear map's input and on its output."""
@@ -400,6 +420,7 @@ class LensModel:
         """A Hugging Face folder of this model and its tokenizer, some `[d_in, d_out]` weights replaced."""
         from driftlens.models.export import export
 
+        self._require_writable("it cannot be exported")
         export(self, self._backend, folder, weights or {})
 
     def _check(self) -> SelfCheck:

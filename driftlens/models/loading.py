@@ -24,6 +24,7 @@ from driftlens.models.names import resolve
 from driftlens.models.placement import DeviceMap, check_device_map
 from driftlens.models.progress import quiet_bars, quiet_reports
 from driftlens.models.published import PUBLISHED, obtain
+from driftlens.models.quantised import quantisation_of
 from driftlens.models.self_check import WINDOW, check_rows, self_check
 
 __all__ = ["computes_bfloat16", "depth", "load_model"]
@@ -51,6 +52,9 @@ def load_model(
     family: Family | None = None,
 ) -> LensModel:
     """Load a model by its name, from a Hugging Face folder, or from a GGUF file.
+
+    A checkpoint that is quantised otherwise than as GGUF is loaded as Hugging Face loads it, and can be traced and
+    evaluated; edits act on it as hooks only.
 
     Args:
         name: `"demo"` is the bundled model; `"smollm2-135m"` a real one, which is fetched when it is first asked
@@ -91,10 +95,15 @@ def load_model(
         tokenizer = read_tokenizer(place)
         frame = chat_frame(tokenizer, system) if chat else RAW  # before the weights: it may be impossible
         exact = name == "demo" or name in PUBLISHED or place.gguf is not None
+        quantised = quantisation_of(config)
+        if quantised is not None and device_map is None:
+            device_map = {"": target}  # not every library's tensors can be moved
         model = read_model(place, config, _dtype(dtype, config, target, exact=exact), device_map)
         if device_map is None:
             model.to(target)
         reference = _reference_logits(model, family) if check else None
+    if quantised is not None:
+        source = f"{source}, quantised ({quantised})"
     bridge = _bridge(model, tokenizer, name, family)
     lens = LensModel(bridge, name=name, source=source, check=False, tokenizer=tokenizer, family=family)
     if reference is not None:

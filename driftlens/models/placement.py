@@ -12,7 +12,7 @@ weight that may be **changed** stays in main memory from then on, in place of th
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def kept(module: nn.Module, name: str) -> Tensor:
         return value
     if not isinstance(hook.weights_map, ChainMap):
         hook.weights_map = ChainMap({}, hook.weights_map)
-    first: dict[str, Tensor] = hook.weights_map.maps[0]
+    first: MutableMapping[str, Tensor] = hook.weights_map.maps[0]
     if name not in first:
         first[name] = hook.weights_map[name].clone()  # what a file gives is a view of its pages
     return first[name]

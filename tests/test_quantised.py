@@ -99,7 +99,7 @@ def test_the_grid_equals_plain_hugging_face_on_the_quantised_model(pair: tuple[P
 
 
 def test_its_weights_are_not_written_to(pair: tuple[Path, LensModel, LensModel], tmp_path: Path):
-    _, model, original = pair
+    _, model, _ = pair
     edit = rome(model).edit(model, FACT).edit
     before = model.model_hash
     for call in (

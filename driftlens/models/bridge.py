@@ -178,8 +178,8 @@ class BridgeBackend(Backend):
         linear = self._linear(site)
         if self.quantisation is not None:
             return int(linear.in_features), int(linear.out_features)
-        stored: tuple[int, int] = tuple(linear.weight.shape)
-        return stored[::-1] if self._transposed(site, linear) else stored
+        rows, columns = linear.weight.shape
+        return (columns, rows) if self._transposed(site, linear) else (rows, columns)
 
     def _transposed(self, site: Site, linear: Any) -> bool:
         # Of torch's Linear and Hugging Face's Conv1D only the former holds [d_out, d_in].

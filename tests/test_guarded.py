@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from driftlens.models import LensModel
 from driftlens.models.prompts import subject_last, tokenize_prompt
 from driftlens.options.editing import made_regularizer
 
+BENCHMARK = Path(__file__).parents[2] / "shared" / "data" / "merged_counterfact.json"
 SUBJECTS = ("Anna Karina", "Danielle Darrieux", "Danielle", "Romy Schneider")
 
 
@@ -155,6 +157,15 @@ def test_questions_are_asked_in_an_order_of_the_subjects_own(model: LensModel):
     ]
     own = replace(guards, questions=("Is {} a question?", FACT.prompt, "{}, Dutch or"))
     assert set(anew(own, model, FACT)[0]) <= {"Is Danielle Darrieux a question?"}
+
+
+@pytest.mark.skipif(not BENCHMARK.exists(), reason="needs the paper's benchmark")
+def test_no_question_is_a_prompt_of_the_benchmark():
+    """Neither alone nor behind another sentence, as in paraphrases and distracted prompts."""
+    for record in load_records(BENCHMARK):
+        asked = tuple(question.replace("{}", record.fact.subject) for question in QUESTIONS)
+        texts = [prompt.text for prompts in record.tasks.values() for prompt in prompts]
+        assert not [text for text in texts if text.endswith(asked)]
 
 
 def test_a_question_that_the_model_answers_as_the_edits_prompt_is_dropped(demo_model: LensModel):

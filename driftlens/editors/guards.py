@@ -38,7 +38,7 @@ QUESTIONS = (
     "{} is often compared with", "The price of {} is", "The age of {} is", "{} belongs to", "{} was influenced by",
     "The colour of {} is", "A book about {} was written by", "{} is larger than", "{} is popular in", "{} lives in",
     "The enemies of {} are", "{} likes to eat", "{} died of", "{} studied at", "{} married",
-    "The parents of {} came from", "{} believes in", "{} earns money by", "{} plays the", "{} speaks",
+    "The parents of {} came from", "{} believes in", "{} earns money by", "{} is afraid of", "{} was painted by",
     "The beginning of {} was", "The best friend of {} is", "The hobby of {} is", "The size of {} is",
 )  # fmt: skip
 """Questions that can be asked of anything, in the wording of no benchmark."""

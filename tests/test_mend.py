@@ -689,3 +689,37 @@ def test_settings_out_of_range(tiny: LensModel, tmp_path: Path):
     with pytest.raises(DriftlensError, match="the loss is not finite"):
         train_mend(tiny, several(8, "train"), tmp_path / "out", MENDTraining(rate=1e30, layers=(1, 2)))
     assert not (tmp_path / "out").exists()
+
+
+# --- the bundled model's ---
+
+
+def test_the_shipped_hypernetworks_edit_the_bundled_model(demo_model: LensModel, tmp_path: Path):
+    """On test records, after a training on records of other subjects, the ones that training.mend_records writes."""
+    from driftlens import summarize
+    from driftlens.demo import SEED
+    from driftlens.demo.world import build_world
+    from driftlens.editors import sadr_gamma
+    from driftlens.editors.mend_files import SHIPPED
+    from training.mend_records import mend_records
+    from training.records import write_records
+
+    tested = [one for one in load_records("demo") if one.split == "test"]
+    subjects = {one.fact.subject for one in tested}
+    write_records(mend_records(build_world(SEED), subjects), tmp_path / "records.json")
+    split = split_records(load_records(tmp_path / "records.json"))
+    assert not subjects & {one.fact.subject for one in (*split.train, *split.validation)}
+    gamma = sadr_gamma(demo_model, "mend")
+    drift: list[float] = []
+    for regularizers in ((), (SADR(gamma=gamma),)):
+        editor = MEND.for_model(demo_model, regularizers=regularizers)
+        assert editor.regularizers == regularizers
+        assert editor.hypernetwork.about.data["digest"] == split.digest
+        edits = [result.edit for result in editor.edit_many(demo_model, [one.fact for one in tested[:10]])]
+        scores = summarize(evaluate(demo_model, tested[:10], edits, tasks=["rewrite", "neighborhood"]))["value"]
+        assert scores["ES"] >= 80
+        assert scores["NS"] >= 80
+        drift.append(float(editor.hypernetwork.curve.set_index("step")["drift"][editor.hypernetwork.about.step]))
+    assert drift[1] < drift[0]
+    assert MEND.for_model(demo_model).gammas(demo_model) == (gamma,)
+    assert sum(path.stat().st_size for path in SHIPPED.glob("*.safetensors")) < 1.5e6

@@ -77,7 +77,7 @@ _PAPER: Mapping[str, Mapping[str, Preset]] = {
         ),
     },
     "MEND": {
-        "smollm2-135m": Preset(settings={}, steps=2, sadr_steps=2, gamma=1e-2),
+        "smollm2-135m": Preset(settings={}, steps=2, sadr_steps=2, gamma=1.0),
     },
     "PMET": {
         "gpt2-xl": Preset(settings=_layers(13, 17, second_moment_weight=20000.0, **GPT, **NEAR), gamma=1e-2),
@@ -119,7 +119,7 @@ DEMO: Mapping[str, Preset] = {
         sadr_steps=60,
         gamma=2e-2,
     ),
-    "MEND": Preset(settings={}, steps=2, sadr_steps=2, gamma=1e-2),
+    "MEND": Preset(settings={}, steps=2, sadr_steps=2, gamma=0.1),
     "PMET": Preset(
         settings=_layers(1, 3, second_moment_weight=100.0, clamp_norm_factor=20.0, **_SMALL),
         steps=25,

@@ -79,7 +79,12 @@ class CellRows:
             start=start,
             stop=stop,
             resid=resid,
-            past=KeyValues(mask=self.past[rows], keys=RowsOf(past.keys, own), values=RowsOf(past.values, own)),
+            past=KeyValues(
+                mask=self.past[rows],
+                keys=RowsOf(past.keys, own),
+                values=RowsOf(past.values, own),
+                column_dim=past.column_dim,
+            ),
         )
 
     def substitutions(self, rows: slice, layer: int) -> Iterator[Hook]:

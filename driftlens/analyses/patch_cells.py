@@ -239,6 +239,7 @@ def _with_scores(model: LensModel, group: _Group, cells: Sequence[_Cell]) -> Flo
         mask=group.past.mask[rows] & before,
         keys=RowsOf(group.past.keys, rows),
         values=RowsOf(group.past.values, rows),
+        column_dim=group.past.column_dim,
     )
     resid = model.run(
         replace(group.batch.take(rows[:, None], inside), mask=columns < length[:, None]),

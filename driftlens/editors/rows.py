@@ -1,14 +1,16 @@
 """The rows of a value optimisation: everything that does not change from step to step, computed once.
 
 Each fact has a row for every different context, one for the essence prompt, and one for every prompt that a
-regulariser brings.  Rows are aligned so that
+regulariser brings (:mod:`driftlens.editors.prompt_rows`).  Rows are aligned so that
 ``subject_last`` stands in one column, which is counted as column 0 from here on:
 
-1. what stands left of it cannot change, so above the edit only its keys and values are kept;
-2. from it on, the residual stream at the edit layer's output is kept, since the steps run no lower block;
-3. the essence prompt is read in column 0, so nothing behind it is run; and where the bare prompt begins with the same
-   tokens ("Paris is the capital of", "Paris is a"), that row is read instead;
-4. facts of like width share a pass (:mod:`driftlens.models.grouping`).
+1. what all facts' rows of one context begin with, the context's prefix, is run once for all of them, and its keys and
+   values are reused;
+2. what stands left of column 0 cannot change, so above the edit only its keys and values are kept;
+3. from it on, the residual stream at the edit layer's output is kept, since the steps run no lower block;
+4. the essence prompt is read in column 0, so nothing behind it is run;
+5. facts of like width share a pass (:mod:`driftlens.models.grouping`), those of a group's that are alike left of the
+   subject too share the vanilla pass.
 
 Where δ is not simply added to the block's output (at an attention output that the MLP reads, as PMET's in GPT-2 and
 Llama; in front of a norm, as in Gemma and OLMo 2), the steps run the edit layer's block again with δ in it, for
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, Self
 
 import torch
@@ -27,16 +30,15 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
+from driftlens.editors.prompt_rows import PromptRow, prompt_rows, shared_prefixes
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.grouping import group_by_width, pass_cost
-from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
+from driftlens.models.prompts import pad_rows, target_positions
 
 Place = Literal["mlp_out", "resid_post", "attn_out"]
 """Where a δ is added: a site of one layer, at ``subject_last``."""
-
-BARE = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,7 @@ def vanilla_rows(
     essence: str | None,
     brought: Sequence[tuple[int, Sequence[Sequence[str]]]] = (),
 ) -> Vanilla:
-    """One pass of the vanilla model over all rows up to the edit layer, and one above it over what stands left of δ.
+    """The vanilla model over all rows up to the edit layer, and above it over what stands left of δ.
 
     Args:
         model: the vanilla model.
@@ -156,135 +158,166 @@ def vanilla_rows(
     """
     distinct = list(dict.fromkeys(contexts))
     readable: list[Fact] = []
-    by_fact: list[list[_Row]] = []
+    by_fact: list[list[PromptRow]] = []
     failures: dict[int, Failure] = {}
     for place, fact in enumerate(facts):
         try:
             own = [(owner, texts[place]) for owner, texts in brought]
-            by_fact.append(_rows_of(model, fact, contexts, distinct, essence, own))
+            by_fact.append(prompt_rows(model, fact, contexts, distinct, essence, own))
             readable.append(fact)
         except DriftlensError as error:
             failures[place] = Failure(fact=fact, reason=str(error))
+    target_init = torch.empty(len(readable), len(places), model.d_model, device=model.device, dtype=model.dtype)
+    keys = target_init.new_empty(len(readable), 1 + len(contexts), model.d_mlp)
     if not readable:
-        none = torch.empty(0, len(places), model.d_model, device=model.device, dtype=model.dtype)
-        keys = none.new_empty(0, 1 + len(contexts), model.d_mlp)
-        return Vanilla(facts=(), failures=failures, groups=(), target_init=none, keys=keys)
-    begin = [sum(len(own) for own in by_fact[:number]) for number in range(len(by_fact))]
-    rows = [row for own in by_fact for row in own]
-    batch, shifts = pad_rows(model, [row.ids for row in rows], align=[row.subject for row in rows])
-    column = int(shifts[0]) + rows[0].subject
-    store: dict[str, Tensor] = {}
-
-    def at_subject(out: Tensor) -> Tensor:
-        return out[:, column].clone()  # a view would keep all columns
-
-    entry = model.run(batch, stop=layer)
-    hooks: list[Hook] = [
-        (model.hook_name(site, layer), record(store, site, at_subject)) for site in dict.fromkeys([*places, "mlp_post"])
-    ]
-    resid = model.run(batch, hooks=hooks, start=layer, resid=entry, stop=layer + 1)
-
-    through_block = not all(model.adds_to_resid(place) for place in places)
-    first, before = (layer, entry) if through_block else (layer + 1, resid)
+        return Vanilla(facts=(), failures=failures, groups=(), target_init=target_init, keys=keys)
+    prefixes = _Prefixes.of(model, shared_prefixes(by_fact, len(distinct)))
+    order = [distinct.index(context) for context in contexts]
     # The steps need no bare row: where the contexts hold the bare prompt it is among them.
-    stepped = [[at for at, row in enumerate(own) if row.kind != "bare"] for own in by_fact]
-    widths = [
-        max(len(own[at].ids) - own[at].subject for at in kept) for own, kept in zip(by_fact, stepped, strict=True)
-    ]
+    counts = [sum(row.kind != "bare" for row in own) for own in by_fact]
+    right = [max(len(row.ids) - row.subject for row in own if row.kind != "bare") for own in by_fact]
+    left = [max(row.subject - prefixes.length(row) for row in own) for own in by_fact]
+    cost = pass_cost(model.device)
     groups: list[tuple[Tensor, Rows]] = []
-    for members in group_by_width(widths, [len(kept) for kept in stepped], pass_cost(model.device)):
-        at = torch.tensor([begin[n] + row for n in members for row in stepped[n]], device=model.device)
-        here = [[by_fact[n][row] for row in stepped[n]] for n in members]
-        reach = max(row.subject for own in here for row in own)
-        left, right = slice(column - reach, column), slice(column, column + max(widths[n] for n in members))
-        past = None
-        if reach and first < model.n_layers:
-            prefix = Batch(tokens=batch.tokens[at, left], mask=batch.mask[at, left])
-            past = model.keys_values(prefix, start=first, resid=before[at, left], columns=reach)[1]
-        group = _group(
-            model,
-            here,
-            batch=Batch(tokens=batch.tokens[at, right], mask=batch.mask[at, right]),
-            resid=resid[at, right],
-            entry=entry[at, column : column + 1] if through_block else None,
-            past=past,
-            subject_key=reach,
-        )
-        groups.append((torch.tensor(members, device=model.device), group))
-
-    bare = [
-        start + next(at for at, row in enumerate(own) if row.bare) for start, own in zip(begin, by_fact, strict=True)
-    ]
-    in_order = [distinct.index(context) for context in contexts]
-    read = torch.tensor(
-        [[own, *(start + at for at in in_order)] for own, start in zip(bare, begin, strict=True)], device=model.device
-    )
-    return Vanilla(
-        facts=tuple(readable),
-        failures=failures,
-        groups=tuple(groups),
-        target_init=torch.stack([store[place][read[:, 0]] for place in places], dim=1),
-        keys=store["mlp_post"][read],
-    )
+    for group in group_by_width(right, counts, cost):
+        # Before the steps a row has columns left of the subject too, so fewer facts may be of like width.
+        parts: list[_Part] = []
+        numbers: list[int] = []
+        reach = max(left[n] for n in group)
+        for part in group_by_width([left[n] + right[n] for n in group], [counts[n] for n in group], cost):
+            members = [group[at] for at in part]
+            rows = [by_fact[n] for n in members]
+            parts.append(_Part.of(model, rows, layer, places, prefixes, least=min(reach, 1)))
+            for number, own in zip(members, parts[-1].starts, strict=True):
+                bare = own + next(at for at, row in enumerate(by_fact[number]) if row.bare)
+                target_init[number] = torch.stack([parts[-1].seen[place][bare] for place in places])
+                keys[number] = parts[-1].seen["mlp_post"][[bare, *(own + at for at in order)]]
+            numbers += members
+        groups.append((torch.tensor(numbers, device=model.device), _joined(model, parts)))
+    return Vanilla(facts=tuple(readable), failures=failures, groups=tuple(groups), target_init=target_init, keys=keys)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A row of the vanilla pass.
+class _Prefixes:
+    """What the facts' rows of one context begin with, run once for all of them."""
 
-    Those of a fact come in this order: its different contexts, essence, prompts of regularisers, bare prompt.
-    """
+    ids: tuple[tuple[int, ...], ...]
+    kept: KeyValues | None  # a row for each, and behind them one without a token
 
-    kind: Literal["context", "essence", "brought", "bare"]
-    prompt: TokenizedPrompt
-    ids: tuple[int, ...]  # a context's with its target, the others' up to subject_last
-    subject: int
-    weight: float = 0.0
-    bare: bool = False  # the prompt is the bare one, as a context or not
-    essence: bool = False  # its column 0 is the essence prompt's
-    owner: int = -1  # the place of the regulariser that brought it
+    @classmethod
+    def of(cls, model: LensModel, ids: Sequence[tuple[int, ...]]) -> _Prefixes:
+        longest = max(map(len, ids))
+        batch = pad_rows(model, [*ids, ()])[0] if longest else None
+        kept = None if batch is None else model.keys_values(batch, columns=longest)[1]
+        return cls(ids=tuple(ids), kept=kept)
+
+    def length(self, row: PromptRow) -> int:
+        """How many of the row's tokens are the prefix."""
+        return 0 if row.context is None else len(self.ids[row.context])
+
+    def before(self, rows: Sequence[PromptRow], layers: range) -> KeyValues | None:
+        """The prefix of every row, in these layers."""
+        if self.kept is None:
+            return None
+        places = [len(self.ids) if row.context is None else row.context for row in rows]
+        return self.kept.within(layers).select(torch.tensor(places, device=self.kept.mask.device))
 
 
-def _rows_of(
-    model: LensModel,
-    fact: Fact,
-    contexts: Sequence[str],
-    distinct: Sequence[str],
-    essence: str | None,
-    brought: Sequence[tuple[int, Sequence[str]]],
-) -> list[_Row]:
-    def row(kind: Literal["context", "essence", "bare"], template: str, text: str, target: str = "") -> _Row:
-        prompt = tokenize_prompt(model, template.replace(BARE, text), target)
-        # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
-        subject = subject_last(prompt, fact.subject, start=template.index(BARE))
-        ids = prompt.forced if kind == "context" else prompt.ids[: subject + 1]
-        return _Row(kind=kind, prompt=prompt, ids=ids, subject=subject, bare=template == BARE and kind != "essence")
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Facts that share the vanilla pass: all that it finds out about the rows that the steps run."""
 
-    rows: list[_Row] = []
-    for context in distinct:
-        share = sum(context == other for other in contexts) / len(contexts)
-        rows.append(replace(row("context", context, fact.text, fact.target_new), weight=share))
-    bare = next((at for at, own in enumerate(rows) if own.bare), None)
-    if essence is not None:
-        read = replace(row("essence", essence, fact.subject), essence=True)
-        if bare is not None and rows[bare].ids[: rows[bare].subject + 1] == read.ids:
-            rows[bare] = replace(rows[bare], essence=True)
-        else:
-            rows.append(read)
-    for owner, texts in brought:
-        for text in texts:
-            prompt = tokenize_prompt(model, text)
-            subject = subject_last(prompt, fact.subject)
-            own = _Row(
-                kind="brought", prompt=prompt, ids=prompt.ids, subject=subject, weight=1 / len(texts), owner=owner
-            )
-            rows.append(own)
-    return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
+    rows: tuple[tuple[PromptRow, ...], ...]  # by fact
+    starts: tuple[int, ...]  # by fact, its first row in `seen`
+    seen: Mapping[str, Float[Tensor, "all_rows d"]]  # at subject_last, by site, the bare rows' as well
+    batch: Batch  # from subject_last on, like all that follows
+    resid: Float[Tensor, "rows columns d_model"]
+    entry: Float[Tensor, "rows 1 d_model"] | None
+    past: KeyValues | None
+
+    @classmethod
+    def of(
+        cls,
+        model: LensModel,
+        by_fact: Sequence[Sequence[PromptRow]],
+        layer: int,
+        places: Sequence[Place],
+        prefixes: _Prefixes,
+        least: int,
+    ) -> _Part:
+        """The passes over these facts' rows, with at least ``least`` columns left of the subject."""
+        rows = [row for own in by_fact for row in own]
+        begins = [prefixes.length(row) for row in rows]
+        subjects = [row.subject - begin for row, begin in zip(rows, begins, strict=True)]
+        column = max(least, *subjects)
+        tails = [row.ids[begin:] for row, begin in zip(rows, begins, strict=True)]
+        batch, _ = pad_rows(model, tails, align=subjects, column=column)
+        seen: dict[str, Tensor] = {}
+
+        def at_subject(out: Tensor) -> Tensor:
+            return out[:, column].clone()  # a view would keep all columns
+
+        hooks: list[Hook] = [
+            (model.hook_name(site, layer), record(seen, site, at_subject))
+            for site in dict.fromkeys([*places, "mlp_post"])
+        ]
+        below = prefixes.before(rows, range(layer + 1))
+        entry = model.run(batch, stop=layer, past=below)
+        resid = model.run(batch, hooks=hooks, start=layer, resid=entry, stop=layer + 1, past=below)
+
+        through_block = not all(model.adds_to_resid(place) for place in places)
+        first, into = (layer, entry) if through_block else (layer + 1, resid)
+        stepped = [at for at, row in enumerate(rows) if row.kind != "bare"]
+        at = torch.tensor(stepped, device=model.device)
+        past = None
+        if first < model.n_layers:
+            past = prefixes.before([rows[n] for n in stepped], range(first, model.n_layers))
+            if column:
+                left = slice(0, column)
+                past = model.keys_values(
+                    batch.take(at, left), start=first, resid=into[at, left], columns=column, past=past
+                )[1]
+        right = slice(column, column + max(len(rows[n].ids) - rows[n].subject for n in stepped))
+        return cls(
+            rows=tuple(tuple(row for row in own if row.kind != "bare") for own in by_fact),
+            starts=tuple(accumulate((len(own) for own in by_fact[:-1]), initial=0)),
+            seen=seen,
+            batch=batch.take(at, right),
+            resid=resid[at, right],
+            entry=entry[at, column : column + 1] if through_block else None,
+            past=past,
+        )
+
+
+def _joined(model: LensModel, parts: Sequence[_Part]) -> Rows:
+    """The rows of all parts: as wide as the widest on either side of the subject."""
+    width = max(part.batch.shape[1] for part in parts)
+    reach = max(0 if part.past is None else part.past.mask.shape[1] for part in parts)
+
+    def filled(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        shape[1] = width - shape[1]
+        return torch.cat([tensor, tensor.new_zeros(shape)], dim=1) if shape[1] else tensor
+
+    pasts = [part.past.widened(reach) for part in parts if part.past is not None]
+    entries = [part.entry for part in parts if part.entry is not None]
+    return _group(
+        model,
+        [own for part in parts for own in part.rows],
+        batch=Batch(
+            tokens=torch.cat([filled(part.batch.tokens) for part in parts]),
+            mask=torch.cat([filled(part.batch.mask) for part in parts]),
+        ),
+        resid=torch.cat([filled(part.resid) for part in parts]),
+        entry=torch.cat(entries) if entries else None,
+        past=KeyValues.together(pasts) if pasts else None,
+        subject_key=reach,
+    )
 
 
 def _group(
     model: LensModel,
-    by_fact: Sequence[Sequence[_Row]],
+    by_fact: Sequence[Sequence[PromptRow]],
     *,
     batch: Batch,
     resid: Float[Tensor, "rows columns d_model"],

@@ -6,7 +6,7 @@ when asked, keeps the prefix and the first columns of its own, together, for a l
 as generation needs it, by the very tensors that attention has put together anyway.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,14 @@ class KeyValues:
     """The keys and values of some layers for the first columns of a batch, and which of those columns are
     real.
 
-    The layout of the tensors belongs to the backend that made them; only the first dimension is rows on both.
+    The layout of the tensors belongs to the backend that made them: the first dimension is rows on both, and
+    `column_dim` says which one counts columns.
     """
 
     mask: Bool[Tensor, "rows columns"]
     keys: Mapping[int, Tensor] = field(repr=False)
     values: Mapping[int, Tensor] = field(repr=False)
+    column_dim: int
 
     def select(self, rows: Int[Tensor, " n"]) -> "KeyValues":
         """The prefixes of these rows, in this order; a row may be repeated."""
@@ -38,6 +40,45 @@ class KeyValues:
             # Each layer's are where the layer is.
             keys={layer: keys.index_select(0, rows.to(keys.device)) for layer, keys in self.keys.items()},
             values={layer: values.index_select(0, rows.to(values.device)) for layer, values in self.values.items()},
+            column_dim=self.column_dim,
+        )
+
+    def within(self, layers: range) -> "KeyValues":
+        """Those of some of the layers."""
+        keys, values = (
+            {layer: kept for layer, kept in of.items() if layer in layers} for of in (self.keys, self.values)
+        )
+        return KeyValues(mask=self.mask, keys=keys, values=values, column_dim=self.column_dim)
+
+    def widened(self, columns: int) -> "KeyValues":
+        """The same in so many columns; the new ones stand in front and are padding."""
+        added = columns - self.mask.shape[1]
+        if not added:
+            return self
+
+        def padded(tensor: Tensor, dim: int) -> Tensor:
+            shape = list(tensor.shape)
+            shape[dim] = added
+            return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
+
+        return KeyValues(
+            mask=padded(self.mask, 1),
+            keys={layer: padded(keys, self.column_dim) for layer, keys in self.keys.items()},
+            values={layer: padded(values, self.column_dim) for layer, values in self.values.items()},
+            column_dim=self.column_dim,
+        )
+
+    @staticmethod
+    def together(parts: "Sequence[KeyValues]") -> "KeyValues":
+        """The rows of all parts, which are equally wide, in one."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        return KeyValues(
+            mask=torch.cat([part.mask for part in parts]),
+            keys={layer: torch.cat([part.keys[layer] for part in parts]) for layer in first.keys},
+            values={layer: torch.cat([part.values[layer] for part in parts]) for layer in first.values},
+            column_dim=first.column_dim,
         )
 
 

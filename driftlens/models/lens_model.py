@@ -409,7 +409,7 @@ class LensModel:
         mask = batch.mask[:, :columns]
         if past is not None:
             mask = torch.cat([past.mask, mask], dim=-1)
-        return resid, KeyValues(mask=mask, keys=cache.kept_keys, values=cache.kept_values)
+        return resid, KeyValues(mask=mask, keys=cache.kept_keys, values=cache.kept_values, column_dim=cache.column_dim)
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Final norm and head: `unembed(run(batch))` are the model's logits."""

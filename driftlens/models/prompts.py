@@ -214,18 +214,21 @@ def pad_rows(
     rows: Sequence[Sequence[int]],
     *,
     align: Sequence[int] | None = None,
+    column: int | None = None,
     branches: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Batch, Int[Tensor, "rows"]]:
     """Token rows of different lengths as one batch.
 
     Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the
     same column for all rows (padding on both sides), so that what changes can start in one column for all of
-    them.  ``branches`` are those of :class:`BranchedRow`, for rows that hold several continuations.
+    them: ``column``, by default the first that they all reach.  ``branches`` are those of :class:`BranchedRow`, for
+    rows that hold several continuations.
 
     Returns:
         The batch, and per row the column of its first token.
     """
-    shifts = [0] * len(rows) if align is None else [max(align) - a for a in align]
+    shared = max(align, default=0) if align is not None and column is None else column or 0
+    shifts = [0] * len(rows) if align is None else [shared - a for a in align]
     width = max(shift + len(row) for shift, row in zip(shifts, rows, strict=True))
 
     def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows seq"]:

@@ -1,0 +1,99 @@
+"""Which prompts a value optimisation reads for a fact, as rows of tokens.
+
+Each fact has a row for every different context, one for the essence prompt, one for every prompt that a regulariser
+brings, and the bare prompt's where the contexts do not hold it.  Where the bare prompt begins with the same tokens as
+the essence prompt ("Paris is the capital of", "Paris is a"), that row is read instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from driftlens.data import Fact
+from driftlens.models import LensModel
+from driftlens.models.prompts import TokenizedPrompt, subject_last, tokenize_prompt
+
+__all__ = ["PromptRow", "prompt_rows", "shared_prefixes"]
+
+BARE = "{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A row of the vanilla pass.
+
+    Those of a fact come in this order: its different contexts, essence, prompts of regularisers, bare prompt.
+    """
+
+    kind: Literal["context", "essence", "brought", "bare"]
+    prompt: TokenizedPrompt
+    ids: tuple[int, ...]  # a context's with its target, the others' up to subject_last
+    subject: int
+    weight: float = 0.0
+    bare: bool = False  # the prompt is the bare one, as a context or not
+    essence: bool = False  # its column 0 is the essence prompt's
+    owner: int = -1  # the place of the regulariser that brought it
+    context: int | None = None  # the number of its context among the different ones
+
+
+def prompt_rows(
+    model: LensModel,
+    fact: Fact,
+    contexts: Sequence[str],
+    distinct: Sequence[str],
+    essence: str | None,
+    brought: Sequence[tuple[int, Sequence[str]]],
+) -> list[PromptRow]:
+    """The rows of one fact.
+
+    Raises:
+        DriftlensError: one of them is too long for the model.
+    """
+
+    def row(kind: Literal["context", "essence", "bare"], template: str, text: str, target: str = "") -> PromptRow:
+        prompt = tokenize_prompt(model, template.replace(BARE, text), target)
+        # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
+        subject = subject_last(prompt, fact.subject, start=template.index(BARE))
+        ids = prompt.forced if kind == "context" else prompt.ids[: subject + 1]
+        bare = template == BARE and kind != "essence"
+        return PromptRow(kind=kind, prompt=prompt, ids=ids, subject=subject, bare=bare)
+
+    rows: list[PromptRow] = []
+    for number, context in enumerate(distinct):
+        share = sum(context == other for other in contexts) / len(contexts)
+        rows.append(replace(row("context", context, fact.text, fact.target_new), weight=share, context=number))
+    bare = next((at for at, own in enumerate(rows) if own.bare), None)
+    if essence is not None:
+        read = replace(row("essence", essence, fact.subject), essence=True)
+        if bare is not None and rows[bare].ids[: rows[bare].subject + 1] == read.ids:
+            rows[bare] = replace(rows[bare], essence=True)
+        else:
+            rows.append(read)
+    for owner, texts in brought:
+        for text in texts:
+            prompt = tokenize_prompt(model, text)
+            subject = subject_last(prompt, fact.subject)
+            own = PromptRow(
+                kind="brought", prompt=prompt, ids=prompt.ids, subject=subject, weight=1 / len(texts), owner=owner
+            )
+            rows.append(own)
+    return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
+
+
+def shared_prefixes(by_fact: Sequence[Sequence[PromptRow]], contexts: int) -> list[tuple[int, ...]]:
+    """For each of so many contexts, the tokens that all facts' rows of it begin with, before any of their subjects.
+
+    Tokens are compared, not texts: where a tokenizer joins the prefix's end to a prompt, that token is not shared.  A
+    fact alone shares nothing.
+    """
+    if len(by_fact) < 2:
+        return [()] * contexts
+    prefixes: list[tuple[int, ...]] = []
+    for number in range(contexts):
+        first, *others = [own[number] for own in by_fact]
+        stop = min(row.subject for row in (first, *others))
+        shared = next((i for i in range(stop) if any(row.ids[i] != first.ids[i] for row in others)), stop)
+        prefixes.append(first.ids[:shared])
+    return prefixes

@@ -16,9 +16,13 @@ import torch
 from naive import NaiveValue
 from plain import PlainModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from driftlens.data import Fact
 from driftlens.editors import ROME, SADR, LastTokenAttention
+from driftlens.editors.objective import evaluate_delta
+from driftlens.editors.rows import vanilla_rows
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 
@@ -313,3 +317,42 @@ def test_a_prompt_that_is_too_long_is_one_line(lens_model: LensModel):
     fact = Fact(subject="Paris", prompt="the " * 80 + "{} is", target_true="a", target_new="b")
     with pytest.raises(DriftlensError, match=r"tokens with its target.*reads at most 64; shorten it"):
         rome(lens_model).edit(lens_model, fact)
+
+
+class Waits(TorchDispatchMode):
+    """What would let a GPU's host wait for all that is queued: numbers read back, and masks turned into indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = "index" in str(func) and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1:2])
+        )
+        if by_mask or func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("places", [("mlp_out",), ("mlp_out", "attn_out")])
+def test_a_step_reads_nothing_back_from_the_device(lens_model: LensModel, places: Any):
+    regularizers = (SADR(gamma=0.1, layers=(lens_model.n_layers - 1,)),)
+    settings = rome(lens_model, regularizers=regularizers).value_settings()
+    vanilla = vanilla_rows(
+        lens_model, FACTS, layer=1, places=places, contexts=("{}", "The guitar. {}"), essence="{} is a"
+    )
+    for members, rows in vanilla.groups:
+        delta = torch.zeros(len(members), len(places), lens_model.d_model, requires_grad=True)
+        options: dict[str, Any] = {
+            "layer": 1,
+            "places": places,
+            "settings": settings,
+            "target_norm": vanilla.target_init[members].norm(dim=-1),
+            "nll_factor": torch.ones(len(members)),
+        }
+        _, reference = evaluate_delta(lens_model, rows, delta, vanilla=None, **options)
+        with Waits() as waits:
+            terms, _ = evaluate_delta(lens_model, rows, delta, vanilla=reference.detach(), **options)
+            terms.loss.sum().backward()
+        assert waits.found == []

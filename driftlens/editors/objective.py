@@ -111,7 +111,7 @@ def evaluate_delta(
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
         return delta.new_zeros(n_facts).index_add(0, fact, values.to(precision))
 
-    context_fact, context_weight = rows.fact[rows.is_context], rows.weight[rows.is_context]
+    context_fact, context_weight = rows.fact[rows.contexts], rows.weight[rows.contexts]
     now = watch.inside(entry)
     before = {key: detached(one) for key, one in now.items()} if vanilla is None else vanilla.observed
     names = column_names(settings.regularizers)
@@ -148,7 +148,7 @@ def evaluate_delta(
         penalize(after_the_head=True)
     token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
     row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
-    context_nll = row_nll[rows.is_context]
+    context_nll = row_nll[rows.contexts]
     # A target that shares the largest logit counts, as in the published code, which compares probabilities.
     missed = logits.detach().gather(1, rows.target_id[:, None]).squeeze(1) < logits.detach().amax(dim=1)
 

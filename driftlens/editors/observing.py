@@ -41,13 +41,13 @@ def row_sets(rows: Rows, regularizers: Sequence[Regularizer]) -> dict[int, RowSe
     of_contexts = [wants_of(one) for one in regularizers if not isinstance(one, BringsPrompts)]
     if of_contexts:
         wants = reduce(or_, of_contexts)
-        sets[CONTEXTS] = RowSet(rows=rows.is_context.nonzero().squeeze(1), wants=wants)
+        sets[CONTEXTS] = RowSet(rows=rows.contexts, wants=wants)
     for place, one in enumerate(regularizers):
         if not isinstance(one, BringsPrompts):
             continue
         first = prompts_place(regularizers, place)
-        own = (rows.owner == first).nonzero().squeeze(1)
-        if len(own):
+        own = rows.brought.get(first)
+        if own is not None:
             wants = wants_of(one)
             sets[first] = RowSet(rows=own, wants=sets[first].wants | wants if first in sets else wants)
     return sets

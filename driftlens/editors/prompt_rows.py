@@ -15,7 +15,7 @@ from driftlens.data import Fact
 from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt, subject_last, tokenize_prompt
 
-__all__ = ["PromptRow", "prompt_rows", "shared_prefixes"]
+__all__ = ["PromptRow", "prompt_rows"]
 
 BARE = "{}"
 
@@ -80,20 +80,3 @@ def prompt_rows(
             )
             rows.append(own)
     return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
-
-
-def shared_prefixes(by_fact: Sequence[Sequence[PromptRow]], contexts: int) -> list[tuple[int, ...]]:
-    """For each of so many contexts, the tokens that all facts' rows of it begin with, before any of their subjects.
-
-    Tokens are compared, not texts: where a tokenizer joins the prefix's end to a prompt, that token is not shared.  A
-    fact alone shares nothing.
-    """
-    if len(by_fact) < 2:
-        return [()] * contexts
-    prefixes: list[tuple[int, ...]] = []
-    for number in range(contexts):
-        first, *others = [own[number] for own in by_fact]
-        stop = min(row.subject for row in (first, *others))
-        shared = next((i for i in range(stop) if any(row.ids[i] != first.ids[i] for row in others)), stop)
-        prefixes.append(first.ids[:shared])
-    return prefixes

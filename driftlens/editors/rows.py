@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Literal, Self
 
@@ -30,7 +31,8 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
-from driftlens.editors.prompt_rows import PromptRow, prompt_rows, shared_prefixes
+from driftlens.editors.prefixes import Prefixes
+from driftlens.editors.prompt_rows import PromptRow, prompt_rows
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import Batch, KeyValues, LensModel
@@ -60,6 +62,19 @@ class Rows:
     target_id: Int[Tensor, "targets"]
     target_length: Int[Tensor, "rows"]
     subject_key: int  # key index of subject_last, the same in all rows
+
+    # Both are looked up at every step, and on a GPU the host would wait for each answer.
+
+    @cached_property
+    def contexts(self) -> Int[Tensor, "contexts"]:
+        """The rows that are contexts."""
+        return self.is_context.nonzero().squeeze(1)
+
+    @cached_property
+    def brought(self) -> Mapping[int, Int[Tensor, "prompts"]]:
+        """The rows that each regulariser brought, by its place."""
+        owners = sorted({owner for owner in self.owner.tolist() if owner >= 0})
+        return {owner: (self.owner == owner).nonzero().squeeze(1) for owner in owners}
 
     def of(self, facts: Bool[Tensor, "facts"]) -> Self:
         """Only the rows of ``facts``; fact numbers are made consecutive again."""
@@ -171,7 +186,7 @@ def vanilla_rows(
     keys = target_init.new_empty(len(readable), 1 + len(contexts), model.d_mlp)
     if not readable:
         return Vanilla(facts=(), failures=failures, groups=(), target_init=target_init, keys=keys)
-    prefixes = _Prefixes.of(model, shared_prefixes(by_fact, len(distinct)))
+    prefixes = Prefixes.of(model, by_fact, len(distinct))
     order = [distinct.index(context) for context in contexts]
     # The steps need no bare row: where the contexts hold the bare prompt it is among them.
     counts = [sum(row.kind != "bare" for row in own) for own in by_fact]
@@ -198,32 +213,6 @@ def vanilla_rows(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prefixes:
-    """What the facts' rows of one context begin with, run once for all of them."""
-
-    ids: tuple[tuple[int, ...], ...]
-    kept: KeyValues | None  # a row for each, and behind them one without a token
-
-    @classmethod
-    def of(cls, model: LensModel, ids: Sequence[tuple[int, ...]]) -> _Prefixes:
-        longest = max(map(len, ids))
-        batch = pad_rows(model, [*ids, ()])[0] if longest else None
-        kept = None if batch is None else model.keys_values(batch, columns=longest)[1]
-        return cls(ids=tuple(ids), kept=kept)
-
-    def length(self, row: PromptRow) -> int:
-        """How many of the row's tokens are the prefix."""
-        return 0 if row.context is None else len(self.ids[row.context])
-
-    def before(self, rows: Sequence[PromptRow], layers: range) -> KeyValues | None:
-        """The prefix of every row, in these layers."""
-        if self.kept is None:
-            return None
-        places = [len(self.ids) if row.context is None else row.context for row in rows]
-        return self.kept.within(layers).select(torch.tensor(places, device=self.kept.mask.device))
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Part:
     """Facts that share the vanilla pass: all that it finds out about the rows that the steps run."""
 
@@ -242,7 +231,7 @@ class _Part:
         by_fact: Sequence[Sequence[PromptRow]],
         layer: int,
         places: Sequence[Place],
-        prefixes: _Prefixes,
+        prefixes: Prefixes,
         least: int,
     ) -> _Part:
         """The passes over these facts' rows, with at least ``least`` columns left of the subject."""

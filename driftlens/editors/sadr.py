@@ -84,8 +84,7 @@ class SADR:
         if self.heads == "selected":
             kl = kl * over_attending(vanilla, edited, attention.subject)
         if self.layers is not None:
-            kept = [layer in self.layers for layer in attention.layers]
-            kl = kl[torch.tensor(kept, dtype=torch.bool, device=kl.device)]
+            kl = torch.stack([kl[at] for at, layer in enumerate(attention.layers) if layer in self.layers])
         return self.gamma * kl.sum(dim=(0, 2))
 
 

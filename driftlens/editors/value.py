@@ -8,7 +8,7 @@ For every fact, δ is added at ``subject_last`` to an output of one layer and op
    have changed.  The head sees only the positions that predict target tokens: :mod:`driftlens.editors.objective`.
    Facts of like width share a pass, forward and backward; one group's graph is gone before the next group's begins.
 3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ and
-   leaves its group.
+   leaves its group.  On a GPU the host waits for the device once a step, to read whether facts have converged.
 
 PMET optimises two δ at once, each with a weight decay and a clamp of its own: a fact has one δ per *place*.
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.data import Fact
@@ -104,10 +104,12 @@ def optimize_values(
     final = delta.detach().clone()
     histories: list[list[dict[str, float]]] = [[] for _ in vanilla.facts]
     overflown: dict[int, int] = {}  # the step of it, by fact
-    groups = [_Group(rows, members, delta.new_ones(len(members))) for members, rows in vanilla.groups]
+    groups = [_Group(rows, members, members.tolist(), delta.new_ones(len(members))) for members, rows in vanilla.groups]
 
-    for step in range(settings.steps):
+    for step in range(settings.steps if groups else 0):
         optimizer.zero_grad()
+        measured: list[Tensor] = []
+        names: tuple[str, ...] = ()
         for group in groups:
             # Forward and backward as one: a thread that writes an edit in between would spoil the graph.
             with model.exclusive(), torch.enable_grad():
@@ -125,27 +127,34 @@ def optimize_values(
                 loss = terms.loss
                 if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
                     group.vanilla = now.detach()
-                finite = _log(histories, group.running.tolist(), step, loss, terms)
+                told = {"loss": loss, **_columns(terms)}
+                names = tuple(told)
+                columns = torch.stack([column.detach() for column in told.values()])
                 final[group.running] = delta.detach()[group.running]
-                stopped = loss.detach() < settings.early_stop_loss
-                if not bool(finite.all()):
-                    failed = ~finite.to(loss.device)
-                    overflown |= dict.fromkeys(group.running[failed].tolist(), step)
-                    stopped |= failed
+                finite = columns.isfinite().all(dim=0)
+                stopped = (loss.detach() < settings.early_stop_loss) | ~finite
                 if settings.certain_stop_kl is not None:
                     stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
                 staying = ~stopped
-                if step < settings.steps - 1 and bool(staying.any()):
+                # Where nobody stays there is no need to go back; on a GPU, to know it would cost more than it saves.
+                if step < settings.steps - 1 and (model.device.type != "cpu" or bool(staying.any())):
                     # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
-                    loss[staying].sum().backward()  # pyright: ignore[reportUnknownMemberType]
+                    torch.where(staying, loss, 0.0).sum().backward()  # pyright: ignore[reportUnknownMemberType]
             # For the steps to come; this step's loss has the factor of the one before, as in the published code.
             group.nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(loss))
-            group.keep(staying, settings.regularizers)
-        groups = [group for group in groups if len(group.running)]
+            measured.append(torch.cat([columns, torch.stack([finite, staying]).to(columns.dtype)]))
+        # The one place in a step where the host waits for the device.
+        read = torch.cat(measured, dim=1).cpu().double().split([len(group.running) for group in groups], dim=1)
+        for group, table in zip(groups, read, strict=True):
+            for number, line, is_finite in group.settled(table, settings.regularizers):
+                histories[number].append({"step": step, **dict(zip(names, line, strict=True))})
+                if not is_finite:
+                    overflown[number] = step
+        groups = [group for group in groups if group.numbers]
         if step == settings.steps - 1 or not groups:
             break
         if on_step is not None:
-            on_step(step + 1, sum(len(group.running) for group in groups))
+            on_step(step + 1, sum(len(group.numbers) for group in groups))
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         with torch.no_grad():
             limit = settings.clamp_norm_factor * target_norm
@@ -176,37 +185,40 @@ class _Group:
 
     rows: Rows
     running: Int[Tensor, "facts"]
+    numbers: list[int]  # the same on the host
     nll_factor: Float[Tensor, "facts"]
     vanilla: Reference | None = None
 
-    def keep(self, staying: Bool[Tensor, "facts"], regularizers: Sequence[Regularizer]) -> None:
-        """Let the facts that have converged, or failed, leave."""
-        if bool(staying.all()):
-            return
-        if self.vanilla is not None:
-            self.vanilla = self.vanilla.of(self.rows, regularizers, staying)
-        self.running, self.nll_factor = self.running[staying], self.nll_factor[staying]
-        if len(self.running):
-            self.rows = self.rows.of(staying)
+    def settled(
+        self, table: Float[Tensor, "measurements facts"], regularizers: Sequence[Regularizer]
+    ) -> list[tuple[int, list[float], bool]]:
+        """Let the facts that have converged, or failed, leave.
+
+        ``table`` is on the CPU; its last two rows say whether all of a fact's measurements are finite, and whether it
+        stays.
+
+        Returns:
+            Of each fact that ran, its number, its measurements, and whether they are finite.
+        """
+        *measured, finite, staying = table.tolist()
+        told = [(number, [row[at] for row in measured], finite[at] > 0) for at, number in enumerate(self.numbers)]
+        if not all(staying):
+            stays = table[-1].bool().to(self.running.device)
+            if self.vanilla is not None:
+                self.vanilla = self.vanilla.of(self.rows, regularizers, stays)
+            self.running, self.nll_factor = self.running[stays], self.nll_factor[stays]
+            self.numbers = [number for number, stay in zip(self.numbers, staying, strict=True) if stay]
+            if self.numbers:
+                self.rows = self.rows.of(stays)
+        return told
 
 
-def _log(
-    histories: list[list[dict[str, float]]],
-    running: list[int],
-    step: int,
-    loss: Tensor,
-    terms: Terms,
-) -> Bool[Tensor, "facts"]:
-    """Write a step down; the facts for which all of it is finite, on the CPU."""
-    columns = {
-        "loss": loss,
+def _columns(terms: Terms) -> dict[str, Float[Tensor, "facts"]]:
+    """What the history tells of a step besides the whole loss."""
+    return {
         "nll": terms.nll,
         "kl": terms.kl,
         "weight_decay": terms.weight_decay,
         **terms.penalties,
         "probability": terms.probability,
     }
-    table = torch.stack([column.detach() for column in columns.values()]).double().cpu()
-    for at, number in enumerate(running):
-        histories[number].append({"step": step, **dict(zip(columns, table[:, at].tolist(), strict=True))})
-    return table.isfinite().all(dim=0)

@@ -8,7 +8,8 @@ every step, the same NLLs, the same probabilities.
 - **edit**: `edit_many` of 1 to 64 facts, with and without SADR, against one by one; operations counted.
 - **evaluate**: all prompts of 1 to 64 edited records against weights written and prompts read one by one.
 - **trace**: the full grid of 32 records against one forward pass for each cell, timed on a sample of cells.
-- **throughput**: records per second of edit and evaluation together, for 1 to 64 records at once.
+- **throughput**: edit and evaluation of 1 to 64 records at once, apart and together, and how far both sides' numbers
+  are from each other.
 """
 
 import argparse
@@ -17,17 +18,21 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmarks import plain as plainly
 from benchmarks.measuring import in_turn, machine, matrix_product_peak, median, operations, ratio, write
-from driftlens import ROME, SADR, contaminating_substitution, evaluate, load_model, load_records
+from driftlens import ROME, SADR, Edit, contaminating_substitution, evaluate, load_model, load_records
 from driftlens.analyses.windows import default_window, window_layers
 from driftlens.data import Fact, Record
 from driftlens.editors.second_moment import SecondMoment
+from driftlens.edits import Dense, EditResult
 from driftlens.models import LensModel
 from driftlens.models.names import resolve
 from driftlens.models.prompts import TokenizedPrompt, try_tokenize_prompts
+from driftlens.models.published import PUBLISHED, obtain
+from driftlens.models.sites import Site
 
 TASK = "distract_neighborhood"
 
@@ -38,7 +43,8 @@ class Sides:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.model: LensModel = load_model(options.model, device=options.device, dtype=options.dtype)
-        self.folder = resolve(options.model)[0]
+        published = PUBLISHED.get(options.model)
+        self.folder = resolve(options.model)[0] if published is None else obtain(published).folder
         # Plain code stops at a prompt that is too long for the model.
         self.records = [r for r in load_records(options.data, limit=options.records) if readable(self.model, r)]
         self._plain: dict[str, plainly.PlainModel] = {}
@@ -48,7 +54,10 @@ class Sides:
         """Hugging Face's default attention, but where its maps are asked for: then only the eager one gives them."""
         if attention not in self._plain:
             self._plain[attention] = plainly.PlainModel.load(
-                self.folder, device=self.model.device, dtype=self.model.dtype, attention=attention
+                self.folder,
+                device=self.model.device,
+                dtype=getattr(torch, self.options.plain_dtype) if self.options.plain_dtype else self.model.dtype,
+                attention=attention,
             )
         return self._plain[attention]
 
@@ -57,8 +66,9 @@ class Sides:
         changes: dict[str, Any] = {"regularizers": (SADR(gamma=1e-2),)} if sadr else {}
         changes |= {"steps": steps} if steps else {}
         changes |= {"early_stop_loss": -math.inf} if forced else {}
-        if self.options.model != "demo":
-            changes |= {"layer": self.options.layer, "lr": self.options.lr}
+        given = {"layer": self.options.layer, "lr": self.options.lr}
+        changes |= {name: value for name, value in given.items() if value is not None}
+        if self.options.model not in ("demo", *PUBLISHED):
             changes["second_moment"] = torch.eye(self.model.d_mlp)
         editor = ROME.for_model(self.model, **changes)
         self.settings(editor)  # contexts and the second moment are there once and for all
@@ -177,27 +187,64 @@ def evaluations(sides: Sides) -> dict[str, Any]:
 
 
 def throughput(sides: Sides) -> dict[str, Any]:
-    """Records a second, edited with the model's preset and evaluated, for so many at once."""
+    """Edits with the model's preset and the evaluation under them, apart and together, for so many records at once."""
     editor = sides.editor()
     found: dict[str, Any] = {}
     for count in sides.options.counts:
         records = sides.records[:count]
         part = records[: min(count, sides.options.sample_facts)]
+        results: list[EditResult] = []
+        theirs: list[plainly.PlainEdit] = []
+        tables: list[pd.DataFrame] = []
+        pairs: list[tuple[float, float]] = []
 
-        def together(records: list[Record] = records) -> None:
-            results = editor.edit_many(sides.model, [r.fact for r in records], batch_size=len(records))
-            evaluate(sides.model, records, [result.edit for result in results], batch_size=256)
+        def edit(records: list[Record] = records, results: list[EditResult] = results) -> None:
+            results[:] = editor.edit_many(sides.model, [r.fact for r in records], batch_size=len(records))
 
-        def plain(part: list[Record] = part) -> None:
-            for record, edit in zip(part, sides.plain_edits(editor, part), strict=True):
-                plainly.evaluate(sides.plain(), record, edit)
+        def evaluated(
+            records: list[Record] = records,
+            results: list[EditResult] = results,
+            tables: list[pd.DataFrame] = tables,
+        ) -> None:
+            tables[:] = [evaluate(sides.model, records, results, batch_size=256)]
 
-        times = in_turn({"together": together, "plain": plain}, max(1, sides.options.rounds - 1), sides.model.device)
-        scale = steps_made(editor, sides, records) / steps_made(editor, sides, part)
-        one = median(times, "together")
+        def plain_edit(part: list[Record] = part, theirs: list[plainly.PlainEdit] = theirs) -> None:
+            theirs[:] = sides.plain_edits(editor, part)
+
+        def plain_evaluated(
+            part: list[Record] = part,
+            theirs: list[plainly.PlainEdit] = theirs,
+            pairs: list[tuple[float, float]] = pairs,
+        ) -> None:
+            plain = sides.plain()
+            pairs[:] = [pair for r, own in zip(part, theirs, strict=True) for pair in plainly.evaluate(plain, r, own)]
+
+        works = {"edit": edit, "evaluate": evaluated, "plain edit": plain_edit, "plain evaluate": plain_evaluated}
+        times = in_turn(works, sides.options.rounds, sides.model.device)
+        # Facts stop at different steps, so a part is scaled by its steps, not by its number; prompts by theirs.
+        steps = [len(result.history) for result in results]
+        scales = {"edit": sum(steps) / sum(steps[: len(part)]), "evaluate": len(tables[0]) / len(pairs)}
+        for name, scale in scales.items():
+            times[f"plain {name}"] = [tuple(scale * t for t in each) for each in times[f"plain {name}"]]
+        for side in ("", "plain "):
+            both = zip(times[f"{side}edit"], times[f"{side}evaluate"], strict=True)
+            times[f"{side}both"] = [tuple(map(sum, zip(*each, strict=True))) for each in both]
+        # Under the same edits, so that only the evaluation differs.
+        own = [Edit([Dense(site=Site(editor.layer), weight=other.change.to(sides.model.device))]) for other in theirs]
+        table = evaluate(sides.model, part, own)[["nll_true", "nll_new"]].to_numpy()
         found[str(count)] = {
-            "records_per_second": {kind: round(count / value, 3) for kind, value in one.items()},
-            "over_plain": ratio(times, "plain", "together", scale),
+            "steps": steps,
+            "seconds_per_record": {
+                name: {kind: round(value / count, 4) for kind, value in median(times, name).items()}
+                for name in ("edit", "evaluate", "both")
+            },
+            "over_plain": {name: ratio(times, f"plain {name}", name) for name in ("edit", "evaluate", "both")},
+            "edit_share_of_peak": round(operations(edit) / median(times, "edit")["processor"] / sides.peak, 3),
+            "largest_loss_difference": max(
+                float(abs(one.history["loss"].to_numpy()[: len(other.losses)] - other.losses[: len(one.history)]).max())
+                for one, other in zip(results, theirs, strict=False)
+            ),
+            "largest_nll_difference": float(abs(table - pairs).max()),
         }
     return found
 
@@ -266,8 +313,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--data", default="demo")
     parser.add_argument("--records", type=int, default=80)
-    parser.add_argument("--layer", type=int, default=2, help="edit layer of a model other than the bundled one")
-    parser.add_argument("--lr", type=float, default=3.0)
+    parser.add_argument("--layer", type=int, help="edit layer; default: the model's preset")
+    parser.add_argument("--lr", type=float, help="learning rate; default: the model's preset")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64], help="facts or records at once")
     parser.add_argument("--no-sadr", dest="sadr", action="store_false", help="leave edits with SADR out")
     parser.add_argument("--traced", type=int, default=32, help="records that are traced")
@@ -277,11 +324,13 @@ def main() -> None:
     parser.add_argument("--sample-cells", type=int, default=150, help="cells that the plain way computes")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument("--plain-dtype", help="the plain way's precision, default: the same")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sides = Sides(options)
     name = Path(options.model).name + ("-bf16" if sides.model.dtype == torch.bfloat16 else "")
+    name += f"-{options.threads}-threads" if options.threads > 1 else ""
     for what in options.what or MEASURES:
         settings = {k: v for k, v in vars(options).items() if k not in ("what", "device", "dtype", "data", "model")}
         result = {"model": name, "dtype": str(sides.model.dtype), **machine(sides.model.device), **settings}

@@ -60,24 +60,25 @@ def test_prefixes_are_run_once(lens_model: LensModel, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("places", [("mlp_out",), ("mlp_out", "attn_out")])
 def test_together_the_rows_are_what_they_are_alone(exact_model: LensModel, places: Any):
-    """In float64, so that rounding hides nothing."""
+    """In float64, so that rounding hides nothing; but other families' attention is float32 somewhere in every precision."""
+    near = 1e-11 if exact_model.family == "gpt2" else 1e-4
     how: dict[str, Any] = {"layer": 1, "places": places, "contexts": CONTEXTS, "essence": "{} is a"}
     together = vanilla_rows(exact_model, FACTS, **how)
     assert sorted(n for members, _ in together.groups for n in members.tolist()) == list(range(len(FACTS)))
     for number, fact in enumerate(FACTS):
         alone = vanilla_rows(exact_model, [fact], **how)
-        assert torch.allclose(together.target_init[number], alone.target_init[0], rtol=0, atol=1e-11)
-        assert torch.allclose(together.keys[number], alone.keys[0], rtol=0, atol=1e-11)
+        assert torch.allclose(together.target_init[number], alone.target_init[0], rtol=0, atol=near)
+        assert torch.allclose(together.keys[number], alone.keys[0], rtol=0, atol=near)
         members, rows = next(group for group in together.groups if number in group[0].tolist())
         mine = (rows.fact == members.tolist().index(number)).nonzero().squeeze(1)
         ((_, own),) = alone.groups
         width = own.batch.shape[1]
         real = own.batch.mask
         assert torch.equal(rows.batch.tokens[mine, :width][real], own.batch.tokens[real])
-        assert torch.allclose(rows.resid[mine, :width][real], own.resid[real], rtol=0, atol=1e-11)
+        assert torch.allclose(rows.resid[mine, :width][real], own.resid[real], rtol=0, atol=near)
         assert rows.past is not None
         assert own.past is not None
         seen = exact_model.run(rows.batch, start=2, resid=rows.resid, past=rows.past)[mine, :width]
         assert torch.allclose(
-            seen[real], exact_model.run(own.batch, start=2, resid=own.resid, past=own.past)[real], rtol=0, atol=1e-11
+            seen[real], exact_model.run(own.batch, start=2, resid=own.resid, past=own.past)[real], rtol=0, atol=near
         )

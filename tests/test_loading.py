@@ -4,7 +4,7 @@ import json
 import shutil
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,21 @@ def test_a_local_folder_needs_no_network(checkpoint_folder: Path, monkeypatch: p
     model = load_model(str(checkpoint_folder))
     assert model.name == str(checkpoint_folder)
     assert model.tokenizer.name_or_path == str(checkpoint_folder)
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> int:
+    """The bytes of all storages; a view has its whole's."""
+    return sum({own.data_ptr(): own.nbytes() for own in (tensor.untyped_storage() for tensor in tensors)}.values())
+
+
+@bridge_only
+def test_no_weight_is_held_twice(checkpoint_folder: Path):
+    """Neither by the bridge and Hugging Face's model each, nor whole and in parts, as joint QKV weights."""
+    model = load_model(checkpoint_folder, check=False)
+    twice = 0
+    if model.family == "neox":  # the parts of its joint weights lie interleaved, and no view has a head of each
+        twice = storages(weight for name, weight in model.named_weights() if "query_key_value" in name)
+    assert storages(model.model.parameters()) == storages(weight for _, weight in model.named_weights()) + twice
 
 
 @bridge_only

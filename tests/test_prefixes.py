@@ -60,7 +60,7 @@ def test_prefixes_are_run_once(lens_model: LensModel, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("places", [("mlp_out",), ("mlp_out", "attn_out")])
 def test_together_the_rows_are_what_they_are_alone(exact_model: LensModel, places: Any):
-    """In float64, so that rounding hides nothing; but other families' attention is float32 somewhere in every precision."""
+    """In float64, so that rounding hides nothing; but the attention of other families is float32 in every precision."""
     near = 1e-11 if exact_model.family == "gpt2" else 1e-4
     how: dict[str, Any] = {"layer": 1, "places": places, "contexts": CONTEXTS, "essence": "{} is a"}
     together = vanilla_rows(exact_model, FACTS, **how)

@@ -6,13 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from driftlens.commands.cli import main, run_command
 from driftlens.commands.profile import duration
 from driftlens.editors import ROME
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.runs.profiling import EditorCost, Phase, estimate, measured, profile_model, resident_bytes
+from driftlens.models.grouping import passes
+from driftlens.runs.profiling import (
+    EditorCost,
+    Phase,
+    estimate,
+    intercept,
+    measured,
+    measured_pass_cost,
+    profile_model,
+    resident_bytes,
+)
 
 
 def test_a_run_is_records_times_what_a_record_takes():
@@ -36,6 +48,30 @@ def test_durations_as_one_reads_them():
         "5.0 min",
         "2.1 h",
     ]
+
+
+@given(st.floats(0, 1000), st.floats(1e-6, 1e-2), st.integers(1, 64), st.integers(2, 100))
+def test_the_cost_of_a_pass_is_where_the_line_meets_no_token(cost: float, per_token: float, few: int, times: int):
+    many = few * times
+    one, more = ((cost + tokens) * per_token for tokens in (few, many))
+    assert intercept(one, more, few, many) == pytest.approx(min(cost, many), abs=0.51)
+
+
+def test_where_tokens_cost_nothing_a_pass_costs_as_much_as_all_of_them():
+    assert intercept(0.2, 0.2, 8, 512) == 512
+
+
+def test_the_cost_of_a_pass_is_the_models_own(lens_model: LensModel):
+    found = measured_pass_cost(lens_model)
+    assert 0 <= found <= 8 * 1024
+    estimate = lens_model.pass_cost
+    try:
+        lens_model.pass_cost = 0
+        assert len(passes([3, 9], lens_model.pass_cost, most=2)) == 2
+        lens_model.pass_cost = 1000
+        assert len(passes([3, 9], lens_model.pass_cost, most=2)) == 1
+    finally:
+        lens_model.pass_cost = estimate
 
 
 HELD = """
@@ -66,6 +102,7 @@ def test_a_profile_of_one_record_as_a_command(tmp_path: Path, capsys: pytest.Cap
     assert main(["profile", *arguments, "--json", str(file)]) == 0
     told = json.loads(file.read_text())
     assert told["model"] == "demo"
+    assert told["pass_cost_tokens"] >= 0
     names = [phase["name"] for phase in told["phases"]]
     for name in (
         "edit: vanilla pass",

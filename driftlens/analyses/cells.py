@@ -61,7 +61,7 @@ def substitution_effects(
     work = _Work(model, modules, window, batch_size, passages, on_cells)
     # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
     most = max(1, batch_size // model.n_layers)
-    groups = passes([len(passage.ids) for passage in passages], model.device, most=most)
+    groups = passes([len(passage.ids) for passage in passages], model.pass_cost, most=most)
     return in_groups(passages, groups, most, work.on)
 
 
@@ -92,7 +92,7 @@ class _Work:
         cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
         suffixes = [len(passages[cell.passage].ids) - cell.token for cell in cells]
         # A pass of cells runs a block for every layer where some of them join it.
-        batches, largest = passes(suffixes, self.model.device, most=self.batch_size, times=3), 0
+        batches, largest = passes(suffixes, self.model.pass_cost, most=self.batch_size, times=3), 0
 
         def work(batch: Sequence[Cell]) -> list[Tensor]:
             nonlocal largest

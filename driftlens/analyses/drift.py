@@ -150,7 +150,7 @@ def attention_drift(
     acting = [edit or Edit() for edit in routed(model, edits, [one.ids for one in tokenized])]
     behind = [max(edit.layers, default=model.n_layers - 1) for edit in edits]
     cases = list(zip(range(len(given)), tokenized, at, acting, behind, strict=True))
-    groups = passes([len(one.ids) for one in tokenized], model.device, most=batch_size)
+    groups = passes([len(one.ids) for one in tokenized], model.pass_cost, most=batch_size)
     measured = in_groups(cases, groups, batch_size, lambda batch: _measure(model, batch, chosen), on_done=on_cases)
 
     table = pd.DataFrame([summary for summary, _ in measured])

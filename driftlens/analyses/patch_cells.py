@@ -97,7 +97,7 @@ def _in_groups(
     """
     most = max(1, batch_size // model.n_layers)
     widths = [len(one.ids) for one in passages]
-    groups = passes(widths, model.device, most=most, rows=[rows] * len(passages), times=times)
+    groups = passes(widths, model.pass_cost, most=most, rows=[rows] * len(passages), times=times)
     return in_groups(passages, groups, most, work, on_done=on_done)
 
 
@@ -174,7 +174,7 @@ def _grids(
     needed = sorted({each for each in all_cells if each is not None}, key=lambda each: (each.start, each))
     widths = [len(group.passages[each.row].ids) - group.first_column(each) for each in needed]
     # In a group cells keep their order, so that those of a batch begin at similar layers.
-    groups = passes(widths, model.device, most=len(needed))
+    groups = passes(widths, model.pass_cost, most=len(needed))
     values = in_groups(needed, groups, batch_size, lambda batch: list(patched(model, group, batch).cpu()))
     found = dict(zip(needed, values, strict=True))
     results: list[Patched] = []

@@ -53,13 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetch_first(options.model)
         with errors.status("load model") as status:
             phases, costs, model = _measure(options, records, editors, status.update)
-        from driftlens.runs.profiling import estimate
+            from driftlens.runs.profiling import estimate, measured_pass_cost
 
+            status.update("the cost of a pass")
+            a_pass = measured_pass_cost(model)
         runs = estimate(phases, costs, options.run)
         once = _full_second_moment(phases, options.full_samples)
         if target is not None:
-            _write(target, model, phases, costs, runs, once)
-    _report(standard_output(), model, phases, costs, runs, once)
+            _write(target, model, phases, costs, runs, once, a_pass)
+    _report(standard_output(), model, phases, costs, runs, once, a_pass)
     return 0
 
 
@@ -147,6 +149,7 @@ def _write(
     costs: Sequence[EditorCost],
     runs: Sequence[RunEstimate],
     once: float,
+    a_pass: int,
 ) -> None:
     content = {
         "model": model.name,
@@ -156,6 +159,7 @@ def _write(
         "editors": [asdict(cost) | {"seconds": cost.seconds} for cost in costs],
         "full_run": [asdict(run) | {"seconds": run.seconds} for run in runs],
         "second_moments_seconds": once,
+        "pass_cost_tokens": a_pass,
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -168,6 +172,7 @@ def _report(
     costs: Sequence[EditorCost],
     runs: Sequence[RunEstimate],
     once: float,
+    a_pass: int,
 ) -> None:
     import torch
     from rich.table import Table
@@ -201,6 +206,10 @@ def _report(
         table.add_row(run.editor, *parts)
     console.print(table)
     console.print(f"Once for all of them: second moments, {duration(once)} unless they are cached.")
+    console.print(
+        f"A pass costs as much as {a_pass:,} of its tokens; driftlens groups prompts as if it were "
+        f"{model.pass_cost:g}, until model.pass_cost is set."
+    )
     if model.device.type == "cpu" and model.dtype == torch.float32 and computes_bfloat16():
         console.print("This processor computes in bfloat16: profile --dtype bfloat16 too, it may be faster.")
 

@@ -36,7 +36,7 @@ from driftlens.editors.prompt_rows import PromptRow, prompt_rows
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import Batch, KeyValues, LensModel
-from driftlens.models.grouping import group_by_width, pass_cost
+from driftlens.models.grouping import group_by_width
 from driftlens.models.prompts import pad_rows, target_positions
 
 Place = Literal["mlp_out", "resid_post", "attn_out"]
@@ -192,7 +192,7 @@ def vanilla_rows(
     counts = [sum(row.kind != "bare" for row in own) for own in by_fact]
     right = [max(len(row.ids) - row.subject for row in own if row.kind != "bare") for own in by_fact]
     left = [max(row.subject - prefixes.length(row) for row in own) for own in by_fact]
-    cost = pass_cost(model.device)
+    cost = model.pass_cost
     groups: list[tuple[Tensor, Rows]] = []
     for group in group_by_width(right, counts, cost):
         # Before the steps a row has columns left of the subject too, so fewer facts may be of like width.

@@ -217,7 +217,7 @@ def _batches(model: LensModel, texts: Iterable[str], batch_tokens: int) -> Itera
     done = held = 0
 
     def grouped() -> Iterator[list[list[int]]]:
-        for group in passes([len(row) for row in stretch], model.device, most=len(stretch)):
+        for group in passes([len(row) for row in stretch], model.pass_cost, most=len(stretch)):
             size = max(1, batch_tokens // max(len(stretch[i]) for i in group))
             for begin in range(0, len(group), size):
                 yield [stretch[i] for i in group[begin : begin + size]]

@@ -251,7 +251,7 @@ class _Values:
         in_groups(list(place), self._groups([len(row) for row in place]), self.batch_size, read)
 
     def _groups(self, widths: Sequence[int]) -> list[list[int]]:
-        return passes(widths, self.model.device, most=self.batch_size)
+        return passes(widths, self.model.pass_cost, most=self.batch_size)
 
     def _hooks(self, edits: Sequence[Edit | None]) -> list[Hook]:
         different = list({id(edit): edit for edit in edits}.values())

@@ -15,7 +15,8 @@ from itertools import accumulate
 import torch
 
 PASS_COST = {"cpu": 32}
-"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.
+"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.  It is where a model
+begins; ``driftlens profile`` measures it on the machine, and ``model.pass_cost = N`` sets it.
 
 On one core of a server, a pass of a 6 M GPT-2 costs as much as 34 more of its tokens, one of a 135 M Llama as much as
 20.  The value for other devices is an estimate."""
@@ -28,14 +29,15 @@ def pass_cost(device: torch.device) -> int:
 
 
 def passes(
-    widths: Sequence[int], device: torch.device, *, most: int, rows: Sequence[int] | None = None, times: float = 1
+    widths: Sequence[int], cost: float, *, most: int, rows: Sequence[int] | None = None, times: float = 1
 ) -> list[list[int]]:
-    """The cheapest passes on ``device`` for items of these widths, at most ``most`` items each.
+    """The cheapest passes for items of these widths, at most ``most`` items each, where a pass costs as much as so many
+    tokens (``LensModel.pass_cost``).
 
     An item has one row, or as many as ``rows`` says, and a group costs ``times`` a usual pass besides its tokens.  The
     widest come first: if memory runs out, it does so at once.
     """
-    return group_by_width(widths, rows, times * pass_cost(device), most=max(1, most))[::-1]
+    return group_by_width(widths, rows, times * cost, most=max(1, most))[::-1]
 
 
 def group_by_width(

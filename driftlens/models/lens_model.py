@@ -26,6 +26,7 @@ from driftlens.models.chat import RAW, Frame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
 from driftlens.models.families import Family
 from driftlens.models.fingerprint import DIGITS, Fingerprint, tokenizer_digest
+from driftlens.models.grouping import pass_cost
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
 from driftlens.models.quantised import refuse_writing
@@ -64,6 +65,9 @@ class LensModel:
 
     frame: Frame = RAW
     """What stands around every prompt: nothing, or a chat template (`chat`)."""
+    pass_cost: float
+    """What a pass costs besides its tokens, in tokens; rows share passes by it (:mod:`driftlens.models.grouping`).  It
+    changes speed alone.  An estimate for the device, until somebody sets what `driftlens profile` has measured."""
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class LensModel:
         self.d_head: int = dimensions.d_head
         self.d_vocab: int = dimensions.d_vocab
         self.n_ctx: int = dimensions.n_ctx
+        self.pass_cost = pass_cost(backend.device)
         self.checked: SelfCheck | None = self._check() if check else None
 
     @property

@@ -14,6 +14,7 @@ the phase ran, where the system tells it.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import threading
 import time
@@ -29,9 +30,22 @@ from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from driftlens.models.prompts import pad_rows
 
-__all__ = ["EditorCost", "Phase", "ProfiledEditor", "RunEstimate", "estimate", "measured", "profile_model"]
+__all__ = [
+    "EditorCost",
+    "Phase",
+    "ProfiledEditor",
+    "RunEstimate",
+    "estimate",
+    "intercept",
+    "measured",
+    "measured_pass_cost",
+    "profile_model",
+]
 
+_SHORT, _MANY = 8, 1024
+"""The tokens of a row, and at most so many rows, in passes that tell what a pass costs."""
 STEPS = (3, 7)
 """The two short runs that an edit's cost per step is read off."""
 
@@ -170,6 +184,33 @@ def profile_model(
         on_phase(f"edits, {name}")
         costs.append(_editor_cost(model, name, editor, facts, batch_size))
     return phases, costs
+
+
+def measured_pass_cost(model: LensModel) -> int:
+    """What a pass costs on this machine besides its tokens, in tokens: what ``model.pass_cost`` should be.
+
+    A pass over one short row is timed beside passes over more and more of them, until one takes three times as long; on
+    a line through the two, the cost is what stands at no token.
+    """
+
+    def seconds(rows: int) -> float:
+        batch, _ = pad_rows(model, [[0] * _SHORT] * rows)
+        with torch.no_grad():
+            model.run(batch)
+            return statistics.median(
+                measured("", lambda: model.run(batch), model.device, per="").seconds for _ in range(5)
+            )
+
+    one, rows = seconds(1), 2
+    while (more := seconds(rows)) < 3 * one and rows < _MANY:
+        rows *= 2
+    return intercept(one, more, _SHORT, rows * _SHORT)
+
+
+def intercept(one: float, more: float, few: int, many: int) -> int:
+    """The cost of a pass in tokens, from the seconds of passes over ``few`` and ``many`` tokens; ``many`` at most."""
+    per_token = (more - one) / (many - few)
+    return min(many, max(0, round(one / per_token - few))) if per_token > 0 else many
 
 
 def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int) -> list[RunEstimate]:

@@ -84,7 +84,8 @@ class SADR:
         if self.heads == "selected":
             kl = kl * over_attending(vanilla, edited, attention.subject)
         if self.layers is not None:
-            kl = torch.stack([kl[at] for at, layer in enumerate(attention.layers) if layer in self.layers])
+            # By number, not by mask: of a mask a GPU's host would have to ask how many it keeps.
+            kl = kl[[at for at, layer in enumerate(attention.layers) if layer in self.layers]]
         return self.gamma * kl.sum(dim=(0, 2))
 
 

@@ -15,7 +15,20 @@ from test_experiments import cache, corpus, record  # noqa: F401 (fixtures)
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
-from experiments import ablations, benchmarks, cases, figure6, figure7, table1, table3, table6, table8, table10, tuning
+from experiments import (
+    ablations,
+    benchmarks,
+    cases,
+    figure6,
+    figure7,
+    table1,
+    table3,
+    table6,
+    table7,
+    table8,
+    table10,
+    tuning,
+)
 from experiments import all as everything
 from experiments.benchmarks import Run, Setting, spread_over_tasks
 from experiments.command import Recipe
@@ -181,6 +194,22 @@ def test_fewer_records_are_taken_from_the_main_tables_run(
     assert len(computed) == 4
     prompts = pd.read_parquet(Path(call[call.index("--out") + 1]) / "table10.parquet")
     assert set(prompts["record"]) == {1, 2}
+
+
+def test_table_7_has_editors_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
+    call = ["--records", "2", "--text-records", "1", "--no-png", "--out", str(tmp_path / "out")]
+    assert run_command(table7.main, call) == 0
+    prompts = pd.read_parquet(tmp_path / "out" / "table7.parquet")
+    assert [*prompts["row"].unique()] == ["None", *(f"{editor}{more}" for editor in ("WISE", "MEND", "AlphaEdit")
+                                                    for more in ("", "+SADR"))]  # fmt: skip
+    # Each row's scores are those of its own prompts, and no two editors share one's.
+    scores = pd.read_csv(tmp_path / "out" / "table7.csv").set_index(["row", "score"])["value"]
+    assert scores["WISE", "EM"] == pytest.approx(summarize(prompts[prompts["row"] == "WISE"])["value"]["EM"], rel=1e-5)
+    assert scores[:, "EM"].nunique() == 7
+    numbers = {row["name"]: row["paper"] for row in manifest(tmp_path, "table7")["numbers"]}
+    assert numbers["WISE + SADR: DNS"] == "12.73"
+    assert numbers["AlphaEdit: DNS"] == "–"
 
 
 def test_tuning_chooses_on_other_records_and_says_so(arguments: Any, tmp_path: Path):

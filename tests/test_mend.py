@@ -670,6 +670,15 @@ def test_facts_that_cannot_be_edited_leave_the_others(tiny: LensModel):
     assert results[2].fact == FACTS[1]
 
 
+def test_a_gradient_of_exactly_zero_is_no_edit(checkpoints: Any):
+    model = load_tiny(checkpoints("llama"))
+    with torch.no_grad():
+        dict(model.named_weights())["lm_head.weight"].zero_()
+    editor = MEND(hypernetwork=trained(model, plain(model)))
+    with pytest.raises(EditError, match=r"the gradient at .* is zero; load the model in float32"):
+        editor.edit(model, FACTS[0])
+
+
 def test_settings_out_of_range(tiny: LensModel, tmp_path: Path):
     for given, message in (
         ({"steps": 0}, "steps is 0"),

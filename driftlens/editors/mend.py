@@ -201,7 +201,7 @@ class MEND(Editor):
             if on_step is not None:
                 on_step(1, 0)
             return [
-                finite(_result(fact, *next(made), about[fact]))
+                _outcome(fact, *next(made), about[fact])
                 if isinstance(prompt, TokenizedPrompt)
                 else Failure(fact=fact, reason=str(prompt))
                 for fact, prompt in zip(batch, read, strict=True)
@@ -311,6 +311,9 @@ def _history(before: Float[Tensor, " targets"], after: Float[Tensor, " targets"]
     return pd.DataFrame({"step": [0, 1], "loss": nll, "nll": nll, "probability": probability})
 
 
-def _result(fact: Fact, changes: list[LowRank], history: pd.DataFrame, about: dict[str, str]) -> EditResult:
+def _outcome(fact: Fact, changes: list[LowRank], history: pd.DataFrame, about: dict[str, str]) -> EditResult | Failure:
+    if not any(change.rank for change in changes):
+        reason = f"the gradient at {fact.text!r} → {fact.target_new!r} is zero; load the model in float32"
+        return Failure(fact=fact, reason=reason)
     edit = Edit(changes, facts=(fact,), provenance=about)
-    return EditResult(fact=fact, edit=edit, history=history, keys={}, values={})
+    return finite(EditResult(fact=fact, edit=edit, history=history, keys={}, values={}))

@@ -65,19 +65,21 @@ class MEND(Editor):
     files: tuple[str | PathLike[str], ...] = ()
 
     # The value optimisation's settings, none of which there is to set.  Two steps: before the edit and after it.
-    steps: int = field(default=2, init=False)
-    lr: float = field(default=1.0, init=False)
-    weight_decay: float = field(default=0.0, init=False)
-    kl_factor: float = field(default=0.0, init=False)
-    clamp_norm_factor: float = field(default=1.0, init=False)
-    contexts: tuple[str, ...] | None = field(default=("{}",), init=False)
-    sampling: ContextSampling = field(default_factory=ContextSampling, init=False)
-    corpus: None = field(default=None, init=False)
-    samples: int = field(default=1, init=False)
-    early_stop_loss: float = field(default=0.0, init=False)
-    essence: str = field(default="{} is a", init=False)
-    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = field(default="edited_from_vanilla", init=False)
-    detach_attention: bool = field(default=False, init=False)
+    steps: int = field(default=2, init=False, repr=False)
+    lr: float = field(default=1.0, init=False, repr=False)
+    weight_decay: float = field(default=0.0, init=False, repr=False)
+    kl_factor: float = field(default=0.0, init=False, repr=False)
+    clamp_norm_factor: float = field(default=1.0, init=False, repr=False)
+    contexts: tuple[str, ...] | None = field(default=("{}",), init=False, repr=False)
+    sampling: ContextSampling = field(default_factory=ContextSampling, init=False, repr=False)
+    corpus: None = field(default=None, init=False, repr=False)
+    samples: int = field(default=1, init=False, repr=False)
+    early_stop_loss: float = field(default=0.0, init=False, repr=False)
+    essence: str = field(default="{} is a", init=False, repr=False)
+    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = field(
+        default="edited_from_vanilla", init=False, repr=False
+    )
+    detach_attention: bool = field(default=False, init=False, repr=False)
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS["MEND"]
 

@@ -220,7 +220,9 @@ def train_command(model: LensModel, sadr: SADR | None = None) -> str:
     """Which command trains a hypernetwork of a model."""
     drift = "" if sadr is None else f" --gamma {sadr.gamma:g}" + (" --sadr-heads all" if sadr.heads == "all" else "")
     data = "demo" if model.name == "demo" else "merged_counterfact"
-    return f"driftlens train-mend --model {model.name} --data {data}{drift} trains one"
+    dtype = str(model.dtype).removeprefix("torch.")
+    precision = "" if dtype == "float32" else f" --dtype {dtype}"
+    return f"driftlens train-mend --model {model.name}{precision} --data {data}{drift} trains one"
 
 
 def warn_of_another_model(about: About, model: LensModel) -> None:

@@ -172,3 +172,29 @@ def test_relative_paths_lead_to_the_same_place_from_another_folder(tmp_path: Pat
     assert [everywhere(name) for name in ("demo", "gpt2-xl", "me/my-model")] == ["demo", "gpt2-xl", "me/my-model"]
     monkeypatch.chdir(tmp_path / "model")
     assert [*corpus.texts()] == ["Paris", "Rome"]
+
+
+ALONE = """
+import psutil
+from driftlens.runs.connection import connected
+
+with connected(None, 1):
+    processes = psutil.Process().children(recursive=True)
+    listening = {
+        place.laddr.ip
+        for process in processes
+        for place in process.net_connections("tcp")
+        if place.status == psutil.CONN_LISTEN
+    }
+    print(len(processes), *sorted(listening))
+"""
+
+
+def test_a_cluster_on_this_machine_alone_is_heard_by_no_other():
+    """In a process of its own, since Ray reads its settings once."""
+    pytest.importorskip("psutil")
+    found = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=300)
+    number, *places = found.stdout.split()
+    assert int(number) >= 2
+    assert places
+    assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}  # the last is the first, written as IPv6

@@ -106,10 +106,11 @@ def test_dynamic_scaling_is_run_up_to_its_boundary_only():
 # --- what is refused ---
 
 
-def test_an_unknown_architecture_says_what_to_do(copied: Any):
+@pytest.mark.parametrize("architecture", ["FalconForCausalLM", "BloomForCausalLM", "MixtralForCausalLM"])
+def test_an_unknown_architecture_says_what_to_do(copied: Any, architecture: str):
     refused(
-        changed(copied("gpt2"), architectures=["BloomForCausalLM"]),
-        "unsupported architecture BloomForCausalLM", "Qwen2ForCausalLM", "load_model(..., family=Family(...))",
+        changed(copied("gpt2"), architectures=[architecture]),
+        f"unsupported architecture {architecture}", "Qwen2ForCausalLM", "load_model(..., family=Family(...))",
     )  # fmt: skip
 
 

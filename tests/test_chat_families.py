@@ -95,6 +95,8 @@ def test_the_published_template_is_read_as_it_renders(folder: Path, family: str)
             "What does Toko Yasuda"
         )
         assert model.tokenizer.decode([read.ids[at] for at in subject_tokens(read, SUBJECT)]).strip() == SUBJECT
-        wanted = [by_hand.probability(PROMPT, "guitar", edits) for edits in ((), changes(edit))]
+        # Mistral's template puts a space in front of the assistant's words, the others end in a new line.
+        answer = " guitar" if family == "mistral" else "guitar"
+        wanted = [by_hand.probability(PROMPT, answer, edits) for edits in ((), changes(edit))]
         nlls = [evaluate(model, record, one)["nll_true"].iloc[0] for one in (None, edit)]
         assert np.exp(np.negative(nlls)) == pytest.approx(wanted, rel=1e-4)

@@ -51,7 +51,8 @@ def test_every_family_has_a_checkpoint_in_the_tests():
 
 def test_the_documentation_has_a_row_for_every_family():
     page = (Path(__file__).resolve().parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    table = page.split("## A real Gemma 3")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     assert rows[2:] == [*TINY_FAMILIES, *MORE_FAMILIES]
 
 

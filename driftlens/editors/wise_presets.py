@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.presets import Preset
 from driftlens.hooks import record
 from driftlens.models import LensModel
@@ -15,26 +17,28 @@ __all__ = ["WISE_PRESETS", "side_layer", "side_scale"]
 
 
 def _preset(
-    layer: int, margins: tuple[float, float, float], lr: float, *, steps: int = 70, sadr: float = 1e-2
+    layer: int, margins: tuple[float, float, float], lr: float, *, steps: int = 70, sadr: float = 1e-2, **more: Any
 ) -> Preset:
     alpha, beta, gamma = margins
-    settings = {"layer": layer, "alpha": alpha, "beta": beta, "gamma": gamma, "lr": lr}
+    settings = {"layer": layer, "alpha": alpha, "beta": beta, "gamma": gamma, "lr": lr, **more}
     return Preset(settings=settings, steps=steps, sadr_steps=steps, gamma=sadr)
 
 
 _LLAMA = (5.0, 20.0, 10.0)
 
 WISE_PRESETS: Mapping[str, Preset] = {
-    "demo": _preset(6, (5.0, 20.0, 10.0), 0.3),
+    "demo": _preset(5, (4.0, 16.0, 8.0), 0.3, steps=40, sadr=0.1),
     "gpt-j-6b": _preset(21, (15.0, 40.0, 20.0), 1.0),
     "llama-2-7b": _preset(27, _LLAMA, 1.0),
     "meta-llama-3-8b": _preset(29, (2.0, 20.0, 10.0), 0.9, steps=30),
     "mistral-7b": _preset(27, _LLAMA, 1.0),
     "qwen2.5-7b": _preset(23, _LLAMA, 1.0),
+    "smollm2-135m": _preset(20, _LLAMA, 0.7, steps=40, sadr=4.0, sampling=ContextSampling(lengths=((10, 5),))),
 }
 """By the beginning of the last part of the model's name, in lower case; "demo" is the bundled model.  Settings of the
-large models are those of the published files.  γ of SADR is the middle one of the paper's: it does not name the one
-that it used with WISE."""
+large models are those of the published files.  Their γ of SADR is the middle one of the paper's, which does not name
+the one that it used with WISE.  The others' were chosen on validation records (`benchmarks/results/wise-settings.md`).
+"""
 
 REACH = 0.3
 """β by scale, in norms of the down-projection's output.  Trained without margins, memories of two small models moved

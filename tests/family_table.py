@@ -35,8 +35,8 @@ each row is measured on a tiny random checkpoint of the family, against plain Hu
 """
 
 NOTES = f"""
-A mixture of experts, an encoder, a recurrent model and attention that is not a softmax over visible tokens are not
-supported; such a checkpoint is refused in one line. A decoder of another family takes
+Falcon, a mixture of experts, an encoder, a recurrent model and attention that is not a softmax over visible tokens are
+not supported; such a checkpoint is refused in one line. A decoder of another family takes
 [ten minutes](howto/family.md).
 
 - Mistral, Phi-3, Qwen 2, Gemma, GPT-Neo and StarCoder 2 checkpoints may have **sliding windows**, in all layers or in
@@ -48,6 +48,33 @@ supported; such a checkpoint is refused in one line. A decoder of another family
   passes their boundary. driftlens reads rows up to the boundary, where every row keeps its own numbers.
 - **OPT** with norms after the sublayers (opt-350m) and **GPT-NeoX** without biases in the attention are refused.
 - A **HookedTransformer** of transformer-lens 3.9 is taken for GPT-2, GPT-J, GPT-NeoX and Llama.
+
+## A real Gemma 3
+
+One fact, edited and traced by hand in Gemma 3 270M (18 layers, windows of 512 tokens in all but every sixth layer),
+from a Q4_K_M file that was dequantised to float32. The settings are `ROME.for_model`'s (layer 4, lr 0.023, clamp 4,
+20 steps), with three contexts and a second moment over 60 paragraphs of WikiText-2. *The Eiffel Tower is located in the
+city of* moves from Paris to Rome.
+
+![Contaminating substitution in Gemma 3 270M](../figures/gemma3-270m/trace.png)
+
+The self-check finds logits within 2e-6 of Hugging Face's. P("Rome") on the edit prompt rises from 0.002 to 0.998 over
+the contexts. On the picture's prompt the edited model gives "Rome" 0.541 (unedited 0.075) and "Paris" 0.262 (0.345).
+"Rome" rises where edited MLP outputs stand at the end of "Arc de Triomphe" in layers 2 to 7, by up to 0.56, and where
+edited attention outputs stand at the last token in layers 10 to 15.
+
+| Eiffel Tower → Rome | ES | EM | PS | NS | NM | RS | RM | DNS | DNM |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| unedited | 0 | 0.1 | 0 | 100 | 55.8 | 100 | 48.4 | 100 | 66.0 |
+| ROME | 100 | 99.8 | 100 | 66.7 | 43.1 | 100 | 17.7 | 66.7 | 64.2 |
+
+Of the three Distract Neighborhood prompts the edit damages mainly this one: P("Rome") is 0.541, 0.142 and 0.004. Their
+attention drift is 1.82 on average (the KL sum above layer 4). Vanilla attention weights, patched into windows of ten
+layers, do **not** undo the damage: P("Rome") on the picture's prompt lies between 0.475 (around layer 8) and 0.926
+(around layer 16). One fact and three prompts show that the tools work on this family. They are no test of the paper's
+claims on it.
+
+![Vanilla attention weights patched into the edited Gemma 3 270M](../figures/gemma3-270m/patch.png)
 """
 
 

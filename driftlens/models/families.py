@@ -202,23 +202,6 @@ class _Gemma(Family):
 
 class _Gemma3(_Gemma):
     @override
-    @contextmanager
-    def narrowed(self, huggingface: Any, window: int) -> Generator[None]:
-        """The Hugging Face model with no sliding window wider than this while the body runs.
-
-        The self-check compares with it, so that a short text reaches beyond every window.
-        """
-        config = huggingface.config
-        wide: int | None = getattr(config, "sliding_window", None)
-        if wide is None:
-            yield
-            return
-        config.sliding_window = min(wide, window)
-        try:
-            yield
-        finally:
-            config.sliding_window = wide
-
     def rotary_type(self, config: Any, layer: int) -> str | None:
         return config.layer_types[layer]
 

@@ -67,8 +67,8 @@ def plot_patch_curve(
         tickcolor="#c3c9d2", range=[1.6 * _apart_from(last), last + 0.5],
     )  # fmt: skip
     figure.update_yaxes(showgrid=True, gridcolor=_GRID, range=[-0.02 * top, 1.02 * top], dtick=step)
-    axis = f"layer at the centre of a window of {window} patched layers" if window > 1 else "patched layer"
-    write(figure, f"{axis} (none: edited model, not patched)", x=0.5, y=0, anchor="center", up=-52, ink=INK)
+    axis = f"layer at the centre of {window} patched layers" if window > 1 else "patched layer"
+    write(figure, f"{axis} (none: not patched)", x=0.5, y=0, anchor="center", up=-52, ink=INK)
     write(figure, "probability", x=0, y=0.5, anchor="center", up=0, right=-50, ink=INK, angle=-90)
     prompts = "" if tasks != [None] else f"mean of {_prompts(baselines)}"
     parts = [note, "vanilla attention weights in the edited model", "dashed: vanilla model", prompts]

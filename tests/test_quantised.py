@@ -81,12 +81,16 @@ def test_it_is_edited_on_the_fly(pair: tuple[Path, LensModel, LensModel]):
             for task in TASKS
         },
     )
-    result = rome(model, steps=15, lr=2.0, regularizers=(SADR(gamma=0.01),)).edit(model, FACT)
+    settings: Any = {"steps": 15, "lr": 2.0, "regularizers": (SADR(gamma=0.01),)}
+    result = rome(model, **settings).edit(model, FACT)
     before, after = (evaluate(model, record, edit)["nll_new"].item() for edit in (None, result))
-    assert after < before - 1
-    made = rome(original, steps=15, lr=2.0).edit(original, FACT).edit
+    assert after < before - 0.3
+    made = rome(original, **settings).edit(original, FACT).edit
+    expected = evaluate(original, record, made)["nll_new"].item()
     with pytest.warns(RuntimeWarning, match="the edit was made on"):
-        assert evaluate(model, record, made)["nll_new"].item() < before - 1
+        moved = evaluate(model, record, made)["nll_new"].item()
+    # Eight bits a weight are off by up to half a hundredth, and so many maps on the way move an NLL by one or two.
+    assert (after, moved) == pytest.approx((expected, expected), rel=0.03)
 
 
 def test_the_grid_equals_plain_hugging_face_on_the_quantised_model(pair: tuple[Path, LensModel, LensModel]):

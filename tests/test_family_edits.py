@@ -118,3 +118,30 @@ def test_default_settings_go_with_what_delta_is_added_to(exact_model: LensModel)
         norm = float(seen[0][0, 1:].norm(dim=-1).mean())
         assert settings["lr"] * exact_model.d_model**0.5 == pytest.approx(0.2 * norm, rel=1e-4)
         assert settings["clamp_norm_factor"] == 4.0
+
+
+def test_a_batch_of_mixed_lengths_is_its_rows(exact_model: LensModel):
+    """Facts edited side by side, and prompts of several lengths evaluated in one call under different edits."""
+    facts = [FACT, test_value.AT_END, test_value.MOTHER_TONGUE]
+    editor = rome(exact_model, lr=1.0, regularizers=(SADR(gamma=0.1),))
+    together = editor.edit_many(exact_model, facts, batch_size=3)
+    asked = [
+        tuple(
+            TaskPrompt(text=f"{before}{fact.text}", target_true=fact.target_true, target_new=fact.target_new)
+            for before in ("", "The guitar. " * number)
+        )
+        for number, fact in enumerate(facts, 1)
+    ]
+    records = [
+        Record(index=at, fact=fact, tasks={task: asked[at] if task == "rewrite" else () for task in TASKS})
+        for at, fact in enumerate(facts)
+    ]
+    found = evaluate(exact_model, records, [result.edit for result in together])
+    for record, result in zip(records, together, strict=True):
+        alone = editor.edit(exact_model, record.fact)
+        (layer,) = alone.values
+        # Attention of most families computes in float32, and padding changes its sums.
+        torch.testing.assert_close(result.values[layer], alone.values[layer], rtol=1e-4, atol=1e-5)
+        expected = evaluate(exact_model, record, result.edit)[["nll_true", "nll_new"]].to_numpy()
+        rows = found[found["record"] == record.index][["nll_true", "nll_new"]].to_numpy()
+        assert abs(rows - expected).max() < 1e-5

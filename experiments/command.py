@@ -24,7 +24,7 @@ COMPARE_GAMMAS = {"figure6", "figure7", "table10"}
 
 
 class OtherDataNeededError(DriftlensError):
-    """An artifact needs other data than were given: alone a mistake, among all artifacts no failure."""
+    """An artifact needs data or training that are not there: alone a mistake, among all artifacts no failure."""
 
 
 @dataclass(frozen=True, kw_only=True)

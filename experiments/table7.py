@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from driftlens.errors import DriftlensError
 from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
-from experiments.benchmarks import Run, Setting, records_for, settings_configuration
-from experiments.command import Recipe, command
+from experiments.benchmarks import Run, Setting, editor_of, records_for, settings_configuration
+from experiments.command import OtherDataNeededError, Recipe, command
 from experiments.comparisons import by_gain, difference, score_table, value_of
 from experiments.main_table import settings_of
 from experiments.paper_numbers import TABLE_7
@@ -48,8 +49,19 @@ def table7(study: Study) -> Artifact:
 
 
 def settings(study: Study) -> list[Setting]:
-    """The rows: no edit, and every editor without and with SADR."""
-    return settings_of(study, EDITORS)
+    """The rows: no edit, and every editor without and with SADR.
+
+    Raises:
+        OtherDataNeededError: nobody has trained MEND's hypernetworks for this model.
+    """
+    rows = settings_of(study, EDITORS)
+    for row in rows:
+        if row.editor == "mend":
+            try:
+                editor_of(study, row)
+            except DriftlensError as error:
+                raise OtherDataNeededError(f"Table 7 needs trained hypernetworks: {error}") from error
+    return rows
 
 
 def claims(rows: Mapping[str, Run], seed: int) -> list[Claim]:

@@ -92,7 +92,6 @@ def away(found: Tensor, expected: Tensor) -> float:
 # --- against plain gradients ---
 
 
-@pytest.mark.backend
 def test_the_identity_is_a_plain_gradient_step(exact_model: LensModel):
     """ΔW = −rate · ∇W, with ∇W from autograd through the weight itself.  The 1e-7 beside the deviation is the rest."""
     network = plain(exact_model)

@@ -18,6 +18,7 @@ from torch import Tensor
 from driftlens import SADR, WISE, DriftlensError, Edit, EditResult, Fact, GuardedSADR, clinic, load_model, load_records
 from driftlens.commands import cli
 from driftlens.editors import EditError, Failure, Seen, Wants, WISEConventions
+from driftlens.editors.restrained import with_sadr
 from driftlens.editors.side_objective import evaluate_memory
 from driftlens.editors.side_rows import rows_of_facts, side_rows
 from driftlens.editors.ties import ties_merge
@@ -658,3 +659,10 @@ def test_the_clinic_and_the_explorer(arguments: Any, tiny: LensModel):
     bench = Bench(tiny, exhibits(load_records("records.json")[:1], most=1), editors_by_gamma(tiny, editor))
     page = explorer_page(bench, (None, 0.1), (1,), editor="WISE")
     assert b"WISE + SADR" in page
+
+
+def test_steps_follow_gamma_on_a_model_without_a_preset(tiny: LensModel):
+    """The clinic and the explorer choose the steps anew for each γ."""
+    usual = WISE.for_model(tiny)
+    assert usual.steps == WISE.steps
+    assert with_sadr(tiny, usual, 0.1).steps == WISE.steps

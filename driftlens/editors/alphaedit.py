@@ -24,14 +24,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import check_facts, undisturbed
+from driftlens.editors.base import undisturbed
 from driftlens.editors.memit import MEMIT
-from driftlens.editors.multilayer import MultiLayerEditor, check_no_contradiction
+from driftlens.editors.multilayer import MultiLayerEditor
 from driftlens.editors.presets import PRESETS, Preset
+from driftlens.editors.requests import asked_together
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.spread import Factors
-from driftlens.edits import Edit, EditResult, JointEditResult, LowRankUpdate
+from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 
@@ -47,7 +48,7 @@ class AlphaEdit(MultiLayerEditor):
         null_space_threshold: an eigenvector of C may be written along where its eigenvalue, the mean square of keys
             along it, is below this.  0.02 is the published value of all models.  It has the keys' scale: a model
             with larger keys needs a larger one, or nothing is left to write along.  ``for_model`` takes the mean
-            square of a key's entries for a model nobody has tuned, and an error names C's eigenvalues.
+            square of a key's entries for an untuned model, and an error names C's eigenvalues.
         ridge: λ: the larger, the less is written.  A layer takes up ‖P k‖² / (λ + ‖P k‖²) of its residual; 10 is the
             published value.
 
@@ -105,11 +106,7 @@ class AlphaEdit(MultiLayerEditor):
         Raises:
             DriftlensError: as :meth:`edit_together`; ``earlier`` has no key of a layer.
         """
-        before, facts = _joint(earlier), tuple(facts)
-        if not facts:
-            raise DriftlensError("there are no facts to edit; give at least one")
-        check_facts(facts)
-        check_no_contradiction(facts)
+        before, facts = _joint(earlier), asked_together(facts)
         if set(before.keys) != set(self.layers) or set(before.edit.updates) != set(self.layers):
             raise DriftlensError(
                 f"the earlier edit is of layers {tuple(before.keys)}, this editor's are {self.layers}; "
@@ -124,7 +121,7 @@ class AlphaEdit(MultiLayerEditor):
         return JointEditResult(
             facts=total,
             edit=Edit(
-                updates={n: _sum(before.edit.updates[n], new.edit.updates[n]) for n in self.layers},
+                [before.edit.updates[n].plus(new.edit.updates[n]) for n in self.layers],
                 facts=total,
                 provenance=self.provenance(model, *total) | {"second_moment": sources},
             ),
@@ -176,7 +173,3 @@ def _joint(result: EditResult | JointEditResult) -> JointEditResult:
         keys={layer: key[None] for layer, key in result.keys.items()},
         values={layer: value[None] for layer, value in result.values.items()},
     )
-
-
-def _sum(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
-    return LowRankUpdate(left=torch.cat([one.left, other.left], dim=1), right=torch.cat([one.right, other.right]))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar
 
 import torch
 
-from driftlens.data import Fact, Record
+from driftlens.data import Fact
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
@@ -21,27 +21,12 @@ from driftlens.editors.identity import UnidentifiedError, identity
 from driftlens.editors.objective import ValueSettings
 from driftlens.editors.presets import Preset, by_scale, known_preset, sadr_gamma
 from driftlens.editors.regularizers import ChoosesLayers, HasParts, Regularizer, parts_of
+from driftlens.editors.requests import check_facts
 from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel, check_loaded
-
-
-def check_facts(facts: Sequence[object]) -> None:
-    """Whether these are facts.
-
-    Raises:
-        DriftlensError: one is something else; it says what was meant.
-    """
-    for given in facts:
-        if isinstance(given, Record):
-            raise DriftlensError(f"{given!r} is a record; its edit request is record.fact")
-        if not isinstance(given, Fact):
-            raise DriftlensError(
-                f"{str(given)[:60]!r} is no fact; give Fact(subject=..., prompt='{{}} is in', target_true=..., "
-                "target_new=...), or a record's .fact"
-            )
 
 
 def check_settings(editor: type[Editor], changes: Iterable[str]) -> None:
@@ -143,9 +128,14 @@ class Editor(ABC):
         """
         chosen = known_preset(cls.presets, model)
         if chosen is None:
-            scaled = by_scale(model, {item.name for item in fields(cls)}, cls.places(model)[0])
-            return scaled | {"steps": 80 if regularized else 20}
+            return cls.scaled(model, regularized=regularized)
         return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
+
+    @classmethod
+    def scaled(cls, model: LensModel, *, regularized: bool) -> dict[str, Any]:
+        """The settings, ``steps`` among them, for a model that has no preset."""
+        settings = by_scale(model, {item.name for item in fields(cls)}, cls.places(model)[0])
+        return settings | {"steps": 80 if regularized else 20}
 
     @staticmethod
     def places(model: LensModel) -> tuple[Place, ...]:

@@ -46,8 +46,25 @@ def bytes_per_fact(model: LensModel, *, rows: int, columns: int, layer: int) -> 
     return rows * (columns * block * max(1, model.n_layers - layer - 1) + 4 * head)
 
 
-def edit_batch_size(model: LensModel, facts: Sequence[Fact], contexts: Sequence[str], layer: int) -> int:
-    """Facts at a time for edits of ``facts`` on the model's device as it is now."""
+def edit_batch_size(
+    model: LensModel,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    layer: int,
+    *,
+    rows: int | None = None,
+    kept: float = 0.0,
+) -> int:
+    """Facts at a time for edits of ``facts`` on the model's device as it is now.
+
+    Args:
+        model: the model.
+        facts: what to edit.
+        contexts: the texts of a fact's rows.
+        layer: the edit layer.
+        rows: of a fact; default: its contexts and the essence prompt.
+        kept: bytes that a fact holds beside its rows.
+    """
     if model.device.type != "cuda" or not facts:
         return USUAL
     longest = max(len(tokenize_prompt(model, fact.text, fact.target_new).ids) for fact in facts)
@@ -55,4 +72,5 @@ def edit_batch_size(model: LensModel, facts: Sequence[Fact], contexts: Sequence[
     free, _ = torch.cuda.mem_get_info(model.device)
     # What torch holds without a tensor in it is free as well.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return facts_that_fit(free, bytes_per_fact(model, rows=len(contexts) + 1, columns=columns, layer=layer))
+    rows = len(contexts) + 1 if rows is None else rows
+    return facts_that_fit(free, kept + bytes_per_fact(model, rows=rows, columns=columns, layer=layer))

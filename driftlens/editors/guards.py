@@ -163,9 +163,11 @@ def _same_question(model: LensModel, fact: Fact, texts: Sequence[str]) -> list[b
     """Whether the model answers a text as it answers the edit's prompt: the old object's first token is at least
     half as likely after it.  Such a text asks for the edited relation in other words.
     """
+    if not texts:
+        return []
     read = try_tokenize_prompts(model, [(text, fact.target_true) for text in (fact.text, *texts)])
     prompts = [prompt for prompt in read if isinstance(prompt, TokenizedPrompt)]
-    if len(prompts) < len(read) or not texts:
+    if len(prompts) < len(read):
         return [True] * len(texts)  # too long to be read: no guards either
     with torch.no_grad():
         batch, first = pad_rows(model, [prompt.ids[: prompt.n_prompt] for prompt in prompts])

@@ -23,14 +23,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, check_settings, undisturbed
+from driftlens.editors.base import Editor, check_settings, undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.mend_files import TrainedMEND, known_files, train_command, warn_of_another_model
 from driftlens.editors.mend_gradients import Targets, enter, gradient_factors, low_rank_hooks, target_nll
 from driftlens.editors.mend_network import Hypernetwork
-from driftlens.editors.multilayer import check_no_contradiction
 from driftlens.editors.presets import PRESETS, Preset
+from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.sadr import SADR
 from driftlens.edits import Edit, EditResult, JointEditResult, LowRank
 from driftlens.errors import DriftlensError
@@ -218,11 +218,7 @@ class MEND(Editor):
         Raises:
             DriftlensError: no facts, contradictory ones, or a prompt too long.
         """
-        facts = tuple(facts)
-        if not facts:
-            raise DriftlensError("there are no facts to edit; give at least one")
-        check_facts(facts)
-        check_no_contradiction(facts)
+        facts = asked_together(facts)
         self.check(model)
         read = try_tokenize_prompts(model, [(fact.text, fact.target_new) for fact in facts])
         for prompt in read:

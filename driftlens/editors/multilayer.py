@@ -14,10 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, undisturbed
+from driftlens.editors.base import Editor, undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
+from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.spread import Factors, SpreadUpdate, least_squares_factor, spread
 from driftlens.editors.value import OptimizedValue, optimize_values
@@ -145,11 +146,7 @@ class MultiLayerEditor(Editor):
             DriftlensError: no fact, two facts that contradict each other, a layer is out of range, or one of the facts
                 cannot be edited (a prompt too long, the loss not finite): there is no update without it.
         """
-        facts = tuple(facts)
-        if not facts:
-            raise DriftlensError("there are no facts to edit; give at least one")
-        check_facts(facts)
-        check_no_contradiction(facts)
+        facts = asked_together(facts)
         moments, contexts = self._moments_for(model), self.contexts_for(model)
         return self._together(model, facts, moments, contexts, self._factors(moments), batch_size, on_step, on_facts)
 
@@ -275,15 +272,3 @@ class LeastSquaresEditor(MultiLayerEditor):
             return [least_squares_factor(k, s, self.second_moment_weight) for k, s in zip(keys, parts, strict=True)]
 
         return factors
-
-
-def check_no_contradiction(facts: Sequence[Fact]) -> None:
-    """One key cannot be given two values: the least-squares fit would be something between, and neither answer."""
-    first: dict[str, int] = {}
-    for number, fact in enumerate(facts):
-        other = first.setdefault(fact.text, number)
-        if facts[other].target_new != fact.target_new:
-            raise DriftlensError(
-                f"facts {other} and {number} contradict each other: {fact.text!r} cannot be followed by both "
-                f"{facts[other].target_new!r} and {fact.target_new!r}; leave one of them out"
-            )

@@ -22,10 +22,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, undisturbed
+from driftlens.editors.base import Editor, undisturbed
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import PRESETS, Preset
+from driftlens.editors.requests import check_facts
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
 from driftlens.edits import Edit, EditResult, LowRankUpdate

@@ -26,13 +26,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, check_facts, undisturbed
+from driftlens.editors.base import Editor, undisturbed
 from driftlens.editors.contexts import ContextSampling, sample_contexts
 from driftlens.editors.failures import Failure, delivered, finite
-from driftlens.editors.fitting import USUAL, bytes_per_fact, facts_that_fit
-from driftlens.editors.multilayer import check_no_contradiction
-from driftlens.editors.presets import Preset, known_preset
+from driftlens.editors.fitting import edit_batch_size
+from driftlens.editors.presets import Preset
 from driftlens.editors.regularizers import parts_of
+from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.side_memory import SideMemory, memory_distances, train_side_memories
 from driftlens.editors.side_objective import SideSettings, WISEConventions
 from driftlens.editors.ties import ties_merge
@@ -42,7 +42,6 @@ from driftlens.edits.gated import ACTIVATIONS
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-from driftlens.models.prompts import tokenize_prompt
 
 _MERGED_BEFORE = 0.6
 """The weight of what is merged already when more is merged with it (published code)."""
@@ -148,12 +147,9 @@ class WISE(Editor):
 
     @classmethod
     @override
-    def preset(cls, model: LensModel, *, regularized: bool = False) -> dict[str, Any]:
-        chosen = known_preset(cls.presets, model)
-        if chosen is None:
-            layer = side_layer(model)
-            return {"layer": layer, **side_scale(model, layer)}
-        return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
+    def scaled(cls, model: LensModel, *, regularized: bool) -> dict[str, Any]:
+        layer = side_layer(model)
+        return {"layer": layer, "steps": cls.steps, **side_scale(model, layer)}
 
     @property
     @override
@@ -211,7 +207,7 @@ class WISE(Editor):
         self.check(model)
         how = self._training(model)
         if batch_size is None:
-            batch_size = self._batch_size(model, facts, how)
+            batch_size = self._batch_size(model, facts, how["contexts"])
 
         def edit_batch(batch: Sequence[Fact]) -> list[EditResult | Failure]:
             outcomes = self._train(model, batch, self.mask(model), how, on_step)
@@ -243,11 +239,7 @@ class WISE(Editor):
             DriftlensError: no fact, two facts that contradict each other, the layer is out of range, or one of the
                 facts cannot be edited (a prompt too long, the loss not finite).
         """
-        facts = tuple(facts)
-        if not facts:
-            raise DriftlensError("there are no facts to edit; give at least one")
-        check_facts(facts)
-        check_no_contradiction(facts)
+        facts = asked_together(facts)
         self.check(model)
         how = self._training(model)
         memories: list[_Memory] = []  # merged ones, then full ones
@@ -297,18 +289,11 @@ class WISE(Editor):
         irrelevant = [self.locality_for(model, fact) for fact in facts]
         return train_side_memories(model, facts, irrelevant=irrelevant, mask=mask, start=start, on_step=on_step, **how)
 
-    def _batch_size(self, model: LensModel, facts: Sequence[Fact], how: _How) -> int:
-        if model.device.type != "cuda" or not facts:
-            return USUAL
-        longest = max(len(tokenize_prompt(model, fact.text, fact.target_new).ids) for fact in facts)
-        locality = self.locality_for(model, facts[0])
-        columns = longest + max(len(model.encode(text).ids) for text in (*how["contexts"], *locality))
-        rows = len(how["contexts"]) + len(locality)
-        steps = bytes_per_fact(model, rows=rows, columns=columns, layer=self.layer)
-        free, _ = torch.cuda.mem_get_info(model.device)
-        free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        # A memory, its gradient, and a step's two intermediate results.
-        return facts_that_fit(free, steps + 4 * 4 * model.d_mlp * model.d_model)
+    def _batch_size(self, model: LensModel, facts: Sequence[Fact], contexts: tuple[str, ...]) -> int:
+        read = (*contexts, *(self.locality_for(model, facts[0]) if facts else ()))
+        # A memory, its gradient, and a step's two intermediate results, in float32.
+        kept = 4 * 4 * model.d_mlp * model.d_model
+        return edit_batch_size(model, facts, read, self.layer, rows=len(read), kept=kept)
 
     def _result(self, model: LensModel, fact: Fact, memory: SideMemory) -> EditResult:
         smallest = memory.smallest if self.conventions.threshold == "final" else memory.last_step

@@ -20,6 +20,7 @@ from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
 from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
+from driftlens.options.model import load_chosen
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
@@ -54,16 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_layers(options, options.model)
             with progress_bars(errors) as progress:
                 shown = progress.add_task("load model", total=None)
-                from driftlens.models import load_model
 
-                model = load_model(
-                    options.model,
-                    device=options.device,
-                    dtype=options.dtype,
-                    device_map=options.device_map,
-                    chat=options.chat,
-                    system=options.system,
-                )
+                model = load_chosen(options)
 
                 def on_progress(what: str, done: int, total: int) -> None:
                     progress.update(shown, description=what, completed=done, total=total or None)

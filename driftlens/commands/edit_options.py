@@ -13,6 +13,7 @@ from driftlens.data import Fact
 from driftlens.errors import DriftlensError
 from driftlens.files import path_of, require_apart, require_empty
 from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.model import ModelOptions
 from driftlens.options.parsing import Parser, add_chat_options, add_model_options, number, whole_number
 
 __all__ = ["REPORT", "EditOptions", "read_options"]
@@ -38,15 +39,9 @@ Nothing is exported or saved with 3 and 4 unless --force is given; the report is
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(EditorOptions):
+class EditOptions(ModelOptions, EditorOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    model: str
-    device: str | None
-    device_map: str | None
-    dtype: str | None
-    chat: bool
-    system: str | None
     subject: str
     prompt: str
     new: str

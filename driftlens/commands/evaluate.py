@@ -22,6 +22,7 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, load_snippets, load_texts
 from driftlens.files import output_folder, path_of, require_apart, write_together
 from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
+from driftlens.options.model import load_chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,17 +160,9 @@ def _results(
 
     if options.spread:
         return _spread(options, records, measures, corpus, folder, shown)
-    from driftlens.models import load_model
 
     shown.stage("load model")
-    model = load_model(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        device_map=options.device_map,
-        chat=options.chat,
-        system=options.system,
-    )
+    model = load_chosen(options)
     shown.stage("second moments")
     editor = editor_for(model, options=options, corpus=corpus, shown=shown)
     measured = partial(

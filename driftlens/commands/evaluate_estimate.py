@@ -23,6 +23,7 @@ from driftlens.editors import Corpus, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
 from driftlens.options.editing import duration, editor_text, make_editor, with_second_moments
+from driftlens.options.model import load_chosen
 from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
@@ -46,18 +47,9 @@ def estimate(
     errors: Terminal,
 ) -> None:
     """Measure and print."""
-    from driftlens.models import load_model
-
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
-        model = load_model(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            device_map=options.device_map,
-            chat=options.chat,
-            system=options.system,
-        )
+        model = load_chosen(options)
         loading, weights = time.perf_counter() - start, _memory(model)
         editor, moments = _editor(model, options, corpus)
         work = Work(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.model import ModelOptions
 from driftlens.options.parsing import Parser, add_chat_options, add_model_options, seed_number, whole_number
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
@@ -28,15 +29,9 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(EditorOptions):
+class EvaluateOptions(ModelOptions, EditorOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    model: str
-    device: str | None
-    device_map: str | None
-    dtype: str | None
-    chat: bool
-    system: str | None
     data: str
     split: str | None
     limit: int | None

@@ -22,6 +22,7 @@ from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
 from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
+from driftlens.options.model import load_chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,16 +95,8 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
     check_layers(options, options.model)
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
-        from driftlens.models import load_model
 
-        model = load_model(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            device_map=options.device_map,
-            chat=options.chat,
-            system=options.system,
-        )
+        model = load_chosen(options)
         progress.update(shown, total=1, completed=1)
         editor = make_editor(model, options)
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]

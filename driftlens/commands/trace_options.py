@@ -8,6 +8,7 @@ from driftlens.analyses.substitution import MODULES, Module
 from driftlens.data import TASKS
 from driftlens.errors import DriftlensError
 from driftlens.options.editing import EditorOptions, add_editor_options
+from driftlens.options.model import ModelOptions
 from driftlens.options.parsing import Parser, add_chat_options, add_model_options, name_of, whole_number
 
 __all__ = ["TraceOptions", "read_options"]
@@ -31,15 +32,9 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions(EditorOptions):
+class TraceOptions(ModelOptions, EditorOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    model: str
-    device: str | None
-    device_map: str | None
-    dtype: str | None
-    chat: bool
-    system: str | None
     data: str | None
     record: int | None
     subject: str | None

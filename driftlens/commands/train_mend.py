@@ -11,8 +11,8 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records
 from driftlens.errors import DriftlensError
 from driftlens.files import require_apart
-from driftlens.options.editing import HEADS, duration
-from driftlens.options.parsing import Parser, add_model_options, layer_list, name_of, number, seed_number, whole_number
+from driftlens.options.editing import add_sadr_options, duration
+from driftlens.options.parsing import Parser, add_model_options, layer_list, number, seed_number, whole_number
 
 if TYPE_CHECKING:
     from driftlens.display.terminal import Terminal
@@ -156,15 +156,7 @@ def _parser() -> Parser:
     group.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps (default 1000)")
     group.add_argument("--batch-size", type=whole_number(1), metavar="N", help="edits of a step (default 10)")
     group.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate (default 3e-4)")
-    group.add_argument("--sadr", action="store_true", help="restrain attention drift in the training")
-    group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
-    group.add_argument(
-        "--sadr-heads",
-        "--heads",
-        type=name_of("choice of heads", HEADS),
-        metavar="H",
-        help="selected (default) or all heads are restrained; implies --sadr",
-    )
+    add_sadr_options(group, "in the training")
     group.add_argument(
         "--validate-every", type=whole_number(1), metavar="N", help="steps between two validations (default 50)"
     )

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from driftlens.data import Record, true_texts
 from driftlens.errors import DriftlensError, unknown_name
-from driftlens.options.parsing import context_lengths, layer_list, name_of, number, seed_number, whole_number
+from driftlens.options.parsing import Group, context_lengths, layer_list, name_of, number, seed_number, whole_number
 from driftlens.registry import EDITORS, REGULARIZERS
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EditorOptions",
     "add_editor_options",
+    "add_sadr_options",
     "applicable",
     "choose_corpus",
     "cost_text",
@@ -125,6 +126,19 @@ class EditorOptions:
 OptionsT = TypeVar("OptionsT", bound=EditorOptions)
 
 
+def add_sadr_options(group: Group, when: str) -> None:
+    """Declare `--sadr`, `--gamma` and `--sadr-heads`; `when` is when attention drift is restrained."""
+    group.add_argument("--sadr", action="store_true", help=f"restrain attention drift {when}")
+    group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
+    group.add_argument(
+        "--sadr-heads",
+        "--heads",
+        type=name_of("choice of heads", HEADS),
+        metavar="H",
+        help="selected (default) or all (the paper's ablation) heads are restrained; implies --sadr",
+    )
+
+
 def add_editor_options(
     parser: argparse.ArgumentParser, *, seed: str = "of the editor's context prefixes", none: bool = False
 ) -> None:
@@ -138,7 +152,7 @@ def add_editor_options(
         metavar="E",
         help=f"{', '.join(known[:-1])} or {known[-1]} (default rome)" + ("; none: the model as it is" if none else ""),
     )
-    group.add_argument("--sadr", action="store_true", help="restrain attention drift while editing")
+    add_sadr_options(group, "while editing")
     group.add_argument(
         "--regularizer",
         dest="regularizers",
@@ -147,14 +161,6 @@ def add_editor_options(
         default=(),
         metavar="NAME[:SETTING=VALUE,...]",
         help="a further term of the objective, such as sadr:gamma=0.01,heads=all or one of your own; may be repeated",
-    )
-    group.add_argument("--gamma", type=number(least=0), metavar="G", help="SADR's weight; implies --sadr")
-    group.add_argument(
-        "--sadr-heads",
-        "--heads",
-        type=name_of("choice of heads", HEADS),
-        metavar="H",
-        help="selected (default) or all (the paper's ablation) heads are restrained; implies --sadr",
     )
     group.add_argument(
         "--layers",

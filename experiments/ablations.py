@@ -37,9 +37,9 @@ SPECIFICITY = ("NS", "RS", "DNS")
 """What 6.1 averages."""
 
 
-def gammas(study: Study) -> tuple[float, ...]:
-    """The γ that Table 10 and Figure 6 compare: those of `--gammas`, else the paper's."""
-    return study.options.gammas or GAMMAS
+def gammas(study: Study, paper: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    """The γ that an ablation compares: those of `--gammas`, else the paper's, by default Table 10's."""
+    return study.options.gammas or (GAMMAS if paper is None else paper)
 
 
 def alone(study: Study, **changes: Any) -> Setting:

@@ -41,7 +41,7 @@ def settings(study: Study) -> dict[tuple[str, str], Setting]:
     assert editor is not None
     name = study.editor_name
     return {
-        (SADR, f"{gamma:g}"): ablations.restrained(study, gamma) for gamma in _gammas(study)
+        (SADR, f"{gamma:g}"): ablations.restrained(study, gamma) for gamma in ablations.gammas(study, GAMMAS)
     } | {
         (f"{name}, steps", f"{steps}"): ablations.alone(study, steps=steps, texts=False) for steps in STEPS
     } | {
@@ -52,18 +52,15 @@ def settings(study: Study) -> dict[tuple[str, str], Setting]:
     } | {(name, ""): alone, (UNEDITED, ""): NONE}  # fmt: skip
 
 
-def _gammas(study: Study) -> tuple[float, ...]:
-    """Those of `--gammas`, else the paper's six."""
-    return study.options.gammas or GAMMAS
-
-
 def figure7(study: Study) -> Artifact:
     """Specificity against edit success, a curve for each setting."""
     chosen = settings(study)
     runs = ablations.runs_of(study, {" ".join(key).strip(): setting for key, setting in chosen.items()})
     points = _points({key: runs[" ".join(key).strip()] for key in chosen})
     about = ablations.about(study, runs)
-    plain, restrained = (runs[name].editor for name in (study.editor_name, f"{SADR} {_gammas(study)[0]:g}"))
+    plain, restrained = (
+        runs[name].editor for name in (study.editor_name, f"{SADR} {ablations.gammas(study, GAMMAS)[0]:g}")
+    )
     assert plain is not None
     assert restrained is not None
     return Artifact(

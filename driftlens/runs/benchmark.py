@@ -28,7 +28,16 @@ from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf, summarize, summarize_records
 from driftlens.files import path_of
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
-from driftlens.runs.shards import Compute, Part, Tables, all_there, foreign_shard, settings_hash, sharded_by
+from driftlens.runs.shards import (
+    Compute,
+    Part,
+    Tables,
+    all_there,
+    foreign_shard,
+    settings_hash,
+    shard_starts,
+    sharded_by,
+)
 from driftlens.runs.work import Measures, Work
 
 if TYPE_CHECKING:
@@ -157,7 +166,7 @@ def benchmark(
         tfidf=tfidf,
         seed=seed,
     )
-    total = len(records) if part is None else _records_of(len(records), shard_size, part)
+    total = sum(min(shard_size, len(records) - start) for start in shard_starts(len(records), shard_size, part))
     done = 0
 
     def on_stage(stage: str, so_far: int, of: int) -> None:
@@ -307,12 +316,6 @@ def _size_of(parts: Sequence[Path], wanted: Mapping[str, Any]) -> int | None:
             if size := open_manifest(part, wanted).get("shard_size"):
                 return int(size)
     return None
-
-
-def _records_of(total: int, size: int, part: Part) -> int:
-    """How many records a part has."""
-    own, of = part
-    return sum(min(size, total - start) for start in range(0, total, size)[own - 1 :: of]) if 1 <= own <= of else 0
 
 
 def _result(tables: Tables, manifest: Mapping[str, Any], total: int) -> BenchmarkResult:

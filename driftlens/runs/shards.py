@@ -23,7 +23,17 @@ import pandas as pd
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
 
-__all__ = ["Compute", "Part", "Tables", "all_there", "foreign_shard", "settings_hash", "sharded", "sharded_by"]
+__all__ = [
+    "Compute",
+    "Part",
+    "Tables",
+    "all_there",
+    "foreign_shard",
+    "settings_hash",
+    "shard_starts",
+    "sharded",
+    "sharded_by",
+]
 
 Item = TypeVar("Item")
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
@@ -154,21 +164,29 @@ def all_there(
     return _together(found)
 
 
+def shard_starts(items: int, size: int, part: Part | None) -> range:
+    """The number of each shard's first item; empty where there is no such part, or nothing for it to do."""
+    starts = range(0, items, size)
+    if part is None:
+        return starts
+    own, of = part
+    return starts[own - 1 :: of] if 1 <= own <= of else range(0)
+
+
 def _slices(items: Sequence[Item], size: int, part: Part | None) -> dict[int, Sequence[Item]]:
     """The shards' items by the number of their first."""
     if not items or size < 1:
         raise DriftlensError(f"{len(items)} items in shards of {size}; expected at least one of both")
-    starts = range(0, len(items), size)
-    if part is not None:
+    starts = shard_starts(len(items), size, part)
+    if part is not None and not starts:
         own, of = part
         if not 1 <= own <= of:
             raise DriftlensError(f"part {own} of {of}: expected a part from 1 to the number of parts")
-        if len(starts[own - 1 :: of]) == 0:
-            raise DriftlensError(
-                f"part {own} of {of} has nothing to do: {len(items)} records make {len(starts)} shards of {size}; "
-                f"ask for {len(starts)} parts at most, or for smaller shards"
-            )
-        starts = starts[own - 1 :: of]
+        most = len(shard_starts(len(items), size, None))
+        raise DriftlensError(
+            f"part {own} of {of} has nothing to do: {len(items)} records make {most} shards of {size}; "
+            f"ask for {most} parts at most, or for smaller shards"
+        )
     return {start: items[start : start + size] for start in starts}
 
 

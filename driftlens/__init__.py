@@ -17,8 +17,20 @@ if TYPE_CHECKING:
     from driftlens.analyses.substitution import contaminating_substitution
     from driftlens.clinics import clinic
     from driftlens.data import Fact, Record, TaskPrompt, load_records
-    from driftlens.editors import MEMIT, MEND, PMET, ROME, SADR, WISE, AlphaEdit, GuardedSADR, train_mend
-    from driftlens.edits import Edit, EditResult, JointEditResult
+    from driftlens.editors import (
+        MEMIT,
+        MEND,
+        PMET,
+        ROME,
+        SADR,
+        WISE,
+        AlphaEdit,
+        GuardedSADR,
+        edit_in_sequence,
+        edit_together,
+        train_mend,
+    )
+    from driftlens.edits import Edit, EditResult, EditSequence, JointEditResult
     from driftlens.errors import DriftlensError
     from driftlens.evaluation import evaluate, summarize
     from driftlens.evaluation.generation import generate
@@ -33,6 +45,7 @@ _HOMES = {
     "DriftlensError": "driftlens.errors",
     "Edit": "driftlens.edits",
     "EditResult": "driftlens.edits",
+    "EditSequence": "driftlens.edits",
     "Fact": "driftlens.data",
     "Family": "driftlens.models",
     "GuardedSADR": "driftlens.editors",
@@ -50,6 +63,8 @@ _HOMES = {
     "clinic": "driftlens.clinics",
     "contaminating_substitution": "driftlens.analyses.substitution",
     "correlation": "driftlens.statistics.correlations",
+    "edit_in_sequence": "driftlens.editors",
+    "edit_together": "driftlens.editors",
     "evaluate": "driftlens.evaluation",
     "explore": "driftlens.explorer",
     "generate": "driftlens.evaluation.generation",
@@ -74,6 +89,7 @@ __all__ = [
     "DriftlensError",
     "Edit",
     "EditResult",
+    "EditSequence",
     "Fact",
     "Family",
     "GuardedSADR",
@@ -85,6 +101,8 @@ __all__ = [
     "clinic",
     "contaminating_substitution",
     "correlation",
+    "edit_in_sequence",
+    "edit_together",
     "evaluate",
     "explore",
     "generate",

@@ -18,6 +18,7 @@ from driftlens.editors.regularizers import LastTokenAttention, Observed, Regular
 from driftlens.editors.rome import ROME
 from driftlens.editors.sadr import SADR, last_token_kl
 from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
+from driftlens.editors.sequence import edit_in_sequence, edit_together
 from driftlens.editors.side_objective import WISEConventions
 from driftlens.editors.wise import WISE
 from driftlens.registry import register_editor, register_regularizer
@@ -45,6 +46,8 @@ __all__ = [
     "WISEConventions",
     "Wants",
     "default_corpus",
+    "edit_in_sequence",
+    "edit_together",
     "last_token_kl",
     "open_corpus",
     "register_editor",

@@ -245,6 +245,14 @@ class Editor(ABC):
         del moments
         return self
 
+    def settled(self, model: LensModel) -> Self:
+        """The same editor with the contexts and second moments of ``model`` as it is now, to edit on top of others."""
+        editor, missing = self, self.missing_second_moments
+        if missing:
+            editor = self.with_second_moments(self._second_moments(model, missing, None))
+        own = {item.name for item in fields(self) if item.init}
+        return replace(editor, contexts=self.contexts_for(model)) if "contexts" in own else editor
+
     def check(self, model: LensModel) -> None:
         """Whether ``model`` can be edited like this; editing asks it as well.
 

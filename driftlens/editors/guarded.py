@@ -67,6 +67,21 @@ class _GuardAnswers(_OnGuards):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _GuardTargets(_OnGuards):
+    """ν · max(0, log P_δ(o_edit | q) − log P(o_edit | q)), the mean over the object's tokens."""
+
+    nu: float
+    name: ClassVar[str] = "guard_targets"
+    wants: ClassVar[Wants] = Wants(attention=False, target=True)
+
+    def penalty(self, attention: Seen) -> Float[Tensor, "rows"]:
+        before, now = attention.before.target, attention.now.target
+        assert before is not None
+        assert now is not None
+        return self.nu * (now - before).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuardedSADR:
     """SADR on the edit's own prompt and, on prompts that the unedited model writes, restraint of attention and answers.
 
@@ -100,6 +115,7 @@ class GuardedSADR:
     gamma: float = 0.0
     gamma_guards: float = 5e-3
     mu: float = 0.0
+    nu: float = 0.0
     heads: Literal["selected", "all"] = "selected"
     guard_heads: Literal["selected", "all"] = "selected"
     layers: tuple[int, ...] | None = None
@@ -114,14 +130,14 @@ class GuardedSADR:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gamma_guards", "mu"):
+        for name in ("gamma", "gamma_guards", "mu", "nu"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise DriftlensError(f"{name} is {getattr(self, name)}; expected a number ≥ 0, e.g. 0.005")
         for name, least in (("asked", 0), ("own_words", 0), ("distracted", 0), ("tokens", 1), ("top_k", 1)):
             given = getattr(self, name)
             if not isinstance(given, int) or given < least:
                 raise DriftlensError(f"{name} is {given!r}; expected a whole number of at least {least}")
-        if self.asked + self.own_words + self.distracted == 0 and (self.gamma_guards or self.mu):
+        if self.asked + self.own_words + self.distracted == 0 and (self.gamma_guards or self.mu or self.nu):
             raise DriftlensError(
                 "asked, own_words and distracted are all 0; ask for a guard, or set gamma_guards and mu to 0"
             )
@@ -149,11 +165,13 @@ class GuardedSADR:
     def parts(self) -> tuple[Regularizer, ...]:
         """The terms with a weight, as regularizers; SADR alone where none has any."""
         source, found = self.guards, list[Regularizer]()
-        if self.gamma or not (self.gamma_guards or self.mu):
+        if self.gamma or not (self.gamma_guards or self.mu or self.nu):
             found.append(self._sadr)
         if self.gamma_guards:
             sadr = SADR(gamma=self.gamma_guards, heads=self.guard_heads, layers=self.layers, eps=self.eps)
             found.append(_GuardAttention(source=source, sadr=sadr))
+        if self.nu:
+            found.append(_GuardTargets(source=source, nu=self.nu))
         if self.mu:
             found.append(_GuardAnswers(source=source, mu=self.mu))
         return tuple(found)

@@ -119,7 +119,8 @@ def evaluate_delta(
 
     def penalize(*, after_the_head: bool) -> None:
         for place, (name, regularizer) in enumerate(zip(names, settings.regularizers, strict=True)):
-            if wants_of(regularizer).next_tokens == after_the_head:
+            wants = wants_of(regularizer)
+            if (wants.next_tokens or wants.target) == after_the_head:
                 found = watch.penalty(place, before, now)
                 if found is not None:
                     penalty, own = found
@@ -140,14 +141,15 @@ def evaluate_delta(
     logits, essence_logits, *next_logits = logits.split(
         [len(rows.target_row), n_essence, *map(len, watch.read.values())]
     )
-    if watch.read:
-        for key, own_logits in zip(watch.read, next_logits, strict=True):
-            now[key] = replace(now[key], log_probabilities=own_logits.log_softmax(dim=-1))
-        if vanilla is None:
-            before = {key: detached(one) for key, one in now.items()}
-        penalize(after_the_head=True)
     token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
     row_nll = delta.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll) / rows.target_length
+    for key, own_logits in zip(watch.read, next_logits, strict=True):
+        now[key] = replace(now[key], log_probabilities=own_logits.log_softmax(dim=-1))
+    for key, own in watch.scored.items():
+        now[key] = replace(now[key], target=-row_nll[own])
+    if vanilla is None:
+        before = {key: detached(one) for key, one in now.items()}
+    penalize(after_the_head=True)
     context_nll = row_nll[rows.contexts]
     # A target that shares the largest logit counts, as in the published code, which compares probabilities.
     missed = logits.detach().gather(1, rows.target_id[:, None]).squeeze(1) < logits.detach().amax(dim=1)
@@ -167,7 +169,7 @@ def evaluate_delta(
         weight_decay=settings.weight_decay * (length / target_norm.square()).sum(dim=-1),
         penalties=penalties,
         probability=per_fact((-context_nll.detach()).exp() * context_weight, context_fact),
-        certain=per_fact(missed, rows.fact[rows.target_row]) == 0,
+        certain=per_fact(missed & rows.is_context[rows.target_row], rows.fact[rows.target_row]) == 0,
     )
     # Held until after the backward pass, the edited model's attention would be one more copy at its peak.
     return terms, Reference(now, essence) if vanilla is None else vanilla

@@ -61,7 +61,7 @@ def detached(observed: Observed) -> Observed:
 def kept(observed: Observed, rows: Bool[Tensor, "rows"]) -> Observed:
     """Only some of its rows."""
     parts = {
-        name: tensor[rows] if name == "log_probabilities" else tensor[:, rows]
+        name: tensor[rows] if name in ("log_probabilities", "target") else tensor[:, rows]
         for name, tensor in _present(observed).items()
     }
     return replace(observed, **parts)
@@ -116,6 +116,11 @@ class Watch:
                 attention=stacked(self._attention, key), patterns=stacked(self._patterns, key), hidden=hidden
             )
         return observed
+
+    @property
+    def scored(self) -> Mapping[int, Int[Tensor, "rows"]]:
+        """The rows whose target's log-probability is wanted, by set."""
+        return {key: of.rows for key, of in self.sets.items() if of.wants.target}
 
     @property
     def read(self) -> Mapping[int, Int[Tensor, "rows"]]:

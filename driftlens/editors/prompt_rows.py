@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from driftlens.data import Fact
+from driftlens.editors.regularizers import Brought
 from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt, subject_last, tokenize_prompt
 
@@ -29,7 +30,7 @@ class PromptRow:
 
     kind: Literal["context", "essence", "brought", "bare"]
     prompt: TokenizedPrompt
-    ids: tuple[int, ...]  # a context's with its target, the others' up to subject_last
+    ids: tuple[int, ...]  # with its target, if it has one; of essence and bare prompt, up to subject_last
     subject: int
     weight: float = 0.0
     bare: bool = False  # the prompt is the bare one, as a context or not
@@ -44,7 +45,7 @@ def prompt_rows(
     contexts: Sequence[str],
     distinct: Sequence[str],
     essence: str | None,
-    brought: Sequence[tuple[int, Sequence[str]]],
+    brought: Sequence[tuple[int, Sequence[Brought]]],
 ) -> list[PromptRow]:
     """The rows of one fact.
 
@@ -72,11 +73,11 @@ def prompt_rows(
         else:
             rows.append(read)
     for owner, texts in brought:
-        for text in texts:
-            prompt = tokenize_prompt(model, text)
+        for text, target in texts:
+            prompt = tokenize_prompt(model, text, target)
             subject = subject_last(prompt, fact.subject)
             own = PromptRow(
-                kind="brought", prompt=prompt, ids=prompt.ids, subject=subject, weight=1 / len(texts), owner=owner
+                kind="brought", prompt=prompt, ids=prompt.forced, subject=subject, weight=1 / len(texts), owner=owner
             )
             rows.append(own)
     return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -57,12 +57,14 @@ class Wants:
         patterns: what every token from ``subject_last`` on attends to.
         hidden: the residual stream after the edit layer and after every layer above it.
         next_tokens: the log-probabilities of the token after the prompt.
+        target: the log-probability of the new object after the prompt.
     """
 
     attention: bool = True
     patterns: bool = False
     hidden: bool = False
     next_tokens: bool = False
+    target: bool = False
 
     def __or__(self, other: Wants) -> Wants:
         """What at least one of the two wants."""
@@ -95,12 +97,14 @@ class Observed:
         patterns: of all tokens from ``subject_last`` on.
         hidden: the residual stream after the edit layer, then after every layer above it; column 0 is ``subject_last``.
         log_probabilities: of the token after the prompt.
+        target: the mean log-probability of the new object's tokens after the prompt, as the benchmark scores it.
     """
 
     attention: Float[Tensor, "layers rows heads keys"] | None = None
     patterns: Float[Tensor, "layers rows heads queries keys"] | None = None
     hidden: Float[Tensor, "1+layers rows queries d_model"] | None = None
     log_probabilities: Float[Tensor, "rows d_vocab"] | None = None
+    target: Float[Tensor, "rows"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +209,22 @@ def prompts_place(regularizers: Sequence[Regularizer], place: int) -> int:
     return place
 
 
+Brought: TypeAlias = tuple[str, str]
+"""A prompt that a regulariser brings, and the target that is read behind it; "" where none is."""
+
+
 def own_prompts(
     regularizers: Sequence[Regularizer], model: LensModel, facts: Sequence[Fact]
-) -> list[tuple[int, Sequence[Sequence[str]]]]:
+) -> list[tuple[int, Sequence[Sequence[Brought]]]]:
     """For each regulariser that brings prompts, by its place, those of each fact; shared ones once.
+
+    The fact's new object stands behind them if one of those that share them wants to know its probability.
 
     Raises:
         DriftlensError: it has not a list of prompts for every fact.
     """
-    found: list[tuple[int, Sequence[Sequence[str]]]] = []
+    found: list[tuple[int, Sequence[Sequence[Brought]]]] = []
+    scored = {prompts_place(regularizers, place) for place, one in enumerate(regularizers) if wants_of(one).target}
     for place, regularizer in enumerate(regularizers):
         if isinstance(regularizer, BringsPrompts) and prompts_place(regularizers, place) == place:
             texts = [tuple(own) for own in regularizer.prompts(model, facts)]
@@ -221,7 +232,10 @@ def own_prompts(
                 raise DriftlensError(
                     f"{type(regularizer).__name__}.prompts has {len(texts)} lists for {len(facts)} facts; give one each"
                 )
-            found.append((place, texts))
+            targets = [fact.target_new if place in scored else "" for fact in facts]
+            found.append(
+                (place, [[(text, target) for text in own] for own, target in zip(texts, targets, strict=True)])
+            )
     return found
 
 

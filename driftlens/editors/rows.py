@@ -33,6 +33,7 @@ from driftlens.data import Fact
 from driftlens.editors.failures import Failure
 from driftlens.editors.prefixes import Prefixes
 from driftlens.editors.prompt_rows import PromptRow, prompt_rows
+from driftlens.editors.regularizers import Brought
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import Batch, KeyValues, LensModel
@@ -158,7 +159,7 @@ def vanilla_rows(
     places: Sequence[Place],
     contexts: Sequence[str],
     essence: str | None,
-    brought: Sequence[tuple[int, Sequence[Sequence[str]]]] = (),
+    brought: Sequence[tuple[int, Sequence[Sequence[Brought]]]] = (),
 ) -> Vanilla:
     """The vanilla model over all rows up to the edit layer, and above it over what stands left of δ.
 
@@ -169,7 +170,7 @@ def vanilla_rows(
         places: where δ is going to be added in it.
         contexts: templates with one ``{}`` for the prompt.
         essence: the essence prompt's template, or ``None`` for no such rows.
-        brought: for each regulariser that brings prompts, its place and those of each fact.
+        brought: for each regulariser that brings prompts, its place and those of each fact, with a target or "".
     """
     distinct = list(dict.fromkeys(contexts))
     readable: list[Fact] = []

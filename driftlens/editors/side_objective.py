@@ -168,6 +168,10 @@ def evaluate_memory(
     logits, *next_logits = logits.split([len(rows.target_row), *map(len, watch.read.values())])
     for key, own_logits in zip(watch.read, next_logits, strict=True):
         now[key] = replace(now[key], log_probabilities=own_logits.log_softmax(dim=-1))
+    token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
+    row_nll = distance.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll)
+    for key, own in watch.scored.items():
+        now[key] = replace(now[key], target=-row_nll[own] / rows.target_length[own])
 
     def per_fact(values: Tensor, fact: Int[Tensor, "n"]) -> Float[Tensor, "facts"]:
         return distance.new_zeros(n_facts).index_add(0, fact, values.to(precision))
@@ -182,8 +186,7 @@ def evaluate_memory(
             penalties[name] = per_fact(penalty.to(precision) * rows.weight[own], rows.fact[own])
 
     one_more = settings.conventions.nll == "one_more"
-    token_nll = torch.nn.functional.cross_entropy(logits, rows.target_id, reduction="none")
-    total = distance.new_zeros(len(rows.fact)).index_add(0, rows.target_row, token_nll)[rows.is_context]
+    total = row_nll[rows.is_context]
     length, fact, weight = (part[rows.is_context] for part in (rows.target_length, rows.fact, rows.weight))
     edited, irrelevant = distance[rows.is_context], distance[rows.is_irrelevant]
     other_fact, other_weight = (part[rows.is_irrelevant] for part in (rows.fact, rows.weight))

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
+from driftlens.editors.regularizers import Brought
 from driftlens.editors.rows import Rows
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
@@ -99,7 +100,7 @@ def rows_of_facts(
     contexts: Sequence[str],
     irrelevant: Sequence[Sequence[str]],
     whole_target: bool,
-    brought: Sequence[tuple[int, Sequence[Sequence[str]]]] = (),
+    brought: Sequence[tuple[int, Sequence[Sequence[Brought]]]] = (),
 ) -> tuple[list[FactRows | None], Mapping[int, Failure]]:
     """The rows of each fact, as tokens, and what cannot be read, by its place.
 
@@ -128,11 +129,18 @@ def rows_of_facts(
                     )
                 )
             for owner, texts in brought:
-                for text in texts[place]:
-                    prompt = tokenize_prompt(model, text)
+                for text, target in texts[place]:
+                    prompt = tokenize_prompt(model, text, target)
                     subject, weight = subject_last(prompt, fact.subject), 1 / len(texts[place])
                     own.append(
-                        _Row(kind="brought", prompt=prompt, ids=prompt.ids, subject=subject, weight=weight, owner=owner)
+                        _Row(
+                            kind="brought",
+                            prompt=prompt,
+                            ids=prompt.forced,
+                            subject=subject,
+                            weight=weight,
+                            owner=owner,
+                        )
                     )
             found.append(own)
         except DriftlensError as error:

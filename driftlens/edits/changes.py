@@ -225,6 +225,10 @@ class LowRank(LowRankUpdate, Change):
         left, right = placed(model, self.left, self.right)
         return weight.to(left) + left @ right
 
+    def columns_from(self, first: int) -> Self:
+        """It without the first columns of ``left`` and rows of ``right``: what :meth:`plus` added last."""
+        return type(self)(site=self.site, left=self.left[:, first:], right=self.right[first:])
+
     @override
     def plus(self, other: Any) -> Self:
         precision = torch.promote_types(self.left.dtype, other.left.dtype)

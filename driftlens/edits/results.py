@@ -75,6 +75,92 @@ class JointEditResult:
         return joint_edit_result(self)
 
 
+@dataclass(frozen=True)
+class Overridden:
+    """Two facts of a sequence that contradict each other: the later one is to win."""
+
+    earlier: int
+    later: int
+
+    def told(self, facts: Sequence[Fact]) -> str:
+        """In a sentence."""
+        first, second = facts[self.earlier], facts[self.later]
+        return (
+            f"fact {self.later} contradicts fact {self.earlier}: {first.text!r} was to be followed by "
+            f"{first.target_new!r} and is now to be followed by {second.target_new!r}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSequence:
+    """What :func:`driftlens.edit_in_sequence` gives back.
+
+    Attributes:
+        facts: the requests that were written, in order.
+        parts: the edits, in order; each was made on the model with all earlier ones applied, and holds what it adds.
+        sizes: how many of ``facts`` each part writes.
+        history: as in :class:`JointEditResult`, with a first column ``fact`` that counts ``facts`` from 0.
+        failures: why a fact could not be written, by its place among those asked for; the sequence goes on without.
+        provenance: of the whole.
+        state: what AlphaEdit keeps of the keys written so far.
+    """
+
+    facts: tuple[Fact, ...]
+    parts: tuple[Edit, ...]
+    sizes: tuple[int, ...]
+    history: pd.DataFrame
+    failures: Mapping[int, str]
+    provenance: Mapping[str, str]
+    state: JointEditResult | None = None
+
+    def __repr__(self) -> str:
+        notes = [f"{len(self.facts)} facts in {len(self.parts)} edits"]
+        if self.failures:
+            notes.append(f"{len(self.failures)} failed")
+        if self.overridden:
+            notes.append(f"{len(self.overridden)} overridden")
+        return f"EditSequence({', '.join(notes)})"
+
+    @property
+    def edit(self) -> Edit:
+        """All parts as one edit of the unedited model."""
+        return self.after(len(self.facts))
+
+    def after(self, facts: int) -> Edit:
+        """The first ``facts`` facts as one edit of the unedited model.
+
+        Raises:
+            DriftlensError: no edit of the sequence ends there.
+        """
+        n_written, parts = 0, list[Edit]()
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            if n_written >= facts:
+                break
+            parts.append(part)
+            n_written += size
+        if n_written != facts or facts < 0:
+            ends = [sum(self.sizes[: at + 1]) for at in range(len(self.sizes))]
+            shown = ", ".join(map(str, ends[:8])) + (", …" if len(ends) > 8 else "")
+            raise DriftlensError(f"no edit of the sequence ends after {facts} facts; they end after {shown or 'none'}")
+        return Edit(
+            [change for part in parts for change in part.changes],
+            facts=self.facts[:facts],
+            provenance=self.provenance,
+        )
+
+    @property
+    def overridden(self) -> tuple[Overridden, ...]:
+        """The facts that a later one contradicts."""
+        latest: dict[str, int] = {}
+        found: list[Overridden] = []
+        for number, fact in enumerate(self.facts):
+            before = latest.get(fact.text)
+            if before is not None and self.facts[before].target_new != fact.target_new:
+                found.append(Overridden(before, number))
+            latest[fact.text] = number
+        return tuple(found)
+
+
 def _asked(fact: Fact) -> str:
     return f"{fact.text!r}: {fact.target_true!r} → {fact.target_new!r}"
 
@@ -84,7 +170,7 @@ def _reached(history: pd.DataFrame) -> str:
     return steps + (f", P(new) {float(history['probability'].iloc[-1]):.3f}" if len(history) else "")
 
 
-Edited: TypeAlias = Edit | EditResult | JointEditResult
+Edited: TypeAlias = Edit | EditResult | JointEditResult | EditSequence
 """Where an edit is asked for, an editor's result is as good."""
 
 
@@ -94,7 +180,7 @@ def one_edit(given: Edited) -> Edit:
     Raises:
         DriftlensError: neither an edit nor an editor's result.
     """
-    edit: Any = given.edit if isinstance(given, EditResult | JointEditResult) else given
+    edit: Any = given.edit if isinstance(given, EditResult | JointEditResult | EditSequence) else given
     if not isinstance(edit, Edit):
         raise DriftlensError(
             f"{str(given)[:60]!r} is no edit; expected an Edit or an EditResult, such as "

@@ -210,6 +210,83 @@ def test_gradients_reach_a_given_residual(lens_model: LensModel, prefix: Batch):
     assert float(below.grad[~prefix.mask].abs().max()) == 0  # no real token sees the padding
 
 
+@pytest.fixture
+def free_passes(lens_model: LensModel) -> Iterator[None]:
+    """Passes that cost nothing besides their tokens, so that a small batch is treated as a large one."""
+    estimate, lens_model.pass_cost = lens_model.pass_cost, 0
+    yield
+    lens_model.pass_cost = estimate
+
+
+@pytest.mark.usefixtures("free_passes")
+@pytest.mark.parametrize("read", [[[0], [1], [2]], [[2, 0], [1, 1], [0, 2]]], ids=["one", "two"])
+def test_columns_that_are_read_alone_are_those_of_the_whole(
+    lens_model: LensModel, prefix: Batch, suffix: Batch, read: list[list[int]]
+):
+    at = torch.tensor(read)
+    past = lens_model.keys_values(prefix, columns=prefix.shape[1])[1]
+    whole = lens_model.run(suffix, past=past)
+    found = lens_model.run(suffix, past=past, read=at)
+    expected = torch.stack([whole[row, own] for row, own in enumerate(read)])
+    real = suffix.mask.gather(1, at)
+    assert error(found, expected, real) < 1e-5
+    resid, grown = lens_model.keys_values(suffix, columns=suffix.shape[1], past=past, read=at)
+    assert torch.equal(resid, found)
+    expected_past = lens_model.keys_values(suffix, columns=suffix.shape[1], past=past)[1]
+    for kept in (grown, lens_model.prefix(suffix, columns=suffix.shape[1], past=past)):
+        assert torch.equal(kept.mask, expected_past.mask)
+        for of, other in ((kept.keys, expected_past.keys), (kept.values, expected_past.values)):
+            assert all(torch.equal(of[layer], other[layer]) for layer in range(lens_model.n_layers))
+
+
+@pytest.mark.usefixtures("free_passes")
+def test_gradients_from_columns_that_are_read_alone(lens_model: LensModel, prefix: Batch):
+    below = lens_model.run(prefix, stop=1)
+    at = torch.full((len(PREFIXES), 1), prefix.shape[1] - 1)
+    gradients: list[Tensor] = []
+    for read in (None, at):
+        resid = below.clone().requires_grad_()
+        last = lens_model.run(prefix, start=1, resid=resid, read=read)[:, -1]
+        gradients.append(torch.autograd.grad(lens_model.unembed(last).log_softmax(-1)[:, 9].sum(), resid)[0])
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 5e-6
+
+
+@pytest.mark.usefixtures("free_passes")
+def test_the_last_block_computes_only_what_is_read(lens_model: LensModel, prefix: Batch):
+    at = torch.full((len(PREFIXES), 1), prefix.shape[1] - 1)
+    seen: list[tuple[int, ...]] = []
+    handles = [
+        block.mlp.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+        for block in lens_model.model.blocks
+    ]
+    try:
+        lens_model.run(prefix, read=at)
+        columns = [shape[-2] if len(shape) == 3 else shape[0] // len(PREFIXES) for shape in seen]
+        by_hooks = lens_model.backend == "hooked"
+        assert columns == [*[prefix.shape[1]] * (lens_model.n_layers - 1), prefix.shape[1] if by_hooks else 1]
+        seen.clear()
+        lens_model.prefix(prefix, columns=prefix.shape[1])
+        assert len(seen) == lens_model.n_layers - (not by_hooks)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.usefixtures("free_passes")
+def test_a_hook_on_the_last_block_sees_every_column(lens_model: LensModel, prefix: Batch):
+    at = torch.full((len(PREFIXES), 1), prefix.shape[1] - 1)
+    shapes: list[tuple[int, ...]] = []
+
+    def halve(out: Tensor, hook: Any) -> Tensor:
+        shapes.append(tuple(out.shape))
+        return 0.5 * out
+
+    hook = (lens_model.hook_name("mlp_out", lens_model.n_layers - 1), halve)
+    found = lens_model.run(prefix, hooks=[hook], read=at)
+    assert shapes == [(*prefix.shape, lens_model.d_model)]
+    assert torch.equal(found, lens_model.run(prefix, hooks=[hook])[:, -1:])
+
+
 CONTINUATIONS = ((" Paris", " the city of Rome"), (" French", " guitar and"), (" Rome and Paris", ""))
 
 

@@ -105,7 +105,12 @@ def evaluate_delta(
     entry = rows.shifted(model, delta, layer, places)
     watch = Watch(model, rows, settings.regularizers, above)
     resid = model.run(
-        rows.batch, hooks=_hooks(model, watch, above, settings), start=layer + 1, resid=entry, past=rows.past
+        rows.batch,
+        hooks=_hooks(model, watch, above, settings),
+        start=layer + 1,
+        resid=entry,
+        past=rows.past,
+        read=rows.read,
     )
 
     def per_fact(values: Tensor, fact: Tensor) -> Tensor:
@@ -130,13 +135,13 @@ def evaluate_delta(
     penalize(after_the_head=False)
 
     # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
-    read_row, read_column = rows.target_row, rows.target_column
+    read_row, read_place = rows.target_row, rows.target_place
     if rows.essence_row is not None:
         read_row = torch.cat([read_row, rows.essence_row])
-        read_column = torch.cat([read_column, torch.zeros_like(rows.essence_row)])
+        read_place = torch.cat([read_place, torch.zeros_like(rows.essence_row)])
     read_row = torch.cat([read_row, *watch.read.values()])
-    read_column = torch.cat([read_column, *(rows.last[own] for own in watch.read.values())])
-    logits = model.unembed(resid[read_row, read_column]).to(precision)
+    read_place = torch.cat([read_place, *(rows.last_place[own] for own in watch.read.values())])
+    logits = model.unembed(resid[read_row, read_place]).to(precision)
     n_essence = 0 if rows.essence_row is None else len(rows.essence_row)
     logits, essence_logits, *next_logits = logits.split(
         [len(rows.target_row), n_essence, *map(len, watch.read.values())]

@@ -31,7 +31,7 @@ class Prefixes:
         ids = shared_prefixes(by_fact, contexts)
         longest = max(map(len, ids))
         batch = pad_rows(model, [*ids, ()])[0] if longest else None
-        kept = None if batch is None else model.keys_values(batch, columns=longest)[1]
+        kept = None if batch is None else model.prefix(batch, columns=longest)
         return cls(ids=tuple(ids), kept=kept)
 
     def length(self, row: PromptRow) -> int:

@@ -57,9 +57,11 @@ class Rows:
     entry: Float[Tensor, "rows 1 d_model"] | None  # its input in column 0, where the steps have to run it
     past: KeyValues | None
     last: Int[Tensor, "rows"]  # column of the last prompt token, before any target token
+    last_place: Int[Tensor, "rows"]  # which of the row's `read` that is
+    read: Int[Tensor, "rows read"]  # the columns whose next tokens the objective reads, ascending; the last is repeated
     weight: Float[Tensor, "rows"]  # the share of the fact's contexts, or of a regulariser's prompts, that it stands for
     target_row: Int[Tensor, "targets"]
-    target_column: Int[Tensor, "targets"]
+    target_place: Int[Tensor, "targets"]  # which of the row's `read` predicts it
     target_id: Int[Tensor, "targets"]
     target_length: Int[Tensor, "rows"]
     subject_key: int  # key index of subject_last, the same in all rows
@@ -95,9 +97,11 @@ class Rows:
             entry=None if self.entry is None else self.entry[rows],
             past=None if self.past is None else self.past.select(rows),
             last=self.last[rows],
+            last_place=self.last_place[rows],
+            read=self.read[rows],
             weight=self.weight[rows],
             target_row=new_row[self.target_row[kept_target]],
-            target_column=self.target_column[kept_target],
+            target_place=self.target_place[kept_target],
             target_id=self.target_id[kept_target],
             target_length=self.target_length[rows],
         )
@@ -264,9 +268,7 @@ class _Part:
             past = prefixes.before([rows[n] for n in stepped], range(first, model.n_layers))
             if column:
                 left = slice(0, column)
-                past = model.keys_values(
-                    batch.take(at, left), start=first, resid=into[at, left], columns=column, past=past
-                )[1]
+                past = model.prefix(batch.take(at, left), start=first, resid=into[at, left], columns=column, past=past)
         right = slice(column, column + max(len(rows[n].ids) - rows[n].subject for n in stepped))
         return cls(
             rows=tuple(tuple(row for row in own if row.kind != "bare") for own in by_fact),
@@ -323,6 +325,13 @@ def _group(
     essence_row = [at for at, row in enumerate(rows) if row.essence]
     target_row, target_column, target_id = target_positions([row.prompt for row in rows], -subject)
     last = torch.tensor([row.prompt.last for row in rows], device=device) - subject
+    # The essence prompt is read at subject_last itself, which is column 0 now.
+    last = last.where(is_context | (owner >= 0), torch.zeros_like(last))
+    # Behind column 0, where that is read as the essence prompt's.
+    last_place = (torch.tensor([row.essence for row in rows], device=device) & (last > 0)).long()
+    count = torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device)
+    place = torch.arange(int((last_place + count).max()), device=device) - last_place[:, None]
+    read = (last[:, None] + torch.minimum(place, count[:, None] - 1)) * (place >= 0)
     return Rows(
         fact=torch.tensor([number for number, own in enumerate(by_fact) for _ in own], device=device),
         is_context=is_context,
@@ -332,13 +341,14 @@ def _group(
         resid=resid,
         entry=entry,
         past=past,
-        # The essence prompt is read at subject_last itself, which is column 0 now.
-        last=last.where(is_context | (owner >= 0), torch.zeros_like(last)),
+        last=last,
+        last_place=last_place,
+        read=read,
         # The optimiser's precision: a float32 third is off by 1e-8, which a float64 model would show.
         weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),
         target_row=target_row,
-        target_column=target_column,
+        target_place=last_place[target_row] + target_column - last[target_row],
         target_id=target_id,
-        target_length=torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device),
+        target_length=count,
         subject_key=subject_key,
     )

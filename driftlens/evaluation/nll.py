@@ -18,8 +18,6 @@ from functools import cached_property
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from driftlens.data import TASKS, Record, TaskPrompt
 from driftlens.edits import Edit, Edited, check_edits, edit_hooks, routed
@@ -31,10 +29,12 @@ from driftlens.models.grouping import passes
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import (
     BranchedRow,
+    Target,
     TokenizedPrompt,
     branched,
     mean_log_probabilities,
     pad_rows,
+    read_places,
     try_tokenize_prompts,
 )
 
@@ -223,7 +223,7 @@ class _Values:
         def after(batch: Sequence[_Stem]) -> Sequence[_Stem]:
             tokens, _ = pad_rows(self.model, [stem.ids for stem in batch])
             hooks = self._hooks([stem.edit for stem in batch])
-            _, past = self.model.keys_values(tokens, hooks=hooks, columns=tokens.shape[1])
+            past = self.model.prefix(tokens, hooks=hooks, columns=tokens.shape[1])
             self._fill([(row, at) for at, stem in enumerate(batch) for row in stem.rows], past)
             return batch
 
@@ -241,8 +241,12 @@ class _Values:
             )
             at = torch.tensor([place[row] for row in batch], device=self.model.device)
             before = None if past is None else past.select(at)
-            resid = self.model.run(tokens, hooks=self._hooks([row.edit for row in batch]), past=before)
-            self.found.update(_nlls(self.model, batch, resid))
+            targets = _targets(batch)
+            read, places = read_places(self.model, len(batch), targets)
+            hooks = self._hooks([row.edit for row in batch])
+            resid = self.model.run(tokens, hooks=hooks, past=before, read=read)
+            means: list[float] = (-mean_log_probabilities(self.model, resid, places)).double().tolist()
+            self.found.update(zip([cell for row in batch for cell in row.cells], means, strict=True))
             self.done.update(batch)
             if self.on_rows is not None:
                 self.on_rows(len(self.done), self.n_rows)
@@ -259,14 +263,10 @@ class _Values:
         return edit_hooks(self.model, different, torch.tensor([place[id(edit)] for edit in edits]))
 
 
-def _nlls(
-    model: LensModel, rows: Sequence[_Row], resid: Float[Tensor, "rows columns d_model"]
-) -> list[tuple[_Cell, float]]:
-    """Mean NLLs per target token of each row's cells, from the residual stream behind the last block."""
-    targets = [
+def _targets(rows: Sequence[_Row]) -> list[Target]:
+    """Those of each row's cells, in their order."""
+    return [
         (at, columns[cell.prompt.last - row.start :], cell.prompt.target_ids)
         for at, row in enumerate(rows)
         for cell, columns in zip(row.cells, row.tokens.columns, strict=True)
     ]
-    means: list[float] = (-mean_log_probabilities(model, resid, targets)).double().tolist()
-    return list(zip([cell for row in rows for cell in row.cells], means, strict=True))

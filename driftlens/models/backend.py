@@ -22,7 +22,7 @@ from driftlens.models.key_values import PassCache
 from driftlens.models.placement import at_home
 from driftlens.models.sites import Site
 
-__all__ = ["Backend", "Columns", "Dimensions", "Hook"]
+__all__ = ["Backend", "Columns", "Dimensions", "Hook", "chosen"]
 
 Hook = tuple[str, Callable[..., Any]]
 """A hook point's name and a TransformerLens hook function, `(tensor, hook) -> tensor | None`."""
@@ -58,6 +58,20 @@ class Columns:
         if window is None:
             return self.visible
         return self.visible & (self.key_positions[:, None, :] > self.positions[:, :, None] - window)
+
+    def only(self, read: Int[Tensor, "rows read"]) -> "Columns":
+        """These columns of each row as queries; keys are the same."""
+        return Columns(
+            positions=self.positions.gather(1, read),
+            mask=self.mask,
+            key_positions=self.key_positions,
+            visible=self.visible.gather(1, read[:, :, None].expand(-1, -1, self.visible.shape[2])),
+        )
+
+
+def chosen(resid: Float[Tensor, "rows seq d"], read: Int[Tensor, "rows read"]) -> Float[Tensor, "rows read d"]:
+    """These columns of each row."""
+    return resid.gather(1, read[:, :, None].expand(-1, -1, resid.shape[2]))
 
 
 class Backend(ABC):
@@ -109,6 +123,20 @@ class Backend(ABC):
         cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
         """The residual stream after these blocks, one behind the other, given the input of the first."""
+
+    def run_block_at(
+        self,
+        resid: Float[Tensor, "rows seq d_model"],
+        layer: int,
+        columns: Columns,
+        cache: PassCache | None,
+        read: Int[Tensor, "rows read"],
+    ) -> Float[Tensor, "rows read d_model"]:
+        """The output of one block in the columns `read` of each row; its keys and values are those of all columns.
+
+        Here the block is run whole; a backend overrides this where it can do with less.
+        """
+        return chosen(self.run_blocks(resid, range(layer, layer + 1), columns, cache), read)
 
     @abstractmethod
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:

@@ -8,7 +8,7 @@ block.
 
 import inspect
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, reduce
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Backend, Columns, Dimensions
+from driftlens.models.backend import Backend, Columns, Dimensions, chosen
 from driftlens.models.families import Family, family_for, longest_row, unsupported_architecture
 from driftlens.models.fused import fuse
-from driftlens.models.key_values import PassCache
+from driftlens.models.key_values import AllRead, BlockCache, PassCache
 from driftlens.models.placement import computes_on, is_offloaded, kept, read
 from driftlens.models.quantised import matrix_of, parts_of, quantisation_of
 from driftlens.models.sites import Site
@@ -123,7 +123,7 @@ class BridgeBackend(Backend):
         cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
         # Without one of its own a pass still hands a cache over: it says whose mask this is (`patchable`).
-        cache = PassCache(None, keep=0, column_dim=self.column_dim) if cache is None else cache
+        cache = cache or self._no_cache()
         inputs: dict[str, Any] = {"position_ids": columns.positions, "use_cache": True, self._cache_name: cache}
         masks = {window: _mask(columns.within(window), resid.dtype) for window in {self.windows[n] for n in layers}}
         rotary: dict[str | None, Any] = {}
@@ -140,6 +140,26 @@ class BridgeBackend(Backend):
             output = block.original_component(block.hook_in(resid), **inputs)
             resid = block.hook_out(output[0] if isinstance(output, tuple) else output)
         return resid.to(columns.positions.device)
+
+    @override
+    def run_block_at(
+        self,
+        resid: Float[Tensor, "rows seq d_model"],
+        layer: int,
+        columns: Columns,
+        cache: PassCache | None,
+        read: Int[Tensor, "rows read"],
+    ) -> Float[Tensor, "rows read d_model"]:
+        if getattr(self.huggingface, "hf_device_map", None) is not None:
+            # accelerate brings weights to a block as it begins and takes them away as it ends.
+            return super().run_block_at(resid, layer, columns, cache, read)
+        twice, block = BlockCache(cache or self._no_cache()), range(layer, layer + 1)
+        with suppress(AllRead):
+            self.run_blocks(resid, block, columns, twice)
+        return self.run_blocks(chosen(resid, read), block, columns.only(read), twice) if read.shape[1] else resid[:, :0]
+
+    def _no_cache(self) -> PassCache:
+        return PassCache(None, keep=0, column_dim=self.column_dim)
 
     @override
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 PASS_COST = {"cpu": 32}
-"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.  It is where a model
-begins; ``driftlens profile`` measures it on the machine, and ``model.pass_cost = N`` sets it.
+"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.  It is what a model
+begins with until ``driftlens profile`` has measured it on the machine (:mod:`driftlens.models.pass_costs`);
+``model.pass_cost = N`` sets it.
 
 On one core of a server, a pass of a 6 M GPT-2 costs as much as 34 more of its tokens, one of a 135 M Llama as much as
 20.  The value for other devices is an estimate."""
@@ -38,6 +41,17 @@ def passes(
     widest come first: if memory runs out, it does so at once.
     """
     return group_by_width(widths, rows, times * cost, most=max(1, most))[::-1]
+
+
+def read_pays(read: Int[Tensor, "rows read"], rows: int, columns: int, cost: float) -> bool:
+    """Whether the last block of a pass costs less in two calls: one up to the keys and values of all columns, and one
+    for the columns that are read.
+
+    Queries, keys and values are about a quarter of a block's products.  ``cost`` is that of one more pass, and so also
+    of one more call for each of its blocks, in tokens.
+    """
+    again = cost if read.shape[1] else 0
+    return rows * columns / 4 + read.numel() + again < rows * columns
 
 
 def group_by_width(

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from typing_extensions import override
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["KeyValues", "PassCache"]
+__all__ = ["AllRead", "BlockCache", "KeyValues", "PassCache"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +112,27 @@ class PassCache:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """`extend` under the name and order by which Hugging Face's attention layers call their cache."""
         return self.extend(layer, keys, values)
+
+
+class AllRead(Exception):  # noqa: N818 (no error: the way out of a block)
+    """A block's keys and values are known, and no more of this call is needed."""
+
+
+class BlockCache(PassCache):
+    """For a block that is called twice: for the keys and values of all columns, and then for a few columns alone.
+
+    The first call takes them from the block and leaves it, by `AllRead`, before it attends to anything.  In the second
+    call the block's own few columns are among them already.
+    """
+
+    def __init__(self, cache: PassCache) -> None:
+        super().__init__(cache.past, keep=0, column_dim=cache.column_dim)
+        self._cache = cache
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    @override
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._found is None:
+            self._found = self._cache.extend(layer, keys, values)
+            raise AllRead
+        return self._found

@@ -16,19 +16,20 @@ from os import PathLike
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Backend, Columns, Hook
+from driftlens.models.backend import Backend, Columns, Hook, chosen
 from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.chat import RAW, Frame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
 from driftlens.models.families import Family
 from driftlens.models.fingerprint import DIGITS, Fingerprint, tokenizer_digest
-from driftlens.models.grouping import pass_cost
+from driftlens.models.grouping import read_pays
 from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.names import title
+from driftlens.models.pass_costs import initial_pass_cost
 from driftlens.models.quantised import refuse_writing
 from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
 from driftlens.models.sharing import Shared, Written, shared
@@ -67,7 +68,8 @@ class LensModel:
     """What stands around every prompt: nothing, or a chat template (`chat`)."""
     pass_cost: float
     """What a pass costs besides its tokens, in tokens; rows share passes by it (:mod:`driftlens.models.grouping`).  It
-    changes speed alone.  An estimate for the device, until somebody sets what `driftlens profile` has measured."""
+    changes speed alone.  What `driftlens profile` has measured on this machine, else an estimate for the device
+    (:mod:`driftlens.models.pass_costs`)."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class LensModel:
         self.d_head: int = dimensions.d_head
         self.d_vocab: int = dimensions.d_vocab
         self.n_ctx: int = dimensions.n_ctx
-        self.pass_cost = pass_cost(backend.device)
+        self.pass_cost = initial_pass_cost(self)
         self.checked: SelfCheck | None = self._check() if check else None
 
     @property
@@ -382,15 +384,17 @@ class LensModel:
         resid: Float[Tensor, "rows seq d_model"] | None = None,
         stop: int | None = None,
         past: KeyValues | None = None,
+        read: Int[Tensor, "rows read"] | None = None,
     ) -> Float[Tensor, "rows seq d_model"]:
         """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
 
         With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`,
         the batch holds only the columns after that prefix, and they attend to the prefix and to themselves.
         `hooks` are TransformerLens hook functions on names of `hook_name`; those on blocks outside the pass
-        do not fire.
+        do not fire. With `read`, only these columns of each row are returned, in this order, and the last block
+        computes little else: a column may be named twice.
         """
-        return self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=0)[0]
+        return self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=0, read=read)[0]
 
     def keys_values(
         self,
@@ -401,20 +405,37 @@ class LensModel:
         resid: Float[Tensor, "rows seq d_model"] | None = None,
         columns: int,
         past: KeyValues | None = None,
+        read: Int[Tensor, "rows read"] | None = None,
     ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
         """A pass to the last block that also keeps the keys and values of its first `columns` columns.
 
         With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
-        these columns behind it.
+        these columns behind it. With `read`, only these columns of the residual stream are returned, as by `run`.
         """
         if not 0 < columns <= batch.shape[1]:
             raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
-        resid, cache = self._pass(batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns)
+        resid, cache = self._pass(
+            batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns, read=read
+        )
         assert cache is not None
         mask = batch.mask[:, :columns]
         if past is not None:
             mask = torch.cat([past.mask, mask], dim=-1)
         return resid, KeyValues(mask=mask, keys=cache.kept_keys, values=cache.kept_values, column_dim=cache.column_dim)
+
+    def prefix(
+        self,
+        batch: Batch,
+        *,
+        hooks: Sequence[Hook] = (),
+        start: int = 0,
+        resid: Float[Tensor, "rows seq d_model"] | None = None,
+        columns: int,
+        past: KeyValues | None = None,
+    ) -> KeyValues:
+        """The keys and values of `keys_values` alone: of the last block no more is computed."""
+        none = batch.tokens[:, :0]
+        return self.keys_values(batch, hooks=hooks, start=start, resid=resid, columns=columns, past=past, read=none)[1]
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Final norm and head: `unembed(run(batch))` are the model's logits."""
@@ -448,6 +469,7 @@ class LensModel:
         stop: int | None,
         past: KeyValues | None,
         keep: int,
+        read: Tensor | None,
     ) -> tuple[Tensor, PassCache | None]:
         stop = self.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.n_layers:
@@ -464,8 +486,16 @@ class LensModel:
         cache = None
         if past is not None or keep:
             cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim)
+        layers = range(start, stop)
         with self._backend.attached(hooks):
-            resid = self._backend.run_blocks(resid.to(self.dtype), range(start, stop), columns, cache)
+            if read is None:
+                resid = self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache)
+            # What hooks on the last block see is always all columns.
+            elif layers and not _on_block(layers[-1], hooks) and read_pays(read, *batch.shape, self.pass_cost):
+                resid = self._backend.run_blocks(resid.to(self.dtype), layers[:-1], columns, cache)
+                resid = self._backend.run_block_at(resid, layers[-1], columns, cache, read)
+            else:
+                resid = chosen(self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache), read)
         return resid, cache
 
     def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
@@ -498,6 +528,10 @@ class LensModel:
         if not 0 <= layer < self.n_layers:
             raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
+
+
+def _on_block(layer: int, hooks: Iterable[Hook]) -> bool:
+    return any(name.startswith(f"blocks.{layer}.") for name, _ in hooks)
 
 
 def check_loaded(model: object) -> None:

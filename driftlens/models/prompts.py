@@ -263,10 +263,33 @@ def target_positions(
     return rows, columns + shifts[rows], ids
 
 
+Target = tuple[int, Sequence[int], Sequence[int]]
+"""A target in a batch: its row, the columns whose logits predict its tokens, and these tokens."""
+
+
+def read_places(
+    model: LensModel, rows: int, targets: Sequence[Target]
+) -> tuple[Int[Tensor, "rows read"], list[Target]]:
+    """The columns of each of so many rows that predict some target's token, and the targets by their places there.
+
+    They are what ``model.run(..., read=...)`` takes.  A row that reads less than others has its last column several
+    times, and one that reads nothing has column 0.
+    """
+    wanted: list[dict[int, int]] = [{} for _ in range(rows)]
+    places: list[Target] = []
+    for row, columns, tokens in targets:
+        own = wanted[row]
+        places.append((row, [own.setdefault(column, len(own)) for column in columns], tokens))
+    most = max(map(len, wanted))
+    lists = [list(own) or [0] for own in wanted]
+    read = torch.tensor([own + own[-1:] * (most - len(own)) for own in lists], device=model.device)
+    return read, places
+
+
 def mean_log_probabilities(
     model: LensModel,
     resid: Float[Tensor, "rows seq d_model"],
-    targets: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+    targets: Sequence[Target],
 ) -> Float[Tensor, "targets"]:
     """The mean log-probability of each target's tokens, in nats, float32 or better.
 

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from driftlens import contaminating_substitution, evaluate, load_model, load_records
 from driftlens.commands.cli import main, run_command
 from driftlens.commands.profile import duration
 from driftlens.editors import ROME
@@ -96,7 +99,11 @@ def test_memory_held_for_a_moment_is_seen():
     assert float(told.stdout) > 60e6
 
 
-def test_a_profile_of_one_record_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_profile_of_one_record_as_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
+    estimate = load_model("demo", check=False).pass_cost
     file = tmp_path / "profile.json"
     arguments = ["--records", "1", "--editor", "rome", "--no-generation", "--samples", "4", "--run", "10"]
     assert main(["profile", *arguments, "--json", str(file)]) == 0
@@ -120,6 +127,44 @@ def test_a_profile_of_one_record_as_a_command(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "a full run of 10 records" in printed
     assert "rome" in printed
+
+    # What it measured is used by every later load of the model, in the same precision, unless somebody says otherwise.
+    (kept,) = (tmp_path / "cache" / "pass-costs").iterdir()
+    assert json.loads(kept.read_text())["pass_cost"] == told["pass_cost_tokens"]
+    assert kept.name in "".join(printed.split())
+    kept.write_text(kept.read_text().replace(f'"pass_cost": {told["pass_cost_tokens"]}', '"pass_cost": 77'))
+    assert load_model("demo", check=False).pass_cost == 77
+    assert load_model("demo", check=False, dtype="bfloat16").pass_cost == estimate
+    monkeypatch.setenv("DRIFTLENS_PASS_COST", "estimate")
+    assert load_model("demo", check=False).pass_cost == estimate
+    monkeypatch.setenv("DRIFTLENS_PASS_COST", "12.5")
+    assert load_model("demo", check=False).pass_cost == 12.5
+    monkeypatch.setenv("DRIFTLENS_PASS_COST", "many")
+    with pytest.raises(DriftlensError, match="DRIFTLENS_PASS_COST is 'many'; expected a number of tokens"):
+        load_model("demo", check=False)
+    monkeypatch.delenv("DRIFTLENS_PASS_COST")
+    kept.write_text("{")  # what cannot be read is as good as nothing
+    assert load_model("demo", check=False).pass_cost == estimate
+
+
+def test_another_cost_of_a_pass_changes_no_number(demo_model: LensModel, monkeypatch: pytest.MonkeyPatch):
+    records = load_records("demo", limit=3)
+    editor = ROME.for_model(
+        demo_model, steps=4, contexts=("{}", "It is so. {}"), second_moment=torch.eye(demo_model.d_mlp)
+    )
+    found: list[tuple[np.ndarray, ...]] = []
+    for tokens in (0, 32, 10_000):
+        monkeypatch.setattr(demo_model, "pass_cost", tokens)
+        results = editor.edit_many(demo_model, [record.fact for record in records])
+        nlls = evaluate(demo_model, records, results)[["nll_true", "nll_new"]].to_numpy()
+        prompt = records[0].tasks["neighborhood"][0]
+        targets = (prompt.target_true, prompt.target_new)
+        grid = contaminating_substitution(demo_model, results[0].edit, prompt, targets, "mlp", 3).table
+        losses = np.concatenate([result.history["loss"].to_numpy() for result in results])
+        found.append((losses, nlls, grid["probability"].to_numpy()))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert np.abs(one - two).max() < 2e-4  # float32 rounding, which four steps of Adam enlarge
 
 
 def test_nothing_to_profile_is_an_error(demo_model: LensModel):

@@ -53,15 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetch_first(options.model)
         with errors.status("load model") as status:
             phases, costs, model = _measure(options, records, editors, status.update)
+            from driftlens.models.pass_costs import keep_pass_cost
             from driftlens.runs.profiling import estimate, measured_pass_cost
 
             status.update("the cost of a pass")
+            before = model.pass_cost
             a_pass = measured_pass_cost(model)
+            try:
+                kept = f"and takes {a_pass:,} from now on (kept in {keep_pass_cost(model, a_pass)})"
+            except DriftlensError as error:
+                kept = f"which model.pass_cost = {a_pass} changes; it cannot be kept: {error}"
         runs = estimate(phases, costs, options.run)
         once = _full_second_moment(phases, options.full_samples)
         if target is not None:
             _write(target, model, phases, costs, runs, once, a_pass)
-    _report(standard_output(), model, phases, costs, runs, once, a_pass)
+    console = standard_output()
+    _report(console, model, phases, costs, runs, once)
+    console.print(
+        f"A pass costs as much as {a_pass:,} of its tokens. driftlens grouped prompts as if it were {before:g}, {kept}."
+    )
     return 0
 
 
@@ -172,7 +182,6 @@ def _report(
     costs: Sequence[EditorCost],
     runs: Sequence[RunEstimate],
     once: float,
-    a_pass: int,
 ) -> None:
     import torch
     from rich.table import Table
@@ -206,10 +215,6 @@ def _report(
         table.add_row(run.editor, *parts)
     console.print(table)
     console.print(f"Once for all of them: second moments, {duration(once)} unless they are cached.")
-    console.print(
-        f"A pass costs as much as {a_pass:,} of its tokens; driftlens groups prompts as if it were "
-        f"{model.pass_cost:g}, until model.pass_cost is set."
-    )
     if model.device.type == "cpu" and model.dtype == torch.float32 and computes_bfloat16():
         console.print("This processor computes in bfloat16: profile --dtype bfloat16 too, it may be faster.")
 

@@ -27,7 +27,7 @@ from driftlens.editors.side_objective import MemoryTerms, SideSettings, evaluate
 from driftlens.editors.side_rows import FactRows, rows_of_facts, side_rows
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.models.grouping import group_by_width, pass_cost
+from driftlens.models.grouping import group_by_width
 from driftlens.models.sites import Site
 
 __all__ = ["SideMemory", "memory_distances", "train_side_memories"]
@@ -92,7 +92,7 @@ def train_side_memories(
     readable = [(place, own) for place, own in enumerate(found) if own is not None]
     if readable:
         widths = [max(len(row.ids) for row in own) for _, own in readable]
-        for members in group_by_width(widths, [len(own) for _, own in readable], pass_cost(model.device)):
+        for members in group_by_width(widths, [len(own) for _, own in readable], model.pass_cost):
             group = [readable[n] for n in members]
             training = _Training(model, [own for _, own in group], layer, settings, mask, start)
             for (place, _), outcome in zip(group, training.run(on_step), strict=True):

@@ -68,10 +68,10 @@ def test_a_window_counts_positions_also_between_branches(checkpoints: Any):
     model = load_tiny(checkpoints("mistral"))
     trunk, ends = [5, 6, 7, 8], [[9, 10, 11, 12], [13, 14, 15]]
     tokens = torch.tensor([trunk + ends[0] + ends[1]])
-    branch = torch.tensor([[0] * 4 + [1] * 4 + [2] * 3])
+    until = torch.tensor([[11] * 4 + [8] * 4 + [11] * 3])
     seen: list[Tensor] = []
     hook = (model.hook_name("pattern", 0), lambda pattern, hook: seen.append(pattern))
-    model.run(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), branch), hooks=[hook])
+    model.run(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), until), hooks=[hook])
     last = seen[0][0, :, -1]  # at position 6, so it sees positions 1 to 6
     assert [bool(value) for value in (last.abs().amax(0) > 0)] == [False] + [True] * 3 + [False] * 4 + [True] * 3
 

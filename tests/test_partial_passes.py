@@ -295,8 +295,8 @@ def test_branches_are_rows_of_their_own(lens_model: LensModel, cut: bool):
     prompts = [lens_model.encode(text).ids for text in PREFIXES]
     ends = [[lens_model.encode(end).ids[int(lens_model.adds_bos) :] for end in own] for own in CONTINUATIONS]
     rows_ = [branched([prompt + end for end in own]) for prompt, own in zip(prompts, ends, strict=True)]
-    assert any(2 in row.branch for row in rows_)
-    batch, _ = pad_rows(lens_model, [row.ids for row in rows_], branches=[row.branch for row in rows_])
+    assert any(min(row.until) < len(row.ids) for row in rows_)
+    batch, _ = pad_rows(lens_model, [row.ids for row in rows_], until=[row.until for row in rows_])
     past, first = None, 0
     if cut:
         first = 2
@@ -313,7 +313,7 @@ def test_branches_are_rows_of_their_own(lens_model: LensModel, cut: bool):
 
 def test_hooks_and_gradients_in_branches(lens_model: LensModel):
     row = branched([lens_model.encode(PREFIXES[0] + end).ids for end in CONTINUATIONS[0]])
-    batch, _ = pad_rows(lens_model, [row.ids], branches=[row.branch])
+    batch, _ = pad_rows(lens_model, [row.ids], until=[row.until])
     delta = torch.zeros(lens_model.d_model, requires_grad=True)
 
     def gradient(batch: Batch, columns: tuple[int, ...]) -> Tensor:
@@ -331,11 +331,11 @@ def test_branches_count_for_the_context_one_by_one(lens_model: LensModel):
     trunk, end = [5] * (lens_model.n_ctx - 4), [7, 7, 7]
     row = branched([[*trunk, 6, *end], [*trunk, 8, *end]])
     assert len(row.ids) > lens_model.n_ctx
-    batch, _ = pad_rows(lens_model, [row.ids], branches=[row.branch])
+    batch, _ = pad_rows(lens_model, [row.ids], until=[row.until])
     assert batch.positions.max() == lens_model.n_ctx - 1
     lens_model.run(batch)
     longer = branched([[*trunk, 6, *end, 7], [*trunk, 8, *end]])
-    batch, _ = pad_rows(lens_model, [longer.ids], branches=[longer.branch])
+    batch, _ = pad_rows(lens_model, [longer.ids], until=[longer.until])
     with pytest.raises(DriftlensError, match=f"a row has {lens_model.n_ctx + 1} tokens"):
         lens_model.run(batch)
 

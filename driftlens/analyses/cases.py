@@ -26,14 +26,14 @@ from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabi
 class Passage:
     """A prompt, the target tokens that are read along with it, and the edit it is read under.
 
-    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring the targets forces, ``branch`` says
+    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring the targets forces, ``until`` says
     which belong together (see :class:`BranchedRow`), and ``columns[n][k]`` is the column whose logits
     predict token ``k`` of target ``n``.
     """
 
     edit: Edit
     ids: tuple[int, ...]
-    branch: tuple[int, ...]
+    until: tuple[int, ...]
     n_prompt: int
     targets: tuple[tuple[int, ...], ...]
     columns: tuple[tuple[int, ...], ...]
@@ -120,7 +120,7 @@ def _passage(edit: Edit, tokenized: Sequence[TokenizedPrompt]) -> Passage:
     return Passage(
         edit=edit,
         ids=row.ids,
-        branch=row.branch,
+        until=row.until,
         n_prompt=tokenized[0].n_prompt,
         targets=tuple(own.target_ids for own in tokenized),
         columns=tuple(columns[last:] for columns in row.columns),

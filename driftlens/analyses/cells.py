@@ -146,7 +146,7 @@ class _Work:
 
 def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> CellGroup:
     """Step 1 of the module docstring, for passages side by side, each with its own edit."""
-    batch, _ = pad_rows(model, [own.ids for own in passages], branches=[own.branch for own in passages])
+    batch, _ = pad_rows(model, [own.ids for own in passages], until=[own.until for own in passages])
     kept: dict[int, Tensor] = {}
     hooks: list[Hook] = [(model.hook_name("resid_pre", n), record(kept, n)) for n in range(model.n_layers)]
     out, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1])

@@ -129,7 +129,7 @@ class _Group:
 @torch.no_grad()
 def _measure(model: LensModel, passages: Sequence[Passage], site: str) -> _Group:
     """Step 1 of the module docstring."""
-    batch, _ = pad_rows(model, [p.ids for p in passages], branches=[p.branch for p in passages])
+    batch, _ = pad_rows(model, [p.ids for p in passages], until=[p.until for p in passages])
     lowest = min((_lowest(model, passage) for passage in passages), default=model.n_layers)
     above = range(lowest + 1, model.n_layers)
     attention: dict[int, Tensor] = {}

@@ -178,35 +178,47 @@ def subject_last(prompt: TokenizedPrompt, subject: str, *, start: int = 0) -> in
 
 @dataclass(frozen=True, kw_only=True)
 class BranchedRow:
-    """Token sequences that begin alike as one row: what all share, the *trunk*, and behind it what is each one's own.
+    """Token sequences as one row: a tree, in which sequences share columns as long as they are alike.
 
-    ``branch[i]`` is 0 where column ``i`` belongs to the trunk, and else the number of its branch.  ``columns[n][k]`` is
-    the column of token ``k`` of sequence ``n``.
+    A column is followed by all that continues it, up to column ``until[i]``, as :class:`~driftlens.models.Batch` says.
+    ``columns[n][k]`` is the column of token ``k`` of sequence ``n``.
     """
 
     ids: tuple[int, ...]
-    branch: tuple[int, ...]
+    until: tuple[int, ...]
     columns: tuple[tuple[int, ...], ...]
 
 
 def branched(sequences: Sequence[Sequence[int]]) -> BranchedRow:
     """One row for all of ``sequences``; one that another begins with costs nothing."""
-    shortest = min(map(len, sequences))
-    first = sequences[0]
-    trunk = next((i for i in range(shortest) if any(own[i] != first[i] for own in sequences)), shortest)
-    ids, branch = list(first[:trunk]), [0] * trunk
-    placed: list[tuple[tuple[int, ...], int]] = []  # every branch and its first column
-    columns: list[tuple[int, ...]] = [()] * len(sequences)
-    for n in sorted(range(len(sequences)), key=lambda n: -len(sequences[n])):
-        tail = tuple(sequences[n][trunk:])
-        start = next((at for other, at in placed if other[: len(tail)] == tail), None)
-        if start is None:
-            start = len(ids)
-            placed.append((tail, start))
-            ids += tail
-            branch += [len(placed)] * len(tail)
-        columns[n] = (*range(trunk), *range(start, start + len(tail)))
-    return BranchedRow(ids=tuple(ids), branch=tuple(branch), columns=tuple(columns))
+    ids: list[int] = []
+    until: list[int] = []
+    columns: list[list[int]] = [[] for _ in sequences]
+
+    def grow(members: Sequence[int], depth: int) -> None:
+        """Columns for these sequences, which are alike in their first ``depth`` tokens, from there on."""
+        first = len(ids)
+        while True:
+            by_token: dict[int, list[int]] = {}
+            for n in members:
+                if depth < len(sequences[n]):
+                    by_token.setdefault(sequences[n][depth], []).append(n)
+            if len(by_token) != 1:
+                break
+            ((token, members),) = by_token.items()
+            for n in members:
+                columns[n].append(len(ids))
+            ids.append(token)
+            depth += 1
+        until.extend([0] * (len(ids) - first))
+        trunk = range(first, len(ids))
+        for own in by_token.values():
+            grow(own, depth)
+        for column in trunk:
+            until[column] = len(ids)
+
+    grow(range(len(sequences)), 0)
+    return BranchedRow(ids=tuple(ids), until=tuple(until), columns=tuple(map(tuple, columns)))
 
 
 def pad_rows(
@@ -215,14 +227,14 @@ def pad_rows(
     *,
     align: Sequence[int] | None = None,
     column: int | None = None,
-    branches: Sequence[Sequence[int]] | None = None,
+    until: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Batch, Int[Tensor, "rows"]]:
     """Token rows of different lengths as one batch.
 
     Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the
     same column for all rows (padding on both sides), so that what changes can start in one column for all of
-    them: ``column``, by default the first that they all reach.  ``branches`` are those of :class:`BranchedRow`, for
-    rows that hold several continuations.
+    them: ``column``, by default the first that they all reach.  ``until`` are those of :class:`BranchedRow`, for
+    rows that hold several sequences.
 
     Returns:
         The batch, and per row the column of its first token.
@@ -241,9 +253,10 @@ def pad_rows(
     columns = torch.arange(width, device=model.device)
     length = torch.tensor([len(row) for row in rows], device=model.device)
     mask = (columns >= first[:, None]) & (columns < (first + length)[:, None])
-    # Without a second continuation all is trunk, and positions are those of plain rows.
-    branch = padded(branches) if branches is not None and any(map(any, branches)) else None
-    return Batch(tokens=padded(rows), mask=mask, branch=branch), first
+    # Where every column goes on to the row's end, all rows are plain ones.
+    forked = until is not None and any(end < len(own) for own in until for end in own)
+    ends = padded(until) + first[:, None] if until is not None and forked else None
+    return Batch(tokens=padded(rows), mask=mask, until=ends), first
 
 
 def target_positions(

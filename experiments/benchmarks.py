@@ -25,7 +25,8 @@ from driftlens.data import Record, load_texts, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models.names import resolve
-from driftlens.options.editing import applicable, choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import applicable, make_editor
+from driftlens.options.moments import choose_corpus, with_second_moments
 from driftlens.runs import BenchmarkResult, Progress, benchmark
 from driftlens.runs.benchmark import scores_of
 from driftlens.runs.manifest import configuration

@@ -21,7 +21,7 @@ from typing import Any
 from driftlens.display.terminal import standard_output
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
-from driftlens.options.parsing import Parser
+from driftlens.options.declaration import REQUIRED, option, read
 from driftlens.options.program import run_command
 from experiments.all import ARTIFACTS
 from experiments.artifacts import read_manifest
@@ -143,16 +143,19 @@ def _model(text: str) -> Model:
     return Model(label=label, folder=Path(folder))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvidenceOptions:
+    """What the command line says."""
+
+    models: list[Model] = option(
+        REQUIRED, "a column: its name and folder", "LABEL=FOLDER", _model, nargs="+", positional=True
+    )
+    out: str = option("figures", "for evidence.md (default %(default)s/)", "FOLDER")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write `evidence.md`."""
-    parser = Parser(
-        prog="python -m experiments.evidence",
-        description=(__doc__ or "").strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", nargs="+", type=_model, metavar="LABEL=FOLDER", help="a column: its name and folder")
-    parser.add_argument("--out", default="figures", metavar="FOLDER", help="for evidence.md (default figures/)")
-    options = parser.parse_args(argv)
+    options = read(EvidenceOptions, argv, prog="python -m experiments.evidence", description=(__doc__ or "").strip())
     text = page(options.models, beside=Path(options.out))
     with atomic_path(writable_folder(options.out) / "evidence.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

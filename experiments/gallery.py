@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 from driftlens.files import atomic_path
+from driftlens.options.declaration import flag_of
 from experiments.artifacts import read_manifest
 from experiments.study import Study
 
@@ -26,10 +28,10 @@ def write(folder: Path, names: Sequence[str], study: Study) -> None:
 def _head(study: Study) -> list[str]:
     options = study.options
     changed = [
-        _argument(name, value)
-        for name, value in vars(options).items()
-        if name not in ("out", "png", "redo", "device", "device_map", "batch_size")
-        and value != getattr(type(options), name)
+        _argument(item, getattr(options, item.name))
+        for item in fields(options)
+        if item.name not in ("out", "png", "redo", "device", "device_map", "batch_size")
+        and getattr(options, item.name) != item.default
     ]
     arguments = f" {' '.join(changed)}" if changed else ""
     made = f"`python -m experiments.all{arguments}`"
@@ -48,12 +50,16 @@ def _head(study: Study) -> list[str]:
     return ["# The paper's figures and tables", "", about, "", rules, ""]
 
 
-def _argument(name: str, value: Any) -> str:
+def _argument(item: Field[Any], value: Any) -> str:
     """An option as it is typed."""
-    option = f"--{name.replace('_', '-')}"
-    if value is True:
-        return option
-    return f"{option} {','.join(map(str, value)) if isinstance(value, tuple) else value}"  # pyright: ignore[reportUnknownArgumentType]
+    flag = flag_of(item)
+    if isinstance(value, bool):
+        return flag
+    if not isinstance(value, tuple):
+        return f"{flag} {value}"
+    parts = ["x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value]  # pyright: ignore[reportUnknownArgumentType]
+    repeated = isinstance(value[0], str)
+    return " ".join(f"{flag} {part}" for part in parts) if repeated else f"{flag} {','.join(parts)}"
 
 
 def _overview(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

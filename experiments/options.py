@@ -1,39 +1,18 @@
 """The options that all experiments share."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.parsing import Parser, add_model_options, number, whole_number
+from driftlens.options.declaration import flag, option, read
+from driftlens.options.editor import EDITOR, RESTRAINT, EditorOptions
+from driftlens.options.model import MODEL, ModelOptions
+from driftlens.options.parsing import number, seed_number, whole_number
 
 __all__ = ["Options", "read_options"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options(EditorOptions):
-    """What the command line says; None where the model, its preset or the data decide."""
-
-    model: str = "demo"
-    data: str = "demo"
-    records: int | None = None
-    prompts: int = 1
-    text_records: int | None = None
-    device: str | None = None
-    device_map: str | None = None
-    dtype: str | None = None
-    tune: int | None = None
-    lrs: tuple[float, ...] = ()
-    gammas: tuple[float, ...] = ()
-    batch_size: int = 32
-    out: str = "figures"
-    png: bool = True
-    redo: bool = False
-
-
-def read_options(argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
-    """The options in `argv` (default: the program's arguments)."""
-    return Options(**vars(_parser(prog, description).parse_args(argv)))
+_DATA = "data"
+_TUNING = "benchmark tables of a model that nobody has tuned"
+_RUN = "run and output"
 
 
 def number_list(text: str) -> tuple[float, ...]:
@@ -41,76 +20,84 @@ def number_list(text: str) -> tuple[float, ...]:
     return tuple(map(number(above=0), text.split(",")))
 
 
-def _parser(prog: str, description: str) -> Parser:
-    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Options()
-    model = add_model_options(parser, "model and data")
-    model.add_argument(
-        "--data", default=default.data, metavar="D", help="demo (default) or a JSON file like merged_counterfact.json"
-    )
-    model.add_argument(
-        "--records",
-        type=whole_number(1),
-        metavar="N",
-        help="records at most; where the data has a test split, of that one.  Default: 120 that have the task for the "
+@dataclass(frozen=True, kw_only=True)
+class Options(EditorOptions, ModelOptions):
+    """What the command line says; None where the model, its preset or the data decide."""
+
+    data: str = option("demo", "demo (default) or a JSON file like merged_counterfact.json", "D", group=_DATA)
+    records: int | None = option(
+        None,
+        "at most N records, of the test split if the data has one. Default: 120 that have the task for the "
         "figures of tokens and layers, 200 for the benchmark's tables, 40 for their ablations",
+        "N",
+        whole_number(1),
+        group=_DATA,
     )
-    model.add_argument(
-        "--text-records",
-        type=whole_number(1),
-        metavar="N",
-        help="measure fluency and perplexity on the first N of a table's records only; on a CPU they cost many times "
+    text_records: int | None = option(
+        None,
+        "measure fluency and perplexity only on the first N of a table's records; on a CPU they cost many times "
         "what all other scores do (default: on all records)",
+        "N",
+        whole_number(1),
+        group=_DATA,
     )
-    model.add_argument(
-        "--prompts",
-        type=whole_number(1),
-        default=default.prompts,
-        metavar="N",
-        help="prompts of a record and group in the figures of tokens × layers, which are the costly ones "
-        f"(default {default.prompts}); curves and correlations take all",
+    prompts: int = option(
+        1,
+        "prompts of a record and group in the figures of tokens × layers, which are the costly ones "
+        "(default %(default)s); curves and correlations take all",
+        "N",
+        whole_number(1),
+        group=_DATA,
     )
 
-    tuning = parser.add_argument_group("benchmark tables of a model that nobody has tuned")
-    tuning.add_argument(
-        "--tune",
-        type=whole_number(1),
-        metavar="N",
-        help="choose learning rate and SADR's γ of each editor on N records beside the test records; default: presets",
+    tune: int | None = option(
+        None,
+        "choose learning rate and SADR's γ of each editor on N records beside the test records; default: presets",
+        "N",
+        whole_number(1),
+        group=_TUNING,
     )
-    tuning.add_argument(
-        "--lrs", type=number_list, default=default.lrs, metavar="X,X", help="the learning rates that --tune tries"
-    )
-    tuning.add_argument(
-        "--gammas",
-        type=number_list,
-        default=default.gammas,
-        metavar="G,G",
-        help="and the γ; also those that Figures 6 and 7 and Table 10 compare, with or without --tune "
+    lrs: tuple[float, ...] = option((), "the learning rates that --tune tries", "X,X", number_list, group=_TUNING)
+    gammas: tuple[float, ...] = option(
+        (),
+        "the γ that --tune tries, and those that Figures 6 and 7 and Table 10 compare, with or without --tune "
         "(default: the paper's)",
+        "G,G",
+        number_list,
+        group=_TUNING,
     )
 
-    add_editor_options(parser, seed="of the editor's context prefixes and of bootstrap intervals")
+    seed: int = option(
+        0,
+        "seed of the editor's context prefixes and of bootstrap intervals (default %(default)s)",
+        "N",
+        seed_number,
+        group=EDITOR,
+    )
 
-    run = parser.add_argument_group("run and output")
-    run.add_argument(
-        "--batch-size",
-        type=whole_number(1),
-        default=default.batch_size,
-        metavar="N",
-        help=f"facts edited side by side (default {default.batch_size}) and half a pass's rows; halved when "
-        "memory runs out",
+    batch_size: int = option(
+        32,
+        "facts edited side by side (default %(default)s) and half a pass's rows; halved when memory runs out",
+        "N",
+        whole_number(1),
+        group=_RUN,
     )
-    run.add_argument(
-        "--out",
-        default=default.out,
-        metavar="FOLDER",
-        help=f"for NAME.html, .png, .parquet, .csv, .md and .json (default {default.out}/)",
+    out: str = option(
+        "figures", "for NAME.html, .png, .parquet, .csv, .md and .json (default %(default)s/)", "FOLDER", group=_RUN
     )
-    run.add_argument("--no-png", dest="png", action="store_false", help="no PNG, which needs a Chrome or Chromium")
-    run.add_argument(
-        "--redo",
-        action="store_true",
-        help="make everything again, also what was measured before with these settings; edits are kept",
+    png: bool = flag("write no PNG, which needs a Chrome or Chromium", default=True, group=_RUN)
+    redo: bool = flag(
+        "make everything again, also what was measured before with these settings; edits are read from the cache",
+        group=_RUN,
     )
-    return parser
+
+
+def read_options(argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
+    """The options in `argv` (default: the program's arguments)."""
+    return read(
+        Options,
+        argv,
+        prog=prog,
+        description=description,
+        groups=(MODEL, _DATA, _TUNING, EDITOR, RESTRAINT, _RUN),
+    )

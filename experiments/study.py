@@ -23,9 +23,9 @@ from driftlens.display.terminal import Terminal, progress_bars, shown_warnings
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
-from driftlens.models import load_model
 from driftlens.models.names import resolve
-from driftlens.options.editing import check_layers, choose_corpus, editor_text, make_editor, with_second_moments
+from driftlens.options.editing import check_layers, editor_text, make_editor
+from driftlens.options.moments import choose_corpus, with_second_moments
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.options import Options
@@ -89,8 +89,7 @@ class Study:
         """The vanilla model."""
         check_layers(self.options, self.options.model)
         with self.shown("load model"):
-            options = self.options
-            return load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
+            return self.options.load()
 
     @cached_property
     def editor(self) -> Editor:

@@ -16,7 +16,9 @@ from driftlens.editors.moment_files import read_moment, read_moments
 from driftlens.editors.second_moment import write_second_moment
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.options.editing import EditorOptions, choose_corpus, make_editor, with_second_moments
+from driftlens.options.editing import make_editor
+from driftlens.options.editor import EditorOptions
+from driftlens.options.moments import choose_corpus, with_second_moments
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
 

@@ -15,7 +15,7 @@ from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
 from driftlens.editors.shipped import SHIPPED, rounded, shipped_corpus, shipped_layers, shipped_moment, write_shipped
 from driftlens.errors import DriftlensError
-from driftlens.options.editing import cost_text
+from driftlens.options.moments import cost_text
 
 MODEL = "smollm2-135m"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from driftlens.errors import DriftlensError
 from driftlens.files import output_folder, write_together
-from driftlens.options.parsing import Parser, seed_number, whole_number
+from driftlens.options.declaration import REQUIRED, flag, option, read
+from driftlens.options.parsing import seed_number, whole_number
 
 if TYPE_CHECKING:
     from driftlens.display.terminal import Terminal
@@ -37,18 +37,30 @@ _LOOKED = Path("driftlens-compare")
 class AgreeOptions:
     """What the command line says."""
 
-    answers: list[str]
-    keys: list[str] | None
-    exclude_failed: bool
-    resamples: int
-    seed: int
-    out: str
-    png: bool
+    answers: list[str] = option(
+        REQUIRED,
+        "files that annotators downloaded, or the answers.sqlite of driftlens compare --serve",
+        "ANSWERS",
+        nargs="+",
+        positional=True,
+    )
+    keys: list[str] | None = option(
+        None, "the key.json of every study that is answered, or its folder", "KEY", flags=("--key",), nargs="+"
+    )
+    exclude_failed: bool = flag("leave out annotators who fail an attention check")
+    resamples: int = option(2000, "draws of the bootstrap (default %(default)s)", "N", whole_number(100))
+    seed: int = option(0, "seed of the bootstrap (default %(default)s)", "N", seed_number)
+    out: str = option(
+        "driftlens-agree",
+        "for agreement.csv, .tex, .html, .png, annotators.csv and judgements.csv (default ./%(default)s)",
+        "FOLDER",
+    )
+    png: bool = flag("write no PNG, which needs a Chrome or Chromium", default=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print and write what annotators found."""
-    options = AgreeOptions(**vars(_parser().parse_args(argv)))
+    options = read(AgreeOptions, argv, prog="driftlens agree", description=_DESCRIPTION, epilog=_EPILOG)
     from driftlens.display.terminal import shown_warnings, standard_error, standard_output
     from driftlens.human import agreement, read_answers
 
@@ -142,40 +154,3 @@ def _report(found: Agreement, sheets: Sequence[AnswerSheet], out: Terminal) -> N
     for sheet in sheets:
         if sheet.comment.strip():
             out.print(f"{sheet.annotator} says: {' '.join(sheet.comment.split())}", soft_wrap=True)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="driftlens agree",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "answers",
-        nargs="+",
-        metavar="ANSWERS",
-        help="files that annotators downloaded, or the answers.sqlite of driftlens compare --serve",
-    )
-    parser.add_argument(
-        "--key",
-        dest="keys",
-        nargs="+",
-        metavar="KEY",
-        help="the key.json of every study that is answered, or its folder",
-    )
-    parser.add_argument(
-        "--exclude-failed", action="store_true", help="leave out annotators who fail an attention check"
-    )
-    parser.add_argument(
-        "--resamples", type=whole_number(100), default=2000, metavar="N", help="draws of the bootstrap (default 2000)"
-    )
-    parser.add_argument("--seed", type=seed_number, default=0, metavar="N", help="of the bootstrap (default 0)")
-    parser.add_argument(
-        "--out",
-        default="driftlens-agree",
-        metavar="FOLDER",
-        help="for agreement.csv, .tex, .html, .png, annotators.csv and judgements.csv (default ./driftlens-agree)",
-    )
-    parser.add_argument("--no-png", dest="png", action="store_false", help="no PNG, which needs a Chrome or Chromium")
-    return parser

@@ -18,7 +18,8 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Fact, Record, load_records
 from driftlens.errors import DriftlensError
 from driftlens.files import output_folder, write_together
-from driftlens.options.editing import choose_corpus, editor_text, make_editor, with_second_moments
+from driftlens.options.editing import editor_text, make_editor
+from driftlens.options.moments import choose_corpus, with_second_moments
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -130,13 +131,12 @@ def _of_edits(
     records = _records(options, data, list(saved.values()))[:wanted]
     from driftlens.display.terminal import progress_bars
     from driftlens.human import write_pairs
-    from driftlens.models import load_model
 
     fetch_first(options.model)
 
     with progress_bars(errors) as progress:
         task = progress.add_task("load model", total=None)
-        model = load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
+        model = options.load()
         progress.remove_task(task)
         about["model"] = {"name": Path(model.name).name, "hash": model.model_hash}
         edits = [

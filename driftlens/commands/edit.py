@@ -19,8 +19,8 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
-from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
-from driftlens.options.model import load_chosen
+from driftlens.options.editing import check_layers, make_editor
+from driftlens.options.moments import choose_corpus, cost_text, with_second_moments
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with progress_bars(errors) as progress:
                 shown = progress.add_task("load model", total=None)
 
-                model = load_chosen(options)
+                model = options.load()
 
                 def on_progress(what: str, done: int, total: int) -> None:
                     progress.update(shown, description=what, completed=done, total=total or None)

@@ -12,9 +12,10 @@ from typing_extensions import override
 from driftlens.data import Fact
 from driftlens.errors import DriftlensError
 from driftlens.files import path_of, require_apart, require_empty
-from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.model import ModelOptions
-from driftlens.options.parsing import Parser, add_chat_options, add_model_options, number, whole_number
+from driftlens.options.declaration import REQUIRED, Further, flag, option, read
+from driftlens.options.editor import EDITOR, RESTRAINT, EditorOptions
+from driftlens.options.model import MODEL, ChatOptions
+from driftlens.options.parsing import number, seed_number, whole_number
 
 __all__ = ["REPORT", "EditOptions", "read_options"]
 
@@ -37,30 +38,87 @@ exit codes:
   2  a mistake in the options         4  cannot judge: the model does not know the fact, or too little is left to probe
 Nothing is exported or saved with 3 and 4 unless --force is given; the report is written all the same."""
 
+_FACT = "fact"
+_PROBES = "probes; made by the clinic, and your own"
+_OUTPUT = "output"
+
+
+class _Answer(argparse.Action):
+    """The answer of the probe that stands before it, with that probe's number."""
+
+    @override
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        probe = len(namespace.probe) - 1
+        if probe < 0 or probe in dict(namespace.answer):
+            raise argparse.ArgumentError(self, f"{values!r} has no --probe before it; give --probe, then --answer")
+        namespace.answer = (*namespace.answer, (probe, values))
+
+
+def _number_list(text: str) -> tuple[float, ...]:
+    convert = number(above=0)
+    return tuple(sorted({convert(part.strip()) for part in text.split(",")}))
+
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(ModelOptions, EditorOptions):
+class EditOptions(EditorOptions, ChatOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    subject: str
-    prompt: str
-    new: str
-    true: str | None
-    kind: str | None
-    data: str | None
-    probes: tuple[tuple[str, str | None], ...]
-    gammas: tuple[float, ...] | None
-    out: str
-    export: str | None
-    save: str | None
-    force: bool
-    batch_size: int
+    subject: str = option(REQUIRED, 'its subject, e.g. "Eiffel Tower"', "S", group=_FACT)
+    prompt: str = option(REQUIRED, 'its prompt, e.g. "{} is located in"', "P", group=_FACT)
+    new: str = option(REQUIRED, "the answer that is edited in", "O", group=_FACT)
+    true: str | None = option(None, "the answer that holds now; default: the model's own answer", "O", group=_FACT)
+    kind: str | None = option(
+        None,
+        "what the subject is: person, place, organisation, work, product or country; default: guessed from the "
+        "prompt's wording and the data. Probes ask what can be asked of such a subject",
+        "K",
+        group=_FACT,
+    )
+
+    data: str | None = option(
+        None, "data set whose templates and subjects make probes; default: the bundled model's own", "D", group=_PROBES
+    )
+    probe: tuple[str, ...] = option(
+        (), "a prompt to watch, may be repeated; {} is the subject", "P", group=_PROBES, action=Further
+    )
+    answer: tuple[tuple[int, str], ...] = option(
+        (),
+        "what the --probe before it should answer; default: what the model answers before the edit",
+        "O",
+        group=_PROBES,
+        action=_Answer,
+    )
+    gammas: tuple[float, ...] | None = option(
+        None, "the weights γ to try; default: five around the preset's", "G,G", _number_list, group=_PROBES
+    )
+
+    seed: int = option(0, "seed of prefixes, probes and texts (default %(default)s)", "N", seed_number, group=EDITOR)
+
+    out: str = option("driftlens-edit", "for clinic.html and .json (default ./%(default)s)", "FOLDER", group=_OUTPUT)
+    export: str | None = option(None, "write the edited model there, in Hugging Face format", "FOLDER", group=_OUTPUT)
+    save: str | None = option(None, "write the edit alone (safetensors)", "FILE", group=_OUTPUT)
+    force: bool = flag("edit a fact that the model does not know, and write what should not be shipped", group=_OUTPUT)
+    batch_size: int = option(64, "rows of a pass (default %(default)s)", "N", whole_number(1), group=_OUTPUT)
+
+    @property
+    def probes(self) -> tuple[tuple[str, str | None], ...]:
+        """The prompts to watch, each with the answer that was given for it, if any."""
+        answers = dict(self.answer)
+        return tuple((prompt, answers.get(number)) for number, prompt in enumerate(self.probe))
 
 
 def read_options(argv: Sequence[str] | None = None) -> EditOptions:
     """The options in `argv` (default: the program's arguments)."""
-    given = vars(_parser().parse_args(argv))
-    return _checked(EditOptions(probes=tuple(given.pop("probes")), **given))
+    return _checked(
+        read(
+            EditOptions,
+            argv,
+            prog="driftlens edit",
+            description=_DESCRIPTION,
+            epilog=_EPILOG,
+            groups=(MODEL, _FACT, _PROBES, EDITOR, RESTRAINT, _OUTPUT),
+        )
+    )
 
 
 def _checked(options: EditOptions) -> EditOptions:
@@ -82,89 +140,3 @@ def _check_places(options: EditOptions) -> None:
         {"--save": options.save, "--export": options.export, **report},
         {"--data": options.data, "--corpus": options.corpus, "--model": options.model},
     )
-
-
-class _Probe(argparse.Action):
-    """A further probe, as yet without an answer."""
-
-    @override
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        namespace.probes = (*namespace.probes, (values, None))
-
-
-class _Answer(argparse.Action):
-    """The answer of the probe that stands before it."""
-
-    @override
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if not namespace.probes or namespace.probes[-1][1] is not None:
-            raise argparse.ArgumentError(self, f"{values!r} has no --probe before it; give --probe, then --answer")
-        namespace.probes = (*namespace.probes[:-1], (namespace.probes[-1][0], values))
-
-
-def _number_list(text: str) -> tuple[float, ...]:
-    convert = number(above=0)
-    return tuple(sorted({convert(part.strip()) for part in text.split(",")}))
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="driftlens edit",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_chat_options(add_model_options(parser))
-
-    fact = parser.add_argument_group("fact")
-    fact.add_argument("--subject", required=True, metavar="S", help='its subject, e.g. "Eiffel Tower"')
-    fact.add_argument("--prompt", required=True, metavar="P", help='its prompt, e.g. "{} is located in"')
-    fact.add_argument("--new", required=True, metavar="O", help="what is edited in")
-    fact.add_argument("--true", metavar="O", help="what holds now; default: the model's own answer")
-    fact.add_argument(
-        "--kind",
-        metavar="K",
-        help="what the subject is: person, place, organisation, work, product or country; default: by the prompt's "
-        "wording and the data. Probes ask what can be asked of such a subject",
-    )
-
-    probes = parser.add_argument_group("probes; made by the clinic, and your own")
-    probes.add_argument(
-        "--data",
-        metavar="D",
-        help="data set whose templates and subjects make probes; default: the bundled model's own",
-    )
-    probes.add_argument(
-        "--probe",
-        action=_Probe,
-        dest="probes",
-        default=(),
-        metavar="P",
-        help="a prompt to watch, may be repeated; {} is the subject",
-    )
-    probes.add_argument(
-        "--answer",
-        action=_Answer,
-        dest="probes",
-        default=(),
-        metavar="O",
-        help="what the --probe before it should answer; default: what the model answers before the edit",
-    )
-    probes.add_argument(
-        "--gammas", type=_number_list, metavar="G,G", help="the weights γ to try; default: five around the preset's"
-    )
-    add_editor_options(parser, seed="of prefixes, probes and texts")
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", default="driftlens-edit", metavar="FOLDER", help="for clinic.html and .json (default ./driftlens-edit)"
-    )
-    output.add_argument("--export", metavar="FOLDER", help="write the edited model there, for Hugging Face")
-    output.add_argument("--save", metavar="FILE", help="write the edit alone (safetensors)")
-    output.add_argument(
-        "--force", action="store_true", help="edit what the model does not know, and write what should not be shipped"
-    )
-    output.add_argument(
-        "--batch-size", type=whole_number(1), default=64, metavar="N", help="rows of a pass (default 64)"
-    )
-    return parser

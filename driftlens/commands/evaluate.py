@@ -21,8 +21,8 @@ from driftlens.commands.evaluate_options import EvaluateOptions, choose_records,
 from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records, load_snippets, load_texts
 from driftlens.files import output_folder, path_of, require_apart, write_together
-from driftlens.options.editing import check_layers, choose_corpus, make_editor, with_second_moments
-from driftlens.options.model import load_chosen
+from driftlens.options.editing import check_layers, make_editor
+from driftlens.options.moments import choose_corpus, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ def _results(
         return _spread(options, records, measures, corpus, folder, shown)
 
     shown.stage("load model")
-    model = load_chosen(options)
+    model = options.load()
     shown.stage("second moments")
     editor = editor_for(model, options=options, corpus=corpus, shown=shown)
     measured = partial(

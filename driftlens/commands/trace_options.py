@@ -1,15 +1,15 @@
 """The options of `driftlens trace`, checked as far as they can be without a model."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driftlens.analyses.substitution import MODULES, Module
 from driftlens.data import TASKS
 from driftlens.errors import DriftlensError
-from driftlens.options.editing import EditorOptions, add_editor_options
-from driftlens.options.model import ModelOptions
-from driftlens.options.parsing import Parser, add_chat_options, add_model_options, name_of, whole_number
+from driftlens.options.declaration import Further, flag, option, read
+from driftlens.options.editor import EDITOR, RESTRAINT, EditorOptions
+from driftlens.options.model import MODEL, ChatOptions
+from driftlens.options.parsing import name_of, whole_number
 
 __all__ = ["TraceOptions", "read_options"]
 
@@ -30,29 +30,97 @@ examples:
       --true Paris --new Rome --task distract_neighborhood --test-prompt "Big Ben is located in" --test-target London
 """
 
+_FACT = "fact, from a data set or typed"
+_TRACE = "trace"
+_OUTPUT = "output"
+
+_module_name = name_of("module", (*MODULES, "all"))
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    """A type for arguments: a module, or all of them."""
+    name = _module_name(text)
+    return MODULES if name == "all" else (name,)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions(ModelOptions, EditorOptions):
+class TraceOptions(EditorOptions, ChatOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
 
-    data: str | None
-    record: int | None
-    subject: str | None
-    prompt: str | None
-    true: str | None
-    new: str | None
-    test_prompt: tuple[str, ...]
-    test_target: tuple[str, ...]
-    task: str | None
-    prompt_index: int | None
-    max_prompts: int
-    modules: tuple[Module, ...]
-    window: int | None
-    target: str
-    batch_size: int
-    out: str
-    png: bool
-    explore: int | None
+    data: str | None = option(
+        None,
+        "demo (default for the bundled model and for folders), real (five famous facts; default for other models) "
+        "or a JSON file like merged_counterfact.json",
+        "D",
+        group=_FACT,
+    )
+    record: int | None = option(None, "record of the data set, from 0 (default 0)", "N", whole_number(0), group=_FACT)
+    subject: str | None = option(None, 'typed fact: its subject, e.g. "Eiffel Tower"', "S", group=_FACT)
+    prompt: str | None = option(None, 'its prompt with {} for the subject, e.g. "{} is located in"', "P", group=_FACT)
+    true: str | None = option(None, "the answer that holds now", "O", group=_FACT)
+    new: str | None = option(None, "the answer that is edited in", "O", group=_FACT)
+    test_prompt: tuple[str, ...] = option(
+        (), "a prompt to trace, may be repeated (default: the edit's own prompt)", "P", group=_FACT, action=Further
+    )
+    test_target: tuple[str, ...] = option(
+        (), "the right answer to it (default: --true)", "O", group=_FACT, action=Further
+    )
+
+    task: str | None = option(
+        None,
+        f"which of the record's prompts: {', '.join(TASKS)}; default: distract_neighborhood, or relation if the "
+        "record has none; with a typed fact a distract task puts the edited sentence in front",
+        "T",
+        name_of("task", TASKS),
+        group=_TRACE,
+    )
+    prompt_index: int | None = option(None, "only this prompt of the task, from 0", "N", whole_number(0), group=_TRACE)
+    max_prompts: int = option(
+        5,
+        "trace at most N of the task's prompts (default %(default)s); several are averaged by token role",
+        "N",
+        whole_number(1),
+        group=_TRACE,
+    )
+    modules: tuple[Module, ...] = option(
+        MODULES, "resid, mlp, attn or all (default)", "M", _modules, group=_TRACE, flags=("--module",)
+    )
+    window: int | None = option(
+        None,
+        "layers substituted together; default: the paper's 6 of 28, scaled to the model's depth: "
+        "max(1, round(6 · layers / 28))",
+        "K",
+        whole_number(1),
+        group=_TRACE,
+    )
+    target: str = option(
+        "both",
+        "trace the probability of this answer: true, new or both (default)",
+        "T",
+        name_of("target", _TARGETS),
+        group=_TRACE,
+    )
+    batch_size: int = option(
+        128, "rows of a pass (default %(default)s); halved when memory runs out", "N", whole_number(1), group=_TRACE
+    )
+
+    out: str = option(
+        "driftlens-trace",
+        "for trace.html, .png, .parquet, .csv, edit.safetensors (default ./%(default)s)",
+        "FOLDER",
+        group=_OUTPUT,
+    )
+    png: bool = flag("write no PNG, which needs a Chrome or Chromium", default=True, group=_OUTPUT)
+    explore: int | None = option(
+        None,
+        "also write explore.html, one page to look around in without Python: tasks, modules, windows, answers, "
+        "with and without SADR; a number takes in as many records from --record on (about a minute each)",
+        "RECORDS",
+        whole_number(1),
+        group=_OUTPUT,
+        nargs="?",
+        const=1,
+    )
 
     @property
     def typed(self) -> bool:
@@ -67,13 +135,13 @@ class TraceOptions(ModelOptions, EditorOptions):
 
 def read_options(argv: Sequence[str] | None = None) -> TraceOptions:
     """The options in `argv` (default: the program's arguments)."""
-    given = vars(_parser().parse_args(argv))
-    module = given.pop("module")
-    options = TraceOptions(
-        modules=MODULES if module == "all" else (module,),
-        test_prompt=tuple(given.pop("test_prompt")),
-        test_target=tuple(given.pop("test_target")),
-        **given,
+    options = read(
+        TraceOptions,
+        argv,
+        prog="driftlens trace",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        groups=(MODEL, _FACT, EDITOR, RESTRAINT, _TRACE, _OUTPUT),
     )
     _check_fact(options)
     return options
@@ -95,102 +163,3 @@ def _check_fact(options: TraceOptions) -> None:
         )
     if n_targets and not n_prompts:
         raise DriftlensError("--test-target is the right answer to a --test-prompt; give that too")
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="driftlens trace",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_chat_options(add_model_options(parser))
-
-    fact = parser.add_argument_group("fact, from a data set or typed")
-    fact.add_argument(
-        "--data",
-        metavar="D",
-        help="demo (default for the bundled model and for folders), "
-        "real (five famous facts; default for other models) or a JSON file like merged_counterfact.json",
-    )
-    fact.add_argument("--record", type=whole_number(0), metavar="N", help="record of the data set, from 0 (default 0)")
-    fact.add_argument("--subject", metavar="S", help='typed fact: its subject, e.g. "Eiffel Tower"')
-    fact.add_argument("--prompt", metavar="P", help='its prompt with {} for the subject, e.g. "{} is located in"')
-    fact.add_argument("--true", metavar="O", help="what holds now")
-    fact.add_argument("--new", metavar="O", help="what is edited in")
-    fact.add_argument(
-        "--test-prompt",
-        action="append",
-        default=[],
-        metavar="P",
-        help="a prompt to trace, may be repeated (default: the edit's own prompt)",
-    )
-    fact.add_argument(
-        "--test-target", action="append", default=[], metavar="O", help="the right answer to it (default: --true)"
-    )
-
-    add_editor_options(parser)
-
-    trace = parser.add_argument_group("trace")
-    trace.add_argument(
-        "--task",
-        type=name_of("task", TASKS),
-        metavar="T",
-        help=f"which of the record's prompts: {', '.join(TASKS)}; default: distract_neighborhood, where "
-        "there is none relation; with a typed fact a distract task puts the edited sentence in front",
-    )
-    trace.add_argument("--prompt-index", type=whole_number(0), metavar="N", help="only this prompt of the task, from 0")
-    trace.add_argument(
-        "--max-prompts",
-        type=whole_number(1),
-        default=5,
-        metavar="N",
-        help="how many of the task's prompts at most (default 5); several are averaged by token role",
-    )
-    trace.add_argument(
-        "--module",
-        default="all",
-        type=name_of("module", (*MODULES, "all")),
-        metavar="M",
-        help="resid, mlp, attn or all (default)",
-    )
-    trace.add_argument(
-        "--window",
-        type=whole_number(1),
-        metavar="K",
-        help="layers substituted together; default: the paper's 6 of 28, scaled to the model's depth: "
-        "max(1, round(6 · layers / 28))",
-    )
-    trace.add_argument(
-        "--target",
-        default="both",
-        type=name_of("target", _TARGETS),
-        metavar="T",
-        help="true, new or both (default): the probability of which answer",
-    )
-    trace.add_argument(
-        "--batch-size",
-        type=whole_number(1),
-        default=128,
-        metavar="N",
-        help="rows of a pass (default 128); halved when memory runs out",
-    )
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        default="driftlens-trace",
-        metavar="FOLDER",
-        help="for trace.html, .png, .parquet, .csv, edit.safetensors (default ./driftlens-trace)",
-    )
-    output.add_argument("--no-png", dest="png", action="store_false", help="no PNG, which needs a Chrome or Chromium")
-    output.add_argument(
-        "--explore",
-        type=whole_number(1),
-        nargs="?",
-        const=1,
-        metavar="RECORDS",
-        help="also explore.html, one page to look around in without Python: tasks, modules, windows, answers, with and "
-        "without SADR; a number takes in as many records from --record on (about a minute each)",
-    )
-    return parser

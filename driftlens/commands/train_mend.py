@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records
 from driftlens.errors import DriftlensError
 from driftlens.files import require_apart
-from driftlens.options.editing import add_sadr_options, duration
-from driftlens.options.parsing import Parser, add_model_options, layer_list, number, seed_number, whole_number
+from driftlens.options.declaration import flag, option, read
+from driftlens.options.editor import RESTRAINT, SADROptions
+from driftlens.options.model import MODEL, ModelOptions
+from driftlens.options.moments import duration
+from driftlens.options.parsing import layer_list, number, seed_number, whole_number
 
 if TYPE_CHECKING:
     from driftlens.display.terminal import Terminal
@@ -33,9 +36,58 @@ examples:
   driftlens train-mend --data records.json --sadr --out mend-sadr.safetensors"""
 
 
+_DATA = "data"
+_TRAINING = "training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMendOptions(SADROptions, ModelOptions):
+    """What the command line says; None where the model or `MENDTraining` decides."""
+
+    data: str = option("demo", "demo (default), merged_counterfact or a JSON file of records", "D", group=_DATA)
+    measured: int | None = option(
+        None,
+        "leave the first N records for measuring, if the data has no splits (default 400)",
+        "N",
+        whole_number(0),
+        group=_DATA,
+    )
+
+    layers: tuple[int, ...] | None = option(
+        None, "blocks to edit (default: the last three)", "L", layer_list, group=_TRAINING
+    )
+    rank: int | None = option(
+        None,
+        "rank of the hypernetwork's layers (default: a sixteenth of the model's width; the paper: 1920 for GPT-J)",
+        "N",
+        whole_number(1),
+        group=_TRAINING,
+    )
+    steps: int | None = option(None, "optimisation steps (default 1000)", "N", whole_number(1), group=_TRAINING)
+    batch_size: int | None = option(None, "edits of a step (default 10)", "N", whole_number(1), group=_TRAINING)
+    lr: float | None = option(None, "learning rate (default 3e-4)", "X", number(above=0), group=_TRAINING)
+    validate_every: int | None = option(
+        None, "steps between two validations (default 50)", "N", whole_number(1), group=_TRAINING
+    )
+    seed: int | None = option(None, "seed of weights, order and split (default 0)", "N", seed_number, group=_TRAINING)
+
+    sadr: bool = flag("restrain attention drift in the training", group=RESTRAINT)
+
+    out: str | None = option(
+        None, "the hypernetwork (safetensors); default: in the cache, where --editor mend looks", "FILE"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, show the validation curve, and say where the hypernetwork is."""
-    options = _parser().parse_args(argv)
+    options = read(
+        TrainMendOptions,
+        argv,
+        prog="driftlens train-mend",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        groups=(MODEL, _DATA, _TRAINING, RESTRAINT),
+    )
     if options.out is not None:
         require_apart({"--out": options.out}, {"--data": options.data, "--model": options.model})
     records = load_records(options.data)
@@ -49,15 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, records: Sequence[Record], errors: Terminal) -> tuple[TrainedMEND, str]:
+def _train(options: TrainMendOptions, records: Sequence[Record], errors: Terminal) -> tuple[TrainedMEND, str]:
     from driftlens.display.terminal import progress_bars
     from driftlens.editors import train_mend
     from driftlens.editors.mend_files import cached_path
-    from driftlens.models import load_model
 
     with progress_bars(errors) as progress:
         shown = progress.add_task("load model", total=None)
-        model = load_model(options.model, device=options.device, dtype=options.dtype, device_map=options.device_map)
+        model = options.load()
         settings = _settings(model, options)
         path = options.out or str(cached_path(model, settings.sadr))
         progress.update(shown, description="train, steps", total=settings.steps)
@@ -97,12 +148,12 @@ def _train(options: argparse.Namespace, records: Sequence[Record], errors: Termi
             raise
 
 
-def _settings(model: LensModel, options: argparse.Namespace) -> MENDTraining:
+def _settings(model: LensModel, options: TrainMendOptions) -> MENDTraining:
     from driftlens.editors import SADR, MENDTraining, sadr_gamma
 
     names = ("layers", "rank", "steps", "batch_size", "lr", "validate_every", "measured", "seed")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.sadr or options.gamma is not None or options.sadr_heads is not None:
+    if options.sadr:
         gamma = sadr_gamma(model, "mend") if options.gamma is None else options.gamma
         if not gamma:
             raise DriftlensError("--gamma 0 restrains nothing; leave it and --sadr out, or give a number above 0")
@@ -125,43 +176,3 @@ def _report(console: Terminal, trained: TrainedMEND, path: str) -> None:
         f"trained on {len(about.data['train'])} records; {trained.network.size:,} parameters, rank {about.rank}"
     )
     console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="driftlens train-mend",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_options(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", default="demo", metavar="D", help="demo (default), merged_counterfact or a JSON file of records"
-    )
-    data.add_argument(
-        "--measured",
-        type=whole_number(0),
-        metavar="N",
-        help="of data without splits, how many records, the first ones, are left for measuring (default 400)",
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument("--layers", type=layer_list, metavar="L", help="blocks to edit (default: the last three)")
-    group.add_argument(
-        "--rank",
-        type=whole_number(1),
-        metavar="N",
-        help="of the hypernetwork's layers (default: a sixteenth of the model's width; the paper: 1920 for GPT-J)",
-    )
-    group.add_argument("--steps", type=whole_number(1), metavar="N", help="optimisation steps (default 1000)")
-    group.add_argument("--batch-size", type=whole_number(1), metavar="N", help="edits of a step (default 10)")
-    group.add_argument("--lr", type=number(above=0), metavar="X", help="learning rate (default 3e-4)")
-    add_sadr_options(group, "in the training")
-    group.add_argument(
-        "--validate-every", type=whole_number(1), metavar="N", help="steps between two validations (default 50)"
-    )
-    group.add_argument("--seed", type=seed_number, metavar="N", help="of weights, order and split (default 0)")
-    parser.add_argument(
-        "--out", metavar="FILE", help="the hypernetwork (safetensors); default: in the cache, where --editor mend looks"
-    )
-    return parser

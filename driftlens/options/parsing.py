@@ -1,10 +1,10 @@
-"""An argument parser whose complaints are one line, the options that say which model, and types of arguments."""
+"""An argument parser whose complaints are one line, and types of arguments."""
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
@@ -12,8 +12,7 @@ from driftlens.errors import DriftlensError, unknown_name
 
 __all__ = [
     "Parser",
-    "add_chat_options",
-    "add_model_options",
+    "any_text",
     "context_lengths",
     "layer_list",
     "name_of",
@@ -29,12 +28,8 @@ _DIGITS = 4
 """Of the length and the number of context prefixes."""
 
 
-Group: TypeAlias = argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
-"""What `add_argument_group` returns; argparse has no public name for it."""
-
-
 class Parser(argparse.ArgumentParser):
-    """Raises a `DriftlensError` where argparse would print its usage and leave, and for any option without a value.
+    """Raises a `DriftlensError` where argparse would print its usage and leave, and for an option whose value is empty.
 
     `--data "$FILE"` with an unset variable is an empty text, which would otherwise be taken for the default, for the
     current folder, or for a name.
@@ -55,46 +50,15 @@ class Parser(argparse.ArgumentParser):
 
     @override
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if not arg_string.strip():
+        if not arg_string.strip() and action.type is not any_text:
             name = "/".join(action.option_strings) or action.dest
             raise argparse.ArgumentError(None, f"{name} is empty; give a value, or leave it out")
         return super()._get_value(action, arg_string)
 
 
-def add_model_options(parser: argparse.ArgumentParser, title: str = "model") -> Group:
-    """Declare `--model`, `--device`, `--device-map` and `--dtype` in a group, which is returned for more."""
-    group = parser.add_argument_group(title)
-    group.add_argument(
-        "--model", default="demo", metavar="NAME", help="demo (default), a Hugging Face name or a local folder"
-    )
-    group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: cuda where there is one")
-    group.add_argument(
-        "--device-map",
-        metavar="MAP",
-        type=name_of("device map", ("auto", "balanced", "sequential")),
-        help="for a model too big for one device: auto fills all GPUs, then main memory, then reads the rest from disk "
-        "in each pass (also balanced and sequential, as in Hugging Face); default: one device",
-    )
-    group.add_argument(
-        "--dtype",
-        metavar="D",
-        help="float32, bfloat16, float16; default: the checkpoint's. On a CPU, bfloat16 is faster only where the "
-        "processor computes in it (AVX512-BF16, AMX), which driftlens profile tells",
-    )
-    return group
-
-
-def add_chat_options(group: Group) -> None:
-    """Declare `--chat` and `--system` in the model's group."""
-    group.add_argument(
-        "--chat",
-        action="store_true",
-        help="put the model's own chat template around every prompt, which then is a user's message; the answer begins "
-        "where the assistant's does",
-    )
-    group.add_argument(
-        "--system", metavar="TEXT", help="the chat's system prompt; default: the template's own; '' for an empty one"
-    )
+def any_text(text: str) -> str:
+    """A type for arguments: any text, also an empty one."""
+    return text
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
@@ -134,12 +98,16 @@ def number(*, above: float | None = None, least: float | None = None) -> Callabl
     return convert
 
 
-def name_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
-    """A type for arguments: one of the names `known`; `kind` says what they are names of."""
+def name_of(kind: str, known: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[str], str]:
+    """A type for arguments: one of the names `known`; `kind` says what they are names of.
+
+    A function as `known` is called for each text, so that names registered later count.
+    """
 
     def convert(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
+        names = known() if callable(known) else known
+        if text not in names:
+            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, names)))
         return text
 
     return convert

@@ -1,0 +1,117 @@
+"""The second moments of a command's editor.
+
+1. :func:`choose_corpus` says over which texts they are computed.
+2. :func:`with_second_moments` computes them, or reads them from the cache, and gives them to the editor, so that
+   nothing is streamed unasked.
+3. :func:`cost_text` says beforehand how long that takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from driftlens.data import Record, true_texts
+from driftlens.errors import DriftlensError
+from driftlens.options.editing import layers_text
+from driftlens.registry import EDITORS
+
+if TYPE_CHECKING:
+    from driftlens.editors import Corpus
+    from driftlens.editors.base import Editor
+    from driftlens.editors.moment_cost import MomentCost
+    from driftlens.models import LensModel
+
+__all__ = ["choose_corpus", "cost_text", "duration", "with_second_moments"]
+
+_WORTH_A_LINE = 15.0
+"""Seconds of second moments that are worth a line beforehand."""
+_FEWEST = 200
+"""Texts that are never said to be too many."""
+
+
+def choose_corpus(
+    model: str, corpus: str | None, records: Sequence[Record], *, given: str | None = None, editor: str = "rome"
+) -> Corpus | None:
+    """The texts of the second moments for the model of that name; None where the editor's own default is right, or
+    where it needs none.
+
+    None, too, where a file is ``given`` that holds the second moments. A local model's texts are the true statements of
+    ``records``, which it can be trusted to know: nothing goes to the network unasked.
+
+    Raises:
+        DriftlensError: an unknown model or corpus; a corpus for an editor that takes none; a local model, and neither a
+            corpus nor records.
+    """
+    from driftlens.editors import open_corpus
+    from driftlens.models.names import resolve
+
+    local = resolve(model)[1]  # also tells a mistyped model
+    if not any(item.name == "corpus" and item.init for item in fields(EDITORS.find(editor))):
+        if corpus is not None:
+            raise DriftlensError(f"--corpus is no setting of {editor}; leave it out")
+        return None
+    if corpus is not None:
+        return open_corpus(corpus)
+    if given is not None or model == "demo" or not local:
+        return None
+    if not records:
+        raise DriftlensError(
+            f"{model} is a local model and nothing says which texts it knows; name some for the second moment: "
+            "--corpus with a text file or wikitext, or --data with a data set"
+        )
+    return open_corpus(true_texts(records))
+
+
+def with_second_moments(
+    model: LensModel,
+    editor: Editor,
+    corpus: Corpus | None = None,
+    *,
+    on_cost: Callable[[MomentCost], None] | None = None,
+    on_texts: Callable[[int], None] | None = None,
+) -> Editor:
+    """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
+
+    ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts
+    done.
+    """
+    from driftlens import editors
+    from driftlens.editors import default_corpus, open_corpus
+    from driftlens.editors.moment_cost import moment_cost
+    from driftlens.editors.second_moment import are_cached
+
+    layers = editor.missing_second_moments
+    if not layers:
+        return editor
+    corpus = corpus or open_corpus(default_corpus(model))
+    if on_cost is not None and not are_cached(model, layers, corpus, samples=editor.samples):
+        on_cost(moment_cost(model, layers, corpus, editor.samples))
+    moments = editors.second_moments(model, layers, corpus, samples=editor.samples, on_texts=on_texts)
+    return editor.with_second_moments(moments)
+
+
+def cost_text(editor: Editor, cost: MomentCost) -> str:
+    """What the second moments will cost, and how that gets shorter: nothing where it is not worth a line."""
+    if cost.seconds < _WORTH_A_LINE:
+        return ""
+    text = (
+        f"the second moment of {layers_text(editor.edited_layers)} takes about {duration(cost.seconds)}: "
+        f"{cost.texts:,} texts, once, then cached"
+    )
+    fewer = max(_FEWEST, int(round(cost.texts / 10, 1 - len(str(cost.texts // 10)))))
+    return f"{text}; --samples {fewer} takes about {duration(cost.of(fewer))}" if fewer < cost.texts / 2 else text
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: "3 h 20 min", "5 min", "40 s"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -219,7 +219,7 @@ def test_records_are_chosen_by_split_seed_and_limit():
     ("more", "said"),
     [
         (["--editor", "rom"], "did you mean 'rome'?"),
-        (["--editor", "none", "--gamma", "0.1"], "--editor none edits nothing; leave --sadr out"),
+        (["--editor", "none", "--gamma", "0.1"], "--editor none edits nothing; leave --gamma out"),
         (["--split", "tset"], "has no split 'tset'; it has test, validation"),
         (["--tasks", "rewrite,relatoin"], "unknown task 'relatoin'; did you mean 'relation'"),
         (["--limit", "0"], "'0' is not a whole number of at least 1"),

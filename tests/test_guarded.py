@@ -1,6 +1,7 @@
 """Guarded SADR: guards made by the unedited model, and its terms against plain full passes with δ added by hand."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from test_regularizers import CONTEXTS, FACT, LAYER, OTHER, Plain, last, rome
 
 from driftlens import MEMIT, PMET, ROME, SADR, DriftlensError, Fact, GuardedSADR, evaluate, load_records
 from driftlens.editors import guards as making
-from driftlens.editors.guards import QUESTIONS, Guards, states_relation
+from driftlens.editors.guards import ATTRIBUTES, QUESTIONS, Guards, states_relation
 from driftlens.editors.identity import identity
 from driftlens.models import LensModel
 from driftlens.models.prompts import subject_last, tokenize_prompt
@@ -39,7 +40,7 @@ def test_off_it_is_sadr_and_writes_nothing(model: LensModel, monkeypatch: pytest
         raise AssertionError("nothing is to be written")
 
     monkeypatch.setattr(making, "sample_tokens", refuse)
-    off = GuardedSADR(gamma=0.1, gamma_guards=0, heads=heads, layers=(1, 2))
+    off = GuardedSADR(gamma=0.1, mu=0, nu=0, heads=heads, layers=(1, 2))
     sadr = SADR(gamma=0.1, heads=heads, layers=(1, 2))
     ours, theirs = (rome(model, one).edit(model, FACT) for one in (off, sadr))
     assert ours.history.equals(theirs.history)
@@ -49,18 +50,22 @@ def test_off_it_is_sadr_and_writes_nothing(model: LensModel, monkeypatch: pytest
 
 @pytest.mark.parametrize("guard_heads", ["selected", "all"])
 def test_each_term_as_in_full_passes(model: LensModel, guard_heads: Any):
-    settings = GuardedSADR(gamma=0.05, gamma_guards=0.2, mu=0.7, guard_heads=guard_heads)
+    settings = GuardedSADR(
+        gamma=0.05, gamma_guards=0.2, mu=0.7, nu=0.3, own_words=4, distracted=4, guard_heads=guard_heads
+    )
     together = rome(model, settings, lr=4.0).edit_many(model, [FACT, OTHER])
     for fact, result in zip((FACT, OTHER), together, strict=True):
         (guards,) = settings.prompts(model, [fact])
         assert len(guards) > 4
         plain = Plain(model, fact, result)
-        attention, answers = 0.0, 0.0
+        attention, answers, targets = 0.0, 0.0, 0.0
         for text in guards:
             at = subject_last(tokenize_prompt(model, text), fact.subject)
             sites = [("pattern", layer) for layer in range(LAYER + 1, model.n_layers)]
             before, now = (plain.values(text, sites, edited=edited) for edited in (False, True))
             answers += float((before["next"].exp() * (before["next"] - now["next"])).sum()) / len(guards)
+            said = [plain.target(text, fact.target_new, edited=edited) for edited in (False, True)]
+            targets += max(0.0, said[1] - said[0]) / len(guards)
             for site in sites:
                 p, q = before[site][:, -1], now[site][:, -1]  # [heads, keys]
                 chosen = q[:, at] > p[:, at].max() if guard_heads == "selected" else torch.ones(len(p), dtype=bool)
@@ -70,7 +75,10 @@ def test_each_term_as_in_full_passes(model: LensModel, guard_heads: Any):
         assert answers > 1e-3
         assert last(result, "guard_attention") == pytest.approx(0.2 * attention, rel=1e-8)
         assert last(result, "guard_answers") == pytest.approx(0.7 * answers, rel=1e-8)
-        terms = result.history[["nll", "kl", "weight_decay", "sadr", "guard_attention", "guard_answers"]].sum(axis=1)
+        assert targets > 1e-3
+        assert last(result, "guard_targets") == pytest.approx(0.3 * targets, rel=1e-8)
+        columns = ["nll", "kl", "weight_decay", "sadr", "guard_attention", "guard_answers", "guard_targets"]
+        terms = result.history[columns].sum(axis=1)
         assert (terms - result.history["loss"]).abs().max() < 1e-12
 
 
@@ -82,7 +90,7 @@ def test_terms_that_share_guards_share_rows(model: LensModel, monkeypatch: pytes
         seen.append(len(batch.tokens))
         return run(self, batch, **settings)
 
-    guards = GuardedSADR(gamma_guards=0.2, own_words=3, distracted=2)
+    guards = GuardedSADR(gamma_guards=0.2, mu=0, nu=0, asked=0, own_words=3, distracted=2)
     guards.prompts(model, [FACT])
     monkeypatch.setattr(LensModel, "run", count)
     for mu in (0.0, 0.5):
@@ -98,12 +106,12 @@ def test_together_as_alone_in_every_editor(model: LensModel, kind: type[Any]):
     place: dict[str, Any] = {"layer": 1, "second_moment": moment}
     if kind is not ROME:
         place = {"layers": (0, 1), "second_moment": {0: moment, 1: moment}, "second_moment_weight": 1.0}
-    settings = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, own_words=2, distracted=2, subjects=SUBJECTS)
+    settings = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=2, own_words=2, subjects=SUBJECTS)
     editor = kind(**place, steps=4, lr=1.0, contexts=CONTEXTS, early_stop_loss=3.0, regularizers=settings)
     together = editor.edit_many(model, [FACT, OTHER])
     for result, fact in zip(together, (FACT, OTHER), strict=True):
         alone = editor.edit(model, fact)
-        assert list(result.history.columns)[5:8] == ["sadr", "guard_attention", "guard_answers"]
+        assert list(result.history.columns)[5:9] == ["sadr", "guard_attention", "guard_answers", "guard_targets"]
         torch.testing.assert_close(
             torch.tensor(alone.history.to_numpy()), torch.tensor(result.history.to_numpy()), rtol=1e-8, atol=1e-9
         )
@@ -111,7 +119,7 @@ def test_together_as_alone_in_every_editor(model: LensModel, kind: type[Any]):
 
 @pytest.mark.backend
 def test_made_twice_and_beside_others_they_are_the_same(lens_model: LensModel):
-    guards = Guards(tokens=8)
+    guards = Guards(asked=0, own_words=4, distracted=4, tokens=8)
     first = anew(guards, lens_model, FACT, OTHER)
     assert anew(guards, lens_model, OTHER, FACT) == first[::-1]
     assert anew(replace(guards, seed=1), lens_model, FACT, OTHER) != first
@@ -124,7 +132,7 @@ def test_made_twice_and_beside_others_they_are_the_same(lens_model: LensModel):
 
 def test_guards_belong_to_the_weights_as_they_are(demo_model: LensModel):
     record = load_records("demo")[0]
-    guards = Guards(own_words=2, distracted=0)
+    guards = Guards(asked=0, own_words=2, distracted=0)
     before = guards.prompts(demo_model, [record.fact])
     edit = ROME.for_model(demo_model, steps=5).edit(demo_model, record.fact).edit
     with edit.applied(demo_model):
@@ -134,7 +142,7 @@ def test_guards_belong_to_the_weights_as_they_are(demo_model: LensModel):
 
 
 def test_the_question_about_other_subjects(model: LensModel):
-    guards = Guards(subjects=SUBJECTS, own_words=0)
+    guards = Guards(asked=0, subjects=SUBJECTS, distracted=4)
     (texts,) = anew(guards, model, FACT)
     statement = "The mother tongue of Danielle Darrieux is Dutch. The mother tongue of"
     assert set(texts) == {f"{statement} Anna Karina is", f"{statement} Romy Schneider is"}
@@ -166,6 +174,19 @@ def test_no_question_is_a_prompt_of_the_benchmark():
         asked = tuple(question.replace("{}", record.fact.subject) for question in QUESTIONS)
         texts = [prompt.text for prompts in record.tasks.values() for prompt in prompts]
         assert not [text for text in texts if text.endswith(asked)]
+
+
+@pytest.mark.skipif(not BENCHMARK.exists(), reason="needs the paper's benchmark")
+def test_no_question_asks_for_a_relation_of_the_benchmark():
+    """The benchmark's templates name the relation in front of the subject: "The name of the alma mater of {} is"."""
+    asked: set[str] = set()
+    for record in load_records(BENCHMARK):
+        for task in ("rewrite", "relation", "other_task"):
+            for prompt in record.tasks.get(task, ()):
+                found = re.match(r"The (?:names? of the )?([\w ]+?) (?:of|in|which) ", prompt.text)
+                asked |= {found.group(1)} if found else set()
+    assert {"alma mater", "spouse", "occupation", "eye color"} <= asked
+    assert not asked & set(ATTRIBUTES)
 
 
 def test_a_question_that_the_model_answers_as_the_edits_prompt_is_dropped(demo_model: LensModel):
@@ -210,7 +231,7 @@ def test_objects_in_a_script_without_blanks():
 
 @pytest.mark.parametrize("where", ["target_true", "target_new", "prompt"])
 def test_texts_that_state_the_relation_are_dropped(model: LensModel, where: str):
-    guards = Guards(distracted=0)
+    guards = Guards(asked=0, own_words=4, distracted=0)
     (free,) = anew(guards, model, OTHER)
     word = next(word for word in free[0][len(OTHER.subject) :].split() if word.isalpha())
     fact = replace(OTHER, **{where: f"{{}} {word}" if where == "prompt" else word})
@@ -228,7 +249,7 @@ def test_a_fact_without_guards_is_edited_like_any_other(model: LensModel, monkey
     settings = GuardedSADR(gamma_guards=0.2, mu=0.5)
     first, second = rome(model, settings).edit_many(model, [FACT, OTHER])
     making._made.pop(model, None)
-    assert not first.history[["guard_attention", "guard_answers"]].to_numpy().any()
+    assert not first.history[["guard_attention", "guard_answers", "guard_targets"]].to_numpy().any()
     assert last(second, "guard_attention") > 0
     plain = rome(model).edit(model, FACT)
     torch.testing.assert_close(first.values[LAYER], plain.values[LAYER], rtol=1e-9, atol=1e-9)
@@ -237,7 +258,7 @@ def test_a_fact_without_guards_is_edited_like_any_other(model: LensModel, monkey
 def test_what_it_breaks_less_than_rome_alone(demo_model: LensModel):
     """On prompts of Relation and Distract Neighborhood the true object keeps more of its probability."""
     records = [record for record in load_records("demo") if record.split == "validation"][:2]
-    guarded_sadr = GuardedSADR(gamma_guards=5e-3)
+    guarded_sadr = GuardedSADR()
     means: list[Any] = []
     for regularizers in ((), (guarded_sadr,)):
         editor = ROME.for_model(demo_model, regularizers=regularizers)
@@ -253,10 +274,11 @@ def test_what_it_breaks_less_than_rome_alone(demo_model: LensModel):
     [
         ({"gamma_guards": -1}, "gamma_guards is -1"),
         ({"mu": float("nan")}, "mu is nan"),
+        ({"nu": -0.5}, "nu is -0.5"),
         ({"guard_heads": "some"}, "guard_heads is 'some'"),
         ({"tokens": 0}, "tokens is 0"),
         ({"own_words": 2.5}, "own_words is 2.5"),
-        ({"own_words": 0, "distracted": 0}, "ask for a guard"),
+        ({"asked": 0, "own_words": 0, "distracted": 0}, "ask for a guard"),
         ({"subjects": ("Paris", " ")}, "subjects holds ' '"),
         ({"heads": "some"}, "heads is 'some'"),
     ],

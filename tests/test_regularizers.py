@@ -105,6 +105,26 @@ class Plain:
         seen["next"] = self.model.unembed(out[0, -1]).log_softmax(-1)
         return seen
 
+    def target(self, text: str, target: str, *, edited: bool) -> float:
+        """The mean log-probability of the target's tokens behind the text, one full pass a token."""
+        prompt = tokenize_prompt(self.model, text, target)
+        total = 0.0
+        for number, token in enumerate(prompt.target_ids):
+            read = prompt.ids[: prompt.last + 1 + number]
+            logits = self._logits(read, subject_last(prompt, self.fact.subject), edited=edited)
+            total += float(logits.log_softmax(-1)[token])
+        return total / len(prompt.target_ids)
+
+    def _logits(self, ids: Sequence[int], at: int, *, edited: bool) -> Tensor:
+        def add(out: Tensor, hook: Any) -> Tensor:
+            changed = out.clone()
+            changed[0, at] += self.delta
+            return changed
+
+        batch, _ = pad_rows(self.model, [tuple(ids)])
+        hooks: list[Any] = [(self.model.hook_name("mlp_out", LAYER), add)] if edited else []
+        return self.model.unembed(self.model.run(batch, hooks=hooks)[0, -1])
+
     def contexts(self) -> list[tuple[str, int, int]]:
         """Each context with its target's forced tokens, and where its subject stands."""
         found: list[tuple[str, int, int]] = []

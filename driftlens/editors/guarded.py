@@ -1,26 +1,32 @@
-"""Guarded SADR: attention drift restrained on prompts that the unedited model writes about the subject.
+"""Guarded SADR: an edit restrained on prompts that it has nothing to do with.
 
 SADR restrains the last token's attention in the edit's own contexts, where it has to read the subject if the edit is
-to be recalled.  The attention that should stay is that of *other* prompts about the subject.  Such prompts, the
-*guards* Q, need neither labels nor data; :mod:`driftlens.editors.guards` makes them.
+to be recalled.  What should stay is what *other* prompts about the subject, or behind the edited statement, are
+answered with.  Such prompts, the *guards* Q, need neither labels nor data; :mod:`driftlens.editors.guards` makes them.
 
 To the objective it adds, with H_l and KL as in :mod:`driftlens.editors.sadr` and δ at ``subject_last``,
 
     γ · SADR(S_j)  +  γ_g · mean_q Σ_l Σ_{h ∈ H_l(q)} KL(W_{l,h}(q)[-1, :] ‖ W^δ_{l,h}(q)[-1, :])
-                   +  μ · mean_q KL(P(· | q) ‖ P_δ(· | q)).
+                   +  μ · mean_q KL(P(· | q) ‖ P_δ(· | q))
+                   +  ν · mean_q max(0, log P_δ(o_edit | q) − log P(o_edit | q)).
+
+The third term keeps the answers.  It hardly notices that an object which nobody expected becomes a little likelier, and
+that is what a specificity failure begins with: the fourth does.  There log P(o | q) is the mean over the object's
+tokens, as the benchmark scores it, so that a name's end does not become likelier behind its beginning either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.guards import QUESTIONS, Guards
+from driftlens.editors.guards import Guards
 from driftlens.editors.regularizers import LastTokenAttention, Regularizer, Seen, Wants
 from driftlens.editors.sadr import SADR
 from driftlens.errors import DriftlensError
@@ -82,17 +88,18 @@ class _GuardTargets(_OnGuards):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardedSADR:
-    """SADR on the edit's own prompt and, on prompts that the unedited model writes, restraint of attention and answers.
+class GuardedSADR(Guards):
+    """SADR on the edit's own prompt, and restraint of attention and answers on prompts that should not change.
 
-    A term with weight 0 is neither computed nor listed in the history; without ``gamma_guards`` and ``mu`` no guard is
-    made, and what is left is :class:`SADR`.  The history's columns are ``sadr``, ``guard_attention`` and
-    ``guard_answers``.
+    A term with weight 0 is neither computed nor listed in the history; without ``gamma_guards``, ``mu`` and ``nu`` no
+    guard is made, and what is left is :class:`SADR`.  The history's columns are ``sadr``, ``guard_attention``,
+    ``guard_answers`` and ``guard_targets``.
 
     Attributes:
         gamma: γ, the weight of SADR on the edit's own contexts.
         gamma_guards: γ_g, the weight of attention drift at the guards' last tokens.
         mu: μ, the weight of the KL divergence (nats) of the next token after the guards.
+        nu: ν, the weight of how much likelier (nats a token) the new object becomes after the guards.
         heads: as in :class:`SADR`, on the edit's own contexts.
         guard_heads: the same on the guards.
         layers: the layers whose attention is restrained, or ``None`` for all above the edit.
@@ -113,48 +120,26 @@ class GuardedSADR:
     """
 
     gamma: float = 0.0
-    gamma_guards: float = 5e-3
-    mu: float = 0.0
-    nu: float = 0.0
+    gamma_guards: float = 0.0
+    mu: float = 2.0
+    nu: float = 2.0
     heads: Literal["selected", "all"] = "selected"
     guard_heads: Literal["selected", "all"] = "selected"
     layers: tuple[int, ...] | None = None
     eps: float = 1e-8
-    asked: int = 0
-    questions: tuple[str, ...] = QUESTIONS
-    subjects: tuple[str, ...] = ()
-    own_words: int = 4
-    distracted: int = 4
-    tokens: int = 16
-    top_k: int = 10
-    seed: int = 0
 
+    @override
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("gamma", "gamma_guards", "mu", "nu"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise DriftlensError(f"{name} is {getattr(self, name)}; expected a number ≥ 0, e.g. 0.005")
-        for name, least in (("asked", 0), ("own_words", 0), ("distracted", 0), ("tokens", 1), ("top_k", 1)):
-            given = getattr(self, name)
-            if not isinstance(given, int) or given < least:
-                raise DriftlensError(f"{name} is {given!r}; expected a whole number of at least {least}")
         if self.asked + self.own_words + self.distracted == 0 and (self.gamma_guards or self.mu or self.nu):
             raise DriftlensError(
-                "asked, own_words and distracted are all 0; ask for a guard, or set gamma_guards and mu to 0"
+                "asked, own_words and distracted are all 0; ask for a guard, or set gamma_guards, mu and nu to 0"
             )
-        given: Any = self.questions  # a single one is welcome
-        questions: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(given)
-        for question in questions:
-            if not isinstance(question, str) or question.count("{}") != 1:
-                raise DriftlensError(f'questions holds {question!r}; expected texts with one "{{}}" for the subject')
-        object.__setattr__(self, "questions", questions)
         if self.guard_heads not in ("selected", "all"):
             raise DriftlensError(f"guard_heads is {self.guard_heads!r}; expected 'selected' or 'all'")
-        subjects: Any = self.subjects  # a single one is welcome
-        names: tuple[Any, ...] = (subjects,) if isinstance(subjects, str) else tuple(subjects)
-        for name in names:
-            if not isinstance(name, str) or not name.strip():
-                raise DriftlensError(f"subjects holds {name!r}; expected names, e.g. ('Paris', 'Rome')")
-        object.__setattr__(self, "subjects", tuple(dict.fromkeys(name.strip() for name in names)))
         object.__setattr__(self, "layers", self._sadr.layers)  # a range is welcome
 
     @property
@@ -170,10 +155,10 @@ class GuardedSADR:
         if self.gamma_guards:
             sadr = SADR(gamma=self.gamma_guards, heads=self.guard_heads, layers=self.layers, eps=self.eps)
             found.append(_GuardAttention(source=source, sadr=sadr))
-        if self.nu:
-            found.append(_GuardTargets(source=source, nu=self.nu))
         if self.mu:
             found.append(_GuardAnswers(source=source, mu=self.mu))
+        if self.nu:
+            found.append(_GuardTargets(source=source, nu=self.nu))
         return tuple(found)
 
     @property
@@ -181,6 +166,7 @@ class GuardedSADR:
         """How its guards are made."""
         return Guards(**{item.name: getattr(self, item.name) for item in fields(Guards)})
 
+    @override
     def prompts(self, model: LensModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """The guards of each fact, to be looked at; ``model`` is the unedited one."""
         return self.guards.prompts(model, facts)

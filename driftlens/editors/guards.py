@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,18 +31,32 @@ from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, try_tokenize_prompts
 
-__all__ = ["QUESTIONS", "STARTS", "Guards", "states_relation"]
+__all__ = ["ATTRIBUTES", "FRAMES", "QUESTIONS", "STARTS", "Guards", "states_relation"]
+
+ATTRIBUTES = (
+    "nickname", "favourite colour", "height", "weight", "motto", "symbol", "neighbour", "doctor", "lawyer",
+    "best friend", "rival", "car", "dog", "phone number", "zodiac sign", "number of fans", "hair style",
+    "favourite dish", "teacher", "owner", "shape", "size", "age", "price", "speed", "smell", "taste", "sound",
+    "weather", "nearest river", "main ingredient", "material", "history", "colour", "biggest fan", "hobby", "dream",
+    "fear", "secret", "voice", "salary", "address", "favourite book", "logo", "website", "temperature", "last word",
+    "enemy", "guest", "number of floors",
+)  # fmt: skip
+"""What can be asked of one or another subject, and is no relation of the benchmark's tests."""
+
+FRAMES = ("The {attribute} of {{}} is", "{{}}'s {attribute} is", "The name of the {attribute} of {{}} is",
+          "The {attribute} of {{}} was")  # fmt: skip
+"""How it is asked, in turn."""
 
 QUESTIONS = (
-    "{}'s closest friend is", "{} was founded in the year", "{} is best known for", "The history of {} begins in",
-    "{} is made of", "The first thing people notice about {} is", "{} can be reached by", "The opposite of {} is",
-    "{} is often compared with", "The price of {} is", "The age of {} is", "{} belongs to", "{} was influenced by",
-    "The colour of {} is", "A book about {} was written by", "{} is larger than", "{} is popular in", "{} lives in",
-    "The enemies of {} are", "{} likes to eat", "{} died of", "{} studied at", "{} married",
-    "The parents of {} came from", "{} believes in", "{} earns money by", "{} is afraid of", "{} was painted by",
-    "The beginning of {} was", "The best friend of {} is", "The hobby of {} is", "The size of {} is",
+    *(FRAMES[at % len(FRAMES)].format(attribute=attribute) for at, attribute in enumerate(ATTRIBUTES)),
+    "{}'s closest friend is", "{} is best known for", "The history of {} begins in", "{} is made of",
+    "The first thing people notice about {} is", "{} can be reached by", "The opposite of {} is",
+    "{} is often compared with", "{} belongs to", "{} was influenced by", "{} is larger than", "{} is popular in",
+    "{} lives in", "The enemies of {} are", "{} likes to eat", "{} died of", "{} believes in", "{} earns money by",
+    "{} is afraid of", "The beginning of {} was", "The best friend of {} is", "The hobby of {} is",
+    "The size of {} is",
 )  # fmt: skip
-"""Questions that can be asked of anything, in the wording of no benchmark."""
+"""Questions about a subject.  None asks for a relation that the benchmark's tests ask for."""
 
 STARTS = ("{}", "{} is", "{} was", "{}'s")
 """What the model continues, in turn."""
@@ -65,14 +80,32 @@ class Guards:
         seed: of the sampling, and of which subjects are chosen.
     """
 
-    asked: int = 0
+    asked: int = 12
     questions: tuple[str, ...] = QUESTIONS
     subjects: tuple[str, ...] = ()
-    own_words: int = 4
-    distracted: int = 4
+    own_words: int = 0
+    distracted: int = 2
     tokens: int = 16
     top_k: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("asked", 0), ("own_words", 0), ("distracted", 0), ("tokens", 1), ("top_k", 1)):
+            given = getattr(self, name)
+            if not isinstance(given, int) or given < least:
+                raise DriftlensError(f"{name} is {given!r}; expected a whole number of at least {least}")
+        given: Any = self.questions  # a single one is welcome
+        questions: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(given)
+        for question in questions:
+            if not isinstance(question, str) or question.count("{}") != 1:
+                raise DriftlensError(f'questions holds {question!r}; expected texts with one "{{}}" for the subject')
+        object.__setattr__(self, "questions", questions)
+        subjects: Any = self.subjects  # a single one is welcome
+        names: tuple[Any, ...] = (subjects,) if isinstance(subjects, str) else tuple(subjects)
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                raise DriftlensError(f"subjects holds {name!r}; expected names, e.g. ('Paris', 'Rome')")
+        object.__setattr__(self, "subjects", tuple(dict.fromkeys(name.strip() for name in names)))
 
     def prompts(self, model: LensModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """The guards of each fact; none where every text states the edited relation.

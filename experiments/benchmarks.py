@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 
 from driftlens.data import Record, load_texts, true_texts
+from driftlens.editors import GuardedSADR
+from driftlens.editors.restrained import with_guards
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models.names import resolve
@@ -47,6 +49,8 @@ __all__ = [
     "Setting",
     "computed",
     "editor_of",
+    "other_subjects",
+    "overlap",
     "records_for",
     "settings_configuration",
     "spread_over_tasks",
@@ -60,6 +64,7 @@ FEWER = 40
 EVERY_SCORE = ("paraphrase", "neighborhood", "relation", "reasoning")
 """Tasks that not every record has.  All have the rewrite prompt, and distractors come with their tasks."""
 _PERPLEXITY_TEXTS = 30
+_OTHERS = 200
 _NAMES = {"alphaedit": "AlphaEdit"}  # all others' are capitals
 
 
@@ -72,6 +77,7 @@ class Setting:
         sadr: whether attention drift is restrained.
         gamma: γ; None is the preset's.
         heads: "selected" or "all".
+        guards: μ and ν of guards, questions about other things, which then stand in SADR's place; None: no guards.
         lr, steps, kl: the value optimisation's; None is the preset's.
         texts: whether texts are generated (FL), which costs about as much as all prompts.
     """
@@ -80,6 +86,7 @@ class Setting:
     sadr: bool = False
     gamma: float | None = None
     heads: str = "selected"
+    guards: float | None = None
     lr: float | None = None
     steps: int | None = None
     kl: float | None = None
@@ -89,7 +96,7 @@ class Setting:
     def name(self) -> str:
         """As in the paper's tables, which do not tell settings of one editor apart."""
         name = _NAMES.get(self.editor, self.editor.upper())
-        return (name + ("+SADR" if self.sadr else "")) or "None"
+        return (name + ("+SADR" if self.sadr else "+guards" if self.guards else "")) or "None"
 
 
 NONE = Setting()
@@ -223,6 +230,9 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
     if setting.sadr and setting.gamma is None:
         chosen = replace(chosen, gamma=options.gamma)
     editor = make_editor(study.model, applicable(chosen))
+    if setting.guards is not None:
+        guards = GuardedSADR(mu=setting.guards, nu=setting.guards, subjects=other_subjects(study))
+        editor = with_guards(study.model, editor, guards)
     if editor.restrained_above >= study.model.n_layers - 1:
         raise DriftlensError(
             f"layer {editor.restrained_above} leaves no attention above the edit; {study.model.name} has layers 0 to "
@@ -236,6 +246,26 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
         study.measured[key] = complete.given_second_moments
     return editor.with_second_moments(study.measured[key])
+
+
+def other_subjects(study: Study) -> tuple[str, ...]:
+    """Subjects for guards, of whom no prompt of a record that a table may be measured on says a word."""
+    told = "\n".join(_texts(spread_over_tasks(study.records, max(MAIN, study.options.records or 0))))
+    names = dict.fromkeys(record.fact.subject for record in study.all_records)
+    return tuple(name for name in names if name not in told)[:_OTHERS]
+
+
+def overlap(study: Study, records: Sequence[Record], guards: GuardedSADR) -> tuple[int, int]:
+    """How many of the records' guards are, or end like, one of their test prompts, and how many guards there are."""
+    made = guards.prompts(study.model, [record.fact for record in records])
+    prompts = {text for record in records for text in _texts([record])}
+    # A paraphrase stands behind a sentence of its own, and a distracted prompt behind the edited one.
+    alike = sum(any(text.endswith(guard) or guard.endswith(text) for text in prompts) for own in made for guard in own)
+    return alike, sum(map(len, made))
+
+
+def _texts(records: Sequence[Record]) -> list[str]:
+    return [prompt.text for record in records for prompts in record.tasks.values() for prompt in prompts]
 
 
 def perplexity_texts(study: Study) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ __all__ = ["Make", "OtherDataNeededError", "Recipe", "command", "configuration_o
 Make = Callable[[Study], Artifact]
 
 
-COMPARE_GAMMAS = {"figure6", "figure7", "table10"}
+COMPARE_GAMMAS = {"figure6", "figure7", "table10", "guards_curve"}
 """Artifacts that take `--gammas` for themselves; for all others they are what `--tune` tries."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens.evaluation.scores import MAGNITUDES, SCORES
+from driftlens.evaluation.scores import AVERAGED, MAGNITUDES, SCORES, harmonic_mean
 from driftlens.statistics.intervals import numbered, percentile_interval, resampled_means
 from experiments.artifacts import Answer
 from experiments.benchmarks import Run
@@ -19,6 +19,7 @@ from experiments.words import interval, number
 __all__ = [
     "Difference",
     "apart",
+    "average_difference",
     "by_gain",
     "cell",
     "difference",
@@ -69,8 +70,35 @@ def mean_difference(
     return Difference(value=float(np.mean([value.mean() for value in values.values()])), low=low, high=high)
 
 
+def average_difference(before: Run, after: Run, *, seed: int = 0) -> Difference | None:
+    """How much higher Avg. S is in `after`, both on the prompts that both have; None where a part has none.
+
+    Avg. S is the harmonic mean of five means, so it is taken anew, in both runs, of every draw of the records.
+    """
+    both = {score: _observed(before, after, score, None) for score in AVERAGED}
+    if any(table.empty for table in both.values()):
+        return None
+    records = numbered(pd.concat([table["record"] for table in both.values()]))
+    clusters = dict(zip(both, np.split(records, np.cumsum([len(table) for table in both.values()])[:-1]), strict=True))
+    values: list[float] = []
+    drawn: list[Any] = []
+    for side in ("before", "after"):
+        of_side = {score: table[side].to_numpy(dtype=float) for score, table in both.items()}
+        values.append(float(harmonic_mean(np.array([[of_side[score].mean()] for score in AVERAGED]))[0]))
+        draws = resampled_means(of_side, clusters, resamples=RESAMPLES, seed=seed)  # the same draws on both sides
+        drawn.append(harmonic_mean(np.stack([draws[score] for score in AVERAGED])))
+    low, high = percentile_interval(drawn[1] - drawn[0])
+    return Difference(value=values[1] - values[0], low=low, high=high)
+
+
 def _changes(before: Run, after: Run, score: str, group: str | None) -> Any:
     """A row for each prompt that both have: its record, and by how many points it rises."""
+    both = _observed(before, after, score, group)
+    return both[["record"]].assign(points=both["after"] - both["before"])
+
+
+def _observed(before: Run, after: Run, score: str, group: str | None) -> Any:
+    """A row for each prompt that both have: its record, and what the score is the mean of in either run."""
     magnitudes = {magnitude: name for name, magnitude in MAGNITUDES.items()}
     task, wanted = SCORES[magnitudes.get(score, score)]
     keys = ["record", "prompt_index"]
@@ -83,7 +111,7 @@ def _changes(before: Run, after: Run, score: str, group: str | None) -> Any:
         right, wrong = (new, true) if wanted == "new" else (true, new)
         return 100 * np.exp(-right) if score in magnitudes else 100.0 * (right < wrong)
 
-    return both[["record"]].assign(points=observed("after") - observed("before"))
+    return both[["record"]].assign(before=observed("before"), after=observed("after"))
 
 
 def _of(run: Run, task: str, group: str | None) -> Any:

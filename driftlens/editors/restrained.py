@@ -1,15 +1,18 @@
-"""An editor with another γ: what else follows from it follows as the presets say, unless somebody chose otherwise."""
+"""An editor restrained otherwise: what follows from that follows as the presets say, unless somebody chose."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from driftlens.editors.base import Editor
+from driftlens.editors.guarded import GuardedSADR
+from driftlens.editors.regularizers import HasParts, Regularizer
 from driftlens.editors.sadr import SADR
 from driftlens.models import LensModel
 
-__all__ = ["with_sadr"]
+__all__ = ["with_guards", "with_sadr"]
 
 
 def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
@@ -18,9 +21,18 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     SADR needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
     (``for_model``), it chooses again; a number that somebody gave stays.
     """
-    others = tuple(one for one in editor.regularizers if not isinstance(one, SADR))
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
-    regularizers = (*others, replace(own, gamma=gamma)) if gamma else others
+    return _restrained(model, editor, (replace(own, gamma=gamma),) if gamma else ())
+
+
+def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor:
+    """``editor`` with ``guards`` in place of the SADR that it has; as :func:`with_sadr`."""
+    return _restrained(model, editor, (guards,))
+
+
+def _restrained(model: LensModel, editor: Editor, restraints: Sequence[Regularizer | HasParts]) -> Editor:
+    others = tuple(one for one in editor.regularizers if not isinstance(one, SADR | GuardedSADR))
+    regularizers = (*others, *restraints)
     restrained: Any = editor.with_regularizers(model, regularizers)
     if not editor.steps_follow:
         return restrained

@@ -175,8 +175,8 @@ def _artifact(study: Study, ways: Ways, name: str) -> Artifact:
         name=name,
         title=f"Edits {ways.name}",
         caption="Scores of all edited facts after the last edit; at 1, the mean over facts that are edited alone. "
-        "Bars: 95 % intervals that resample records. Drift: the last token's, at the facts' first Distract Neighborhood "
-        "prompt. "
+        "Bars: 95 % intervals that resample records. Drift: the last token's, at the facts' first prompt of Distract "
+        "Neighborhood. "
         f"{about}; presets, SADR at the preset's γ{guards}.",
         figure=plot_tradeoffs(
             _points(table), axes=PANELS, title=f"Edits {ways.name}", note=about.replace("; ", " · "), log_x=True

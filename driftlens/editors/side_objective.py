@@ -158,13 +158,13 @@ def evaluate_memory(
     entry = rows.entering(model, added, layer)
     watch = Watch(model, rows, settings.regularizers, above, column=rows.subject_key)
     hooks: list[Hook] = [hook for upper in above for hook in watch.hooks(upper)]
-    resid = model.run(rows.batch, hooks=hooks, start=layer + 1, resid=entry)
+    resid = model.run(rows.batch, hooks=hooks, start=layer + 1, resid=entry, read=rows.read)
     now = watch.inside(entry)
 
     # One call of the head for all that is read: the places that predict target tokens, and regularisers' next tokens.
     read_row = torch.cat([rows.target_row, *watch.read.values()])
-    columns = [rows.last[own] + rows.subject_key for own in watch.read.values()]
-    logits = model.unembed(resid[read_row, torch.cat([rows.target_column, *columns])]).to(precision)
+    places = [rows.last_place[own] for own in watch.read.values()]
+    logits = model.unembed(resid[read_row, torch.cat([rows.target_place, *places])]).to(precision)
     logits, *next_logits = logits.split([len(rows.target_row), *map(len, watch.read.values())])
     for key, own_logits in zip(watch.read, next_logits, strict=True):
         now[key] = replace(now[key], log_probabilities=own_logits.log_softmax(dim=-1))

@@ -35,7 +35,7 @@ __all__ = ["FactRows", "SideRows", "rows_of_facts", "side_rows"]
 class SideRows(Rows):
     """:class:`~driftlens.editors.rows.Rows` of whole prompts.
 
-    Columns count from the first of the pass; ``last`` counts from ``subject_last``, which stands in the column
+    Columns count from the first of the pass, ``read`` too; ``last`` counts from ``subject_last``, which stands in the column
     ``subject_key``.
     """
 
@@ -188,6 +188,11 @@ def side_rows(model: LensModel, by_fact: Sequence[FactRows], *, layer: int, whol
     counted = (columns >= first[:, None]) & (columns < (first + length)[:, None])
     subject = torch.tensor([row.subject for row in rows], device=device)
     target_row, target_column, target_id = target_positions([row.prompt for row in rows], first)
+    last = torch.tensor([row.prompt.last for row in rows], device=device)
+    count = torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device)
+    last_column = first.to(device) + last
+    place = torch.arange(int(count.max()), device=device)
+    read = last_column[:, None] + torch.minimum(place, count[:, None] - 1)
     return SideRows(
         fact=torch.tensor([number for number, own in enumerate(by_fact) for _ in own], device=device),
         is_context=torch.tensor([row.kind == "context" for row in rows], device=device),
@@ -198,12 +203,14 @@ def side_rows(model: LensModel, by_fact: Sequence[FactRows], *, layer: int, whol
         resid=resid,
         entry=None,
         past=None,
-        last=torch.tensor([row.prompt.last for row in rows], device=device) - subject,
+        last=last - subject,
+        last_place=torch.zeros_like(last),
+        read=read,
         weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),
         target_row=target_row,
-        target_column=target_column,
+        target_place=target_column - last_column[target_row],
         target_id=target_id,
-        target_length=torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device),
+        target_length=count,
         subject_key=column,
         keys=store["mlp_post"].to(precision) * batch.mask[..., None],
         outputs=store["mlp_out"].to(precision),

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from jinja2 import UndefinedError
 
 from driftlens import (
     Edit,
@@ -24,7 +25,9 @@ from driftlens import (
     patch_scores,
 )
 from driftlens.data import TASKS
-from driftlens.display.svg import heatmap
+from driftlens.display.html import card, faint, pairs, plain, row, table
+from driftlens.display.svg import bars, curves, heatmap, sparkline
+from driftlens.display.templates import Markup, render
 from driftlens.edits import LowRankUpdate
 
 ODD = Fact(subject='<b>Tom & "Co"</b>', prompt="{} is in", target_true="<i>Rome", target_new="Paris & Metz")
@@ -85,6 +88,36 @@ def model(checkpoints: Any) -> Any:
     from conftest import load_tiny
 
     return load_tiny(checkpoints("gpt2"))
+
+
+BAD = "</style></script><script>alert('&')</script>"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Markup(card(BAD, BAD, BAD, faint(BAD))),
+        lambda: Markup(plain(row(BAD, pairs({BAD: BAD})))),
+        lambda: table((BAD, BAD), [(BAD, BAD)], numbers=1),
+        lambda: heatmap([[1.0, -1.0]], [BAD], limit=1.0, heading=BAD, axis=BAD),
+        lambda: bars([BAD], [0.5], [0.25], heading=BAD),
+        lambda: curves([(BAD, "red", [0.5, 0.25])], axis=BAD),
+        lambda: sparkline([0.5, 0.25], heading=BAD),
+    ],
+)
+def test_text_stays_text_wherever_it_is_put(made: Any):
+    page = made()
+    assert isinstance(page, Markup)  # so that it is not escaped a second time
+    found = Structure(str(page))
+    assert "script" not in found.tags
+    assert "&amp;amp;" not in page
+    if "<svg" not in page:  # a drawing's long labels are cut
+        assert BAD in found.text
+
+
+def test_a_template_is_given_all_that_it_shows():
+    with pytest.raises(UndefinedError, match="'text' is undefined"):
+        render("human/notice.html", title="A title")
 
 
 def test_an_edit_result_tells_the_request_and_how_it_went(model: Any):

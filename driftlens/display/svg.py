@@ -1,11 +1,18 @@
-"""Heatmaps and small curves as inline SVG, drawn with the page's own text colour on no ground at all."""
+"""Heatmaps and small curves as inline SVG, drawn with the page's own text colour on no ground at all.
+
+Drawings are not made by templates: they are thousands of shapes whose places are computed, and a template would be
+arithmetic in braces.  The few texts in them are escaped here.  A drawing is `Markup`, which cards and pages take as it
+is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from html import escape
 from math import isfinite
 
-from driftlens.display.html import escape, short
+from driftlens.display.html import short
+from driftlens.display.templates import Markup
 
 __all__ = ["FALL", "RISE", "bars", "curves", "heatmap", "sparkline"]
 
@@ -27,7 +34,7 @@ def heatmap(
     bold_columns: Collection[int] = (),
     chosen: tuple[int, int] | None = None,
     first_column: int = 0,
-) -> str:
+) -> Markup:
     """Rows × columns around zero: the stronger the colour, the nearer the value to ± `limit`; exact values on hover.
 
     `bold_rows` and `bold_columns` are marked labels (the edited subject, the edited layers), `chosen` gets a frame.
@@ -65,11 +72,11 @@ def heatmap(
     return _svg(max(right + 4, left + _CHARACTER * len(heading) + 8), bottom + 34, parts, label=heading or axis)
 
 
-def sparkline(values: Sequence[float], *, heading: str, colour: str = RISE, digits: int = 3) -> str:
+def sparkline(values: Sequence[float], *, heading: str, colour: str = RISE, digits: int = 3) -> Markup:
     """A curve without axes, with its first and its last value."""
     numbers = [value for value in values if isfinite(value)]
     if len(numbers) < 2:
-        return ""
+        return Markup()
     ends = f"{heading} {numbers[0]:.{digits}f} → {numbers[-1]:.{digits}f}"
     low, high = min(numbers), max(numbers)
     across, up = 180 / (len(numbers) - 1), 30 / ((high - low) or 1.0)
@@ -78,7 +85,7 @@ def sparkline(values: Sequence[float], *, heading: str, colour: str = RISE, digi
     return _svg(max(184, _CHARACTER * len(ends)), 56, [_text(0, 12, ends), line], label=ends)
 
 
-def curves(lines: Sequence[tuple[str, str, Sequence[float]]], *, axis: str, dashed: Sequence[float] = ()) -> str:
+def curves(lines: Sequence[tuple[str, str, Sequence[float]]], *, axis: str, dashed: Sequence[float] = ()) -> Markup:
     """Probabilities over columns: (name, colour, values) of each line, and a dashed level for each."""
     n = max(len(values) for _, _, values in lines)
     left, top, width, height = 34, 8, max(160.0, min(420.0, 34.0 * n)), 120
@@ -110,7 +117,7 @@ def curves(lines: Sequence[tuple[str, str, Sequence[float]]], *, axis: str, dash
 
 def bars(
     labels: Sequence[str], before: Sequence[float], after: Sequence[float], *, heading: str, bold: Collection[int] = ()
-) -> str:
+) -> Markup:
     """Two bars for each label, before (grey) and after (blue), on one scale from 0; values beside them."""
     largest = max([*before, *after, 1e-9])
     labels = [short(label, 26) for label in labels]
@@ -153,7 +160,7 @@ def _text(
     return f'<text x="{x:.4g}" y="{y:.4g}" {looks}>{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str], *, label: str) -> str:
+def _svg(width: float, height: float, parts: Sequence[str], *, label: str) -> Markup:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     font = 'font-size="12" font-family="system-ui,Helvetica,Arial,sans-serif"'
-    return f'<svg {size} {font} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return Markup(f'<svg {size} {font} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')

@@ -2,22 +2,21 @@
 
 Every choice is computed beforehand and lies in the page: numbers as 16-bit integers in base64 (steps of 1/65535),
 names as JSON in which no `<` can end the script that holds it. The page loads nothing, and its content security policy
-forbids it to. Its looks and its behaviour are `page.css` and `page.js`, plain and without a library, put into
-`page.html`.
+forbids it to. Its looks and its behaviour are `page.css` and `page.js`, plain and without a library, put into the
+template `page.html`.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from driftlens.analyses.substitution import MODULES
 from driftlens.analyses.windows import default_window
+from driftlens.display.templates import render
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.readings import Floats, Reading
 
@@ -83,21 +82,7 @@ def explorer_page(
         "start_window": min(range(len(windows)), key=lambda at: abs(windows[at] - default_window(model.n_layers))),
         "exhibits": exhibits,
     }
-    return _filled(data)
-
-
-def _filled(data: dict[str, Any]) -> bytes:
-    """The template with style, script and data in their places."""
-    folder = files("driftlens.explorer")
-    page, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    # No character of the data can end the element it stands in, nor can a script be read as markup.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    for mark, content in (("/*STYLE*/", style), ("/*SCRIPT*/", script), ("/*DATA*/", text)):
-        before, _, after = page.partition(mark)
-        page = before + content + after
-    return page.encode()
+    return render("explorer/page.html", data=data).encode()
 
 
 def _prompt(task: str, reading: Reading) -> dict[str, Any]:

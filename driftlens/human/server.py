@@ -21,10 +21,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from driftlens.display.templates import render
 from driftlens.errors import DriftlensError
 from driftlens.human.answers import Answer
 from driftlens.human.comparison import CRITERIA
-from driftlens.human.page import comparison_page, environment, policy
+from driftlens.human.page import comparison_page, policy
 from driftlens.human.store import Annotator, AnswerStore
 
 if TYPE_CHECKING:
@@ -185,8 +186,7 @@ class _Desk:
                 }
                 for annotator in store.annotators()
             ]
-        page = environment().get_template("overview.html")
-        return _html(page.render(title=self.comparison.title, rows=rows, total=len(self.items)))
+        return _html(render("human/overview.html", title=self.comparison.title, rows=rows, total=len(self.items)))
 
     def export(self, request: Request) -> Response:
         with AnswerStore.open(self.database) as store:
@@ -271,7 +271,7 @@ def _complete(answers: Mapping[str, Any]) -> int:
 
 
 def _notice(title: str, text: str) -> str:
-    return environment().get_template("notice.html").render(title=title, text=text)
+    return render("human/notice.html", title=title, text=text)
 
 
 def _missing() -> DriftlensError:

@@ -11,17 +11,10 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
+from driftlens.display.templates import Markup, render
 from driftlens.files import atomic_path, path_of
 
 __all__ = ["figure_html", "figure_png", "save_figure"]
-
-
-# In a dark page the whole drawing is inverted and its hues turned back, so that red still is a fall and blue a rise.
-_STYLE = (
-    ":root{color-scheme:light dark}body{margin:0;background:#fff}main{overflow-x:auto}"
-    "@media(prefers-color-scheme:dark){body{background:#141414}"
-    ".plotly-graph-div{filter:invert(.92) hue-rotate(180deg)}}"
-)
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
@@ -47,14 +40,9 @@ def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] =
     """A page that holds the figure and all it needs, or (`"directory"`) reads `plotly.min.js` (5 MB) from beside it."""
     include = True if plotlyjs == "inside" else "directory"
     drawn: str = figure.to_html(include_plotlyjs=include, full_html=False, config={"displaylogo": False})
-    title = re.sub(r"<[^>]*>", " ", figure.layout.title.text or "driftlens")  # it is HTML already, escaped for plotly
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{' '.join(title.split())}</title>"
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head>\n<body><main>{drawn}</main></body></html>\n"
-    )
-    return page.encode()
+    title = re.sub(r"<[^>]*>", " ", figure.layout.title.text or "driftlens")
+    # Both are HTML already, escaped for or by plotly.
+    return render("plots/page.html", title=Markup(" ".join(title.split())), drawn=Markup(drawn)).encode()
 
 
 def figure_png(figure: go.Figure, *, scale: float = 2.0) -> tuple[bytes | None, str]:

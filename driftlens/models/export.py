@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,15 +21,18 @@ from driftlens.files import reason_of, require_empty, writable_folder
 from driftlens.models.backend import Backend
 from driftlens.models.progress import quiet_bars
 from driftlens.models.sites import Site
-
-if TYPE_CHECKING:
-    from driftlens.models.lens_model import LensModel
+from driftlens.models.wrapped import WrappedModel
 
 __all__ = ["export"]
 
 
 def export(
-    model: "LensModel", backend: Backend, folder: str | PathLike[str], replacements: Mapping[Site, Tensor]
+    model: WrappedModel,
+    backend: Backend,
+    folder: str | PathLike[str],
+    replacements: Mapping[Site, Tensor],
+    *,
+    tokenizer: Any,
 ) -> None:
     """Write `model` to `folder`, the weights `[d_in, d_out]` of some linear maps replaced; all of it or nothing."""
     if backend.name != "bridge":
@@ -44,7 +48,8 @@ def export(
 
     temporary = writable_folder(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
     try:
-        _write(backend.model.original_model, model, tensors, temporary)
+        _write(backend.model.original_model, model.dtype, tensors, temporary)
+        tokenizer.save_pretrained(temporary)
         if target.exists():
             target.rmdir()
         temporary.replace(target)
@@ -54,17 +59,16 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(huggingface: Any, model: "LensModel", tensors: dict[str, Tensor], folder: Path) -> None:
+def _write(huggingface: Any, dtype: torch.dtype, tensors: dict[str, Tensor], folder: Path) -> None:
     from driftlens.models.bridge import empty_twin
 
-    twin = empty_twin(huggingface).to(model.dtype)  # what its config.json will say
+    twin = empty_twin(huggingface).to(dtype)  # what its config.json will say
     twin.generation_config = huggingface.generation_config
     with quiet_bars(quiet=True):
         twin.save_pretrained(folder, state_dict=tensors)
-    model.tokenizer.save_pretrained(folder)
 
 
-def _as_stored(model: "LensModel", site: Site, weight: Tensor) -> tuple[str, Tensor]:
+def _as_stored(model: WrappedModel, site: Site, weight: Tensor) -> tuple[str, Tensor]:
     """The checkpoint's name for a linear map's weight, and the weight in the orientation it has there."""
     own = model.linear(site)[0]
     if weight.shape != own.shape:

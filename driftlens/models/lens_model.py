@@ -1,60 +1,36 @@
-"""`LensModel`: one model as driftlens sees it, whatever TransformerLens class is inside.
+"""`LensModel`: one model as driftlens sees it, with its tokenizer, its hash, and what is written into its weights.
 
-A pass (`run`) goes from any layer to any layer and returns the residual stream; the head is a separate step
-(`unembed`), so that it is computed only at the positions that need it. What a pass costs is the blocks it
-names: lower blocks are not run when their result is given, and a prefix's keys and values can be computed
-once and reused.
+Passes over its blocks, hook points and weights by site are those of :class:`driftlens.models.wrapped.WrappedModel`.
 """
 
 import copy
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Backend, Columns, Hook, chosen
-from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.chat import RAW, Frame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
+from driftlens.models.export import export
 from driftlens.models.families import Family
 from driftlens.models.fingerprint import DIGITS, Fingerprint, tokenizer_digest
-from driftlens.models.grouping import read_pays
-from driftlens.models.key_values import KeyValues, PassCache
-from driftlens.models.names import title
 from driftlens.models.pass_costs import initial_pass_cost
-from driftlens.models.quantised import refuse_writing
+from driftlens.models.published import title
 from driftlens.models.self_check import WINDOW, SelfCheck, check_rows, self_check
-from driftlens.models.sharing import Shared, Written, shared
+from driftlens.models.sharing import Written
 from driftlens.models.sites import Site
+from driftlens.models.wrapped import WrappedModel
 
 __all__ = ["LensModel", "check_loaded"]
 
-# TransformerLens's names; on a bridge they are aliases of its own, so hooks are written once for both.
-_SITES: Mapping[str, str] = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "mlp_post": "mlp.hook_post",
-    "pattern": "attn.hook_pattern",
-    "attn_scores": "attn.hook_attn_scores",
-    "z": "attn.hook_z",
-}
 
-
-# Where a family rescales these before it adds them, TransformerLens's names are what is added; these, what is rescaled.
-_UNSCALED: Mapping[str, str] = {"attn_out": "attn.o.hook_out", "mlp_out": "mlp.out.hook_out"}
-
-
-class LensModel:
+class LensModel(WrappedModel):
     """A TransformerLens model with raw weights, in eval mode, with frozen parameters.
 
     `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it
@@ -66,10 +42,6 @@ class LensModel:
 
     frame: Frame = RAW
     """What stands around every prompt: nothing, or a chat template (`chat`)."""
-    pass_cost: float
-    """What a pass costs besides its tokens, in tokens; rows share passes by it (:mod:`driftlens.models.grouping`).  It
-    changes speed alone.  What `driftlens profile` has measured on this machine, else an estimate for the device
-    (:mod:`driftlens.models.pass_costs`)."""
 
     def __init__(
         self,
@@ -81,36 +53,12 @@ class LensModel:
         tokenizer: Any = None,
         family: Family | None = None,
     ) -> None:
-        backend = _backend_of(model, family)
-        reason = backend.processed()
-        if reason is not None:
-            raise DriftlensError(
-                f"the model's weights are not the checkpoint's: {reason}; hand over an unprocessed model"
-            )
-        if hooks := backend.foreign_hooks():
-            raise DriftlensError(
-                f"a hook is left on the model at {hooks[0]}, and would change every number; remove it first, with "
-                "reset_hooks() if it is TransformerLens's"
-            )
-        self._backend: Backend = backend
-        self._fingerprint = Fingerprint(backend)
+        super().__init__(model, name=name, family=family)
+        self._fingerprint = Fingerprint(self._backend)
         self._known = (-1, "")  # at which write the hash was taken, and the hash
         self._unchanged = 0
-        self.model = model
-        self.name: str = name or str(model.cfg.model_name)
         self.source: str = source or f"a {type(model).__name__} of your own"
         self._tokenizer: Any = tokenizer if tokenizer is not None else own_tokenizer(model.tokenizer)
-        self.backend: str = backend.name
-        self.family: str = backend.family.name
-        self.parallel_blocks: bool = backend.parallel_blocks
-        dimensions = backend.dimensions
-        self.n_layers: int = dimensions.n_layers
-        self.n_heads: int = dimensions.n_heads
-        self.d_model: int = dimensions.d_model
-        self.d_mlp: int = dimensions.d_mlp
-        self.d_head: int = dimensions.d_head
-        self.d_vocab: int = dimensions.d_vocab
-        self.n_ctx: int = dimensions.n_ctx
         self.pass_cost = initial_pass_cost(self)
         self.checked: SelfCheck | None = self._check() if check else None
 
@@ -127,16 +75,6 @@ class LensModel:
         from driftlens.display.cards import lens_model
 
         return lens_model(self)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are; batches and residuals must be there too."""
-        return self._backend.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the weights and of the residual stream."""
-        return self._backend.dtype
 
     # --- what it is now, and whose ---
 
@@ -179,18 +117,6 @@ class LensModel:
     @cached_property
     def _tokenizer_digest(self) -> str:
         return "" if self._tokenizer is None else tokenizer_digest(self._tokenizer)
-
-    @property
-    def foreign_hooks(self) -> list[str]:
-        """Where hooks are on the model between passes: somebody else's, TransformerLens's or PyTorch's own."""
-        with self.exclusive():
-            return self._backend.foreign_hooks()
-
-    @contextmanager
-    def exclusive(self) -> Generator[None]:
-        """The model for this thread alone; another that wants it waits."""
-        with self._shared.exclusive():
-            yield
 
     @property
     def written(self) -> tuple[Written, ...]:
@@ -236,18 +162,10 @@ class LensModel:
                         "the weights until the ones inside it are left"
                     )
 
-    @property
-    def quantisation(self) -> str | None:
-        """How the weights are quantised, so that edits act as hooks only; None where they are not."""
-        return self._backend.quantisation
-
-    def _require_writable(self, wanted: str) -> None:
-        if self.quantisation is not None:
-            raise refuse_writing(self.name, self.quantisation, wanted)
-
-    @property
-    def _shared(self) -> Shared:
-        return shared(self.model)
+    def export(self, folder: str | PathLike[str], weights: Mapping[Site, Tensor] | None = None) -> None:
+        """A Hugging Face folder of this model and its tokenizer, some `[d_in, d_out]` weights replaced."""
+        self._require_writable("it cannot be exported")
+        export(self, self._backend, folder, weights or {}, tokenizer=self.tokenizer)
 
     # --- tokens ---
 
@@ -308,230 +226,10 @@ class LensModel:
                 )
         return encodings
 
-    # --- names and weights ---
-
-    def hook_name(self, site: str, layer: int) -> str:
-        """The hook point of a site: resid_pre, resid_post, attn_out, mlp_out, mlp_post, pattern, attn_scores
-        or z.
-
-        `mlp_post` and `mlp_out` are the input and the output of the MLP's down-projection in every family, `attn_out`
-        the output of the attention's output projection: before the norm or factor that some families put after them.
-        """
-        if site not in _SITES:
-            raise DriftlensError(f"unknown site {site!r}; expected one of {', '.join(_SITES)}")
-        point = _UNSCALED.get(site) if self._backend.family.rescaled_outputs else None
-        return f"blocks.{self._layer(layer)}.{point or _SITES[site]}"
-
-    def adds_to_resid(self, site: str) -> bool:
-        """Whether what is added at `mlp_out`, `attn_out` or `resid_post` is added, as it is, to the block's output.
-
-        It is not where a norm or a factor follows the site, nor at `attn_out` where the MLP reads the attention's
-        output.
-        """
-        if site == "resid_post":
-            return True
-        if self._backend.family.rescaled_outputs:
-            return False
-        return site == "mlp_out" or (site == "attn_out" and self.parallel_blocks)
-
-    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802 (the matrix\'s name everywhere)
-        """The MLP's down-projection as a live view: changing it in place changes the model.
-
-        Raises:
-            DriftlensError: the model is quantised.
-        """
-        self._require_writable("has no matrix that could be changed in place")
-        return self.down_projection(layer)[0]
-
-    def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
-        """`W_out` and the bias added behind it; None where the family has none. Of a quantised model a copy."""
-        return self._backend.down_projection(self._layer(layer))
-
-    def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
-        """Weight, as a live view, and bias of one linear map of an MLP, `y = x W + b`; of a quantised model a copy.
-
-        Raises:
-            DriftlensError: a layer out of range, or a family without such a map.
-        """
-        return self._backend.linear(Site(self._layer(site.layer), site.map))
-
-    def linear_shape(self, site: Site) -> tuple[int, int]:
-        """`[d_in, d_out]` of one linear map of an MLP; raises as `linear`."""
-        return self._backend.linear_shape(Site(self._layer(site.layer), site.map))
-
-    def linear_hooks(self, site: Site) -> tuple[str, str]:
-        """The hook points on a linear map's input and on its output."""
-        if site.map == "mlp.out":
-            return self.hook_name("mlp_post", site.layer), self.hook_name("mlp_out", site.layer)
-        return self._backend.linear_hooks(Site(self._layer(site.layer), site.map))
-
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight, live, under the checkpoint's name."""
-        return self._backend.named_tensors()
-
-    def stored_name(self, site: Site) -> str | None:
-        """The checkpoint's name for a linear map's weight; None where it has no tensor of its own there."""
-        return self._backend.stored_name(site)
-
-    # --- passes ---
-
-    def run(
-        self,
-        batch: Batch,
-        *,
-        hooks: Sequence[Hook] = (),
-        start: int = 0,
-        resid: Float[Tensor, "rows seq d_model"] | None = None,
-        stop: int | None = None,
-        past: KeyValues | None = None,
-        read: Int[Tensor, "rows read"] | None = None,
-    ) -> Float[Tensor, "rows seq d_model"]:
-        """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
-
-        With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`,
-        the batch holds only the columns after that prefix, and they attend to the prefix and to themselves.
-        `hooks` are TransformerLens hook functions on names of `hook_name`; those on blocks outside the pass
-        do not fire. With `read`, only these columns of each row are returned, in this order, and the last block
-        computes little else: a column may be named twice.
-        """
-        return self._pass(batch, hooks=hooks, start=start, resid=resid, stop=stop, past=past, keep=0, read=read)[0]
-
-    def keys_values(
-        self,
-        batch: Batch,
-        *,
-        hooks: Sequence[Hook] = (),
-        start: int = 0,
-        resid: Float[Tensor, "rows seq d_model"] | None = None,
-        columns: int,
-        past: KeyValues | None = None,
-        read: Int[Tensor, "rows read"] | None = None,
-    ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
-        """A pass to the last block that also keeps the keys and values of its first `columns` columns.
-
-        With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
-        these columns behind it. With `read`, only these columns of the residual stream are returned, as by `run`.
-        """
-        if not 0 < columns <= batch.shape[1]:
-            raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
-        resid, cache = self._pass(
-            batch, hooks=hooks, start=start, resid=resid, stop=None, past=past, keep=columns, read=read
-        )
-        assert cache is not None
-        mask = batch.mask[:, :columns]
-        if past is not None:
-            mask = torch.cat([past.mask, mask], dim=-1)
-        return resid, KeyValues(mask=mask, keys=cache.kept_keys, values=cache.kept_values, column_dim=cache.column_dim)
-
-    def prefix(
-        self,
-        batch: Batch,
-        *,
-        hooks: Sequence[Hook] = (),
-        start: int = 0,
-        resid: Float[Tensor, "rows seq d_model"] | None = None,
-        columns: int,
-        past: KeyValues | None = None,
-    ) -> KeyValues:
-        """The keys and values of `keys_values` alone: of the last block no more is computed."""
-        none = batch.tokens[:, :0]
-        return self.keys_values(batch, hooks=hooks, start=start, resid=resid, columns=columns, past=past, read=none)[1]
-
-    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """Final norm and head: `unembed(run(batch))` are the model's logits."""
-        with torch.autocast(self.device.type, enabled=False):
-            return self._backend.unembed(resid.to(self.dtype))
-
-    def export(self, folder: str | PathLike[str], weights: Mapping[Site, Tensor] | None = None) -> None:
-        """A Hugging Face folder of this model and its tokenizer, some `[d_in, d_out]` weights replaced."""
-        from driftlens.models.export import export
-
-        self._require_writable("it cannot be exported")
-        export(self, self._backend, folder, weights or {})
-
     def _check(self) -> SelfCheck:
         with self._backend.narrowed(WINDOW):
             rows = check_rows(self.d_vocab, self.n_ctx)
             return self_check(self, [self._backend.reference_logits(row.to(self.device)) for row in rows])
-
-    def _pass(self, batch: Batch, **how: Any) -> tuple[Tensor, PassCache | None]:
-        # Autocast would round what is computed here and not what it is compared with.
-        with self.exclusive(), torch.autocast(self.device.type, enabled=False):
-            return self._exclusive_pass(batch, **how)
-
-    def _exclusive_pass(
-        self,
-        batch: Batch,
-        *,
-        hooks: Sequence[Hook],
-        start: int,
-        resid: Tensor | None,
-        stop: int | None,
-        past: KeyValues | None,
-        keep: int,
-        read: Tensor | None,
-    ) -> tuple[Tensor, PassCache | None]:
-        stop = self.n_layers if stop is None else stop
-        if not 0 <= start <= stop <= self.n_layers:
-            raise DriftlensError(f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}")
-        if resid is None and start > 0:
-            raise DriftlensError(f"a pass that starts at block {start} needs resid, the input of that block")
-        columns = self._columns(batch, past)
-        if resid is None:
-            resid = self._backend.embed(batch.tokens, columns.positions)
-        elif resid.shape != (*batch.shape, self.d_model):
-            raise DriftlensError(
-                f"resid has shape {tuple(resid.shape)}; this batch needs {(*batch.shape, self.d_model)}"
-            )
-        cache = None
-        if past is not None or keep:
-            cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim)
-        layers = range(start, stop)
-        with self._backend.attached(hooks):
-            if read is None:
-                resid = self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache)
-            # What hooks on the last block see is always all columns.
-            elif layers and not _on_block(layers[-1], hooks) and read_pays(read, *batch.shape, self.pass_cost):
-                resid = self._backend.run_blocks(resid.to(self.dtype), layers[:-1], columns, cache)
-                resid = self._backend.run_block_at(resid, layers[-1], columns, cache, read)
-            else:
-                resid = chosen(self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache), read)
-        return resid, cache
-
-    def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
-        mask = batch.mask
-        if past is not None:
-            if past.mask.shape[0] != batch.shape[0]:
-                raise DriftlensError(
-                    f"the prefix has {past.mask.shape[0]} rows and the batch {batch.shape[0]}; "
-                    f"choose the prefix's rows with select()"
-                )
-            mask = torch.cat([past.mask, mask], dim=-1)
-        visible = visible_columns(batch, None if past is None else past.mask)
-        positions = standing(visible)
-        before = positions[:, :0] if past is None else past.mask.cumsum(-1) - 1
-        if mask.shape[1] > self.n_ctx:
-            longest = int(positions.masked_fill(~batch.mask, 0).max()) + 1
-            if longest > self.n_ctx:
-                raise DriftlensError(
-                    f"a row has {longest} tokens, but {self.name} reads at most {self.n_ctx}; shorten the prompt"
-                )
-        # A row without a token of its own behind a full prefix would otherwise stand beyond the context.
-        return Columns(
-            positions=positions.clamp(max=self.n_ctx - 1),
-            mask=mask,
-            key_positions=torch.cat([before, positions], dim=-1),
-            visible=visible,
-        )
-
-    def _layer(self, layer: int) -> int:
-        if not 0 <= layer < self.n_layers:
-            raise DriftlensError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
-        return layer
-
-
-def _on_block(layer: int, hooks: Iterable[Hook]) -> bool:
-    return any(name.startswith(f"blocks.{layer}.") for name, _ in hooks)
 
 
 def check_loaded(model: object) -> None:
@@ -547,21 +245,3 @@ def check_loaded(model: object) -> None:
         raise DriftlensError(f"a {type(model).__name__} has to be wrapped first: LensModel(model)")
     if "PreTrainedModel" in kinds:
         raise DriftlensError(f"a {type(model).__name__} cannot be used as it is; give its folder to load_model(folder)")
-
-
-def _backend_of(model: Any, family: Family | None) -> Backend:
-    # By name: no transformer-lens has both classes in a state that can be used.
-    kinds = {cls.__name__ for cls in type(model).__mro__}
-    if "HookedTransformer" in kinds:
-        from driftlens.models.hooked import HookedBackend
-
-        return HookedBackend(model, family)
-    # The bridge of 3.x ignores hook names that it does not know.
-    if "TransformerBridge" in kinds and not version("transformer-lens").startswith("3."):
-        from driftlens.models.bridge import BridgeBackend
-
-        return BridgeBackend(model, family)
-    raise DriftlensError(
-        f"cannot use a {type(model).__name__}; expected a TransformerBridge (transformer-lens 4.3 or later) "
-        f"or an unprocessed HookedTransformer (3.9)"
-    )

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from driftlens.errors import DriftlensError
 from driftlens.files import path_of
-from driftlens.models.published import PUBLISHED
 
-__all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "everywhere", "resolve", "suggestion", "title"]
+__all__ = ["DEMO_WEIGHTS", "KNOWN_MODELS", "everywhere", "resolve", "suggestion"]
 
 DEMO_WEIGHTS = Path(__file__).resolve().parent.parent / "demo" / "weights"
 
@@ -74,16 +73,6 @@ def everywhere(name: str) -> str:
     """The name by which a process in another folder finds the same model."""
     folder = path_of(name)
     return str(folder.absolute()) if name != "demo" and folder.exists() else name
-
-
-def title(name: str) -> str:
-    """The model's own name, without owner or path, for people to read."""
-    if name in PUBLISHED:
-        return PUBLISHED[name].title
-    parts = name.replace("\\", "/").rstrip("/").split("/")
-    # A folder of the Hugging Face cache is called by a commit, and its model's name stands above that.
-    cached = [part for part in parts if part.startswith("models--")]
-    return cached[-1].split("--")[-1] if cached else parts[-1]
 
 
 def suggestion(name: str) -> str:

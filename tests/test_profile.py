@@ -18,16 +18,8 @@ from driftlens.editors import ROME
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.grouping import passes
-from driftlens.runs.profiling import (
-    EditorCost,
-    Phase,
-    estimate,
-    intercept,
-    measured,
-    measured_pass_cost,
-    profile_model,
-    resident_bytes,
-)
+from driftlens.runs.profiling import EditorCost, estimate, profile_model
+from driftlens.runs.timing import Phase, intercept, measured, measured_pass_cost, resident_bytes
 
 
 def test_a_run_is_records_times_what_a_record_takes():

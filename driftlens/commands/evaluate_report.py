@@ -29,7 +29,7 @@ def scores_beside(result: BenchmarkResult, unedited: BenchmarkResult | None) -> 
     The unedited model is scored on what the edited ones are scored on: a record that could not be edited counts for
     neither.
     """
-    from driftlens.runs.benchmark import scores_of
+    from driftlens.runs.results import scores_of
 
     scores = result.scores
     if unedited is None:

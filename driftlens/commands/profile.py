@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from driftlens.data import Record
     from driftlens.display.terminal import Terminal
     from driftlens.models import LensModel
-    from driftlens.runs.profiling import EditorCost, Phase, RunEstimate
+    from driftlens.runs.profiling import EditorCost, RunEstimate
+    from driftlens.runs.timing import Phase
 
 __all__ = ["main"]
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with errors.status("load model") as status:
             phases, costs, model = _measure(options, records, editors, status.update)
             from driftlens.models.pass_costs import keep_pass_cost
-            from driftlens.runs.profiling import estimate, measured_pass_cost
+            from driftlens.runs.profiling import estimate
+            from driftlens.runs.timing import measured_pass_cost
 
             status.update("the cost of a pass")
             before = model.pass_cost
@@ -107,7 +109,8 @@ def _measure(
     from driftlens.data import true_texts
     from driftlens.editors import SecondMoment, sample_contexts
     from driftlens.editors.second_moment import stream_second_moments
-    from driftlens.runs.profiling import measured, profile_model
+    from driftlens.runs.profiling import profile_model
+    from driftlens.runs.timing import measured
 
     loaded: list[LensModel] = []
     moments: dict[int, Any] = {}
@@ -124,7 +127,7 @@ def _measure(
     model = loaded[0]
     made = {name: _editor(model, name) for name in editors}
     on_phase("contexts")
-    samplings = list(dict.fromkeys(editor.sampling for editor in made.values()))
+    samplings = list(dict.fromkeys(editor.sampling for editor in made.values() if hasattr(editor, "sampling")))
     phases.append(
         measured("contexts", lambda: [sample_contexts(model, one) for one in samplings], model.device, per="run")
     )

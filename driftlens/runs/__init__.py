@@ -1,8 +1,9 @@
 """Long runs: what was computed once is kept on disk, and an interrupted run goes on where it stopped."""
 
-from driftlens.runs.benchmark import BenchmarkResult, Progress, benchmark, part_folder
+from driftlens.runs.benchmark import Progress, benchmark, part_folder
 from driftlens.runs.cluster import Recipe, cluster_benchmark
 from driftlens.runs.edit_cache import cached_edits
+from driftlens.runs.results import BenchmarkResult
 from driftlens.runs.shards import sharded
 from driftlens.runs.work import Measures
 

@@ -13,21 +13,18 @@ are not there.  Several processes can share a run without knowing of one another
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from driftlens.errors import DriftlensError
-from driftlens.evaluation import TfIdf, summarize, summarize_records
+from driftlens.evaluation import TfIdf
 from driftlens.files import path_of
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
+from driftlens.runs.results import BenchmarkResult, counts, result_of
 from driftlens.runs.shards import (
     Compute,
     Part,
@@ -45,34 +42,7 @@ if TYPE_CHECKING:
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
 
-__all__ = ["BenchmarkResult", "Progress", "benchmark", "part_folder", "scores_of"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BenchmarkResult:
-    """What a run found.
-
-    Attributes:
-        nlls: the long table of :func:`driftlens.evaluate`, all records.
-        records: a line per record: ``record, subject, fluency, reference, steps, loss, probability, perplexity,
-            seconds, problem``; NaN where there is none.  ``steps``, ``loss`` and ``probability`` are the last of
-            the optimisation, ``seconds`` the edit's share of its batch, ``problem`` why there is no edit, else "".
-        generations: ``record, prompt_index, prompt, text``.
-        problems: ``record, stage, prompt_index, reason``: what could not be done; ``stage`` is "edit" or
-            "perplexity" (index −1), the prompt's task, or "generation".
-        manifest: what ``manifest.json`` says.
-    """
-
-    nlls: pd.DataFrame
-    records: pd.DataFrame
-    generations: pd.DataFrame
-    problems: pd.DataFrame
-    manifest: Mapping[str, Any]
-
-    @cached_property
-    def scores(self) -> pd.DataFrame:
-        """:func:`driftlens.summarize` of the NLLs, and FL, REF, PPL where they were measured."""
-        return scores_of(self.nlls, self.records)
+__all__ = ["Progress", "benchmark", "part_folder"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,16 +65,6 @@ class Progress:
     part: float = 0.0
     tables: Tables | None = None
     found: bool = False
-
-
-def scores_of(nlls: pd.DataFrame, records: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
-    """The scores of prompts and of records in one table, with the columns of :func:`driftlens.summarize`."""
-    tables = [summarize(nlls, resamples=resamples)]
-    for name in ("fluency", "reference", "perplexity"):
-        measured = records.loc[records[name].notna(), ["record", name]]
-        if len(measured):
-            tables.append(summarize_records(measured, resamples=resamples))
-    return pd.concat(tables)
 
 
 def benchmark(
@@ -261,7 +221,7 @@ def run(
 
         there = all_there(records, folder / "shards", size=size, key=key, on_shard=show, part=part)
         if there is not None:
-            return _result(there, manifest, len(records))
+            return result_of(there, manifest, len(records))
     with claimed(folder, on_wait):
         manifest = open_manifest(folder, wanted)
         # Shards that nobody can read any more may be replaced; those of another run may not.
@@ -304,9 +264,9 @@ def run(
             also=[each / "shards" for each in parts],
         )
         if computing or not manifest.get("finished"):
-            tell(finished=now(), problems=_counts(tables["problems"]))
+            tell(finished=now(), problems=counts(tables["problems"]))
         manifest = open_manifest(folder, wanted)
-    return _result(tables, manifest, len(records))
+    return result_of(tables, manifest, len(records))
 
 
 def _size_of(parts: Sequence[Path], wanted: Mapping[str, Any]) -> int | None:
@@ -316,36 +276,3 @@ def _size_of(parts: Sequence[Path], wanted: Mapping[str, Any]) -> int | None:
             if size := open_manifest(part, wanted).get("shard_size"):
                 return int(size)
     return None
-
-
-def _result(tables: Tables, manifest: Mapping[str, Any], total: int) -> BenchmarkResult:
-    _warn(tables, total)
-    return BenchmarkResult(
-        nlls=tables["nlls"],
-        records=tables["records"],
-        generations=tables["generations"],
-        problems=tables["problems"],
-        manifest=manifest,
-    )
-
-
-def _counts(problems: pd.DataFrame) -> dict[str, int]:
-    return {str(stage): int(count) for stage, count in problems["stage"].value_counts().items()}
-
-
-def _warn(tables: Tables, total: int) -> None:
-    problems = tables["problems"]
-    if not len(problems):
-        return
-    counts = _counts(problems)
-    facts = counts.pop("edit", 0)
-    parts = [f"{facts} of {total} records could not be edited"] if facts else []
-    if counts:
-        parts.append(f"{sum(counts.values())} prompts could not be measured ({', '.join(counts)})")
-    first = problems.iloc[0]
-    warnings.warn(
-        f"{' and '.join(parts)} and do not count; the table of problems says why: record {first['record']}: "
-        f"{first['reason']}",
-        RuntimeWarning,
-        stacklevel=5,
-    )

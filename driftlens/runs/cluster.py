@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from driftlens.errors import DriftlensError
 from driftlens.files import path_of
 from driftlens.models.names import everywhere
-from driftlens.runs.benchmark import BenchmarkResult, Progress, check_records, run
+from driftlens.runs.benchmark import Progress, check_records, run
 from driftlens.runs.connection import START_SECONDS, connected, no_room, ray_module, share, wait_for
 from driftlens.runs.manifest import configuration
+from driftlens.runs.results import BenchmarkResult
 from driftlens.runs.work import Measures, Work
 
 if TYPE_CHECKING:

@@ -7,20 +7,14 @@
 3. **A full run**: records × (edit + evaluation), and generation where it is asked for, for every editor; the second
    moments once.
 
-Memory is the most that CUDA's allocator held during a phase; elsewhere the most the process grew to, sampled while
-the phase ran, where the system tells it.
+How seconds and memory are measured says :mod:`driftlens.runs.timing`.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -29,34 +23,18 @@ from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
-from driftlens.models.prompts import pad_rows
+from driftlens.runs.timing import Phase, measured
 
 __all__ = [
     "EditorCost",
-    "Phase",
     "ProfiledEditor",
     "RunEstimate",
     "estimate",
-    "intercept",
-    "measured",
-    "measured_pass_cost",
     "profile_model",
 ]
 
-_SHORT, _MANY = 8, 1024
-"""The tokens of a row, and at most so many rows, in passes that tell what a pass costs."""
 STEPS = (3, 7)
 """The two short runs that an edit's cost per step is read off."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One phase: its seconds, the most memory it held in bytes (None where nobody tells), and what they are for."""
-
-    name: str
-    seconds: float
-    peak_bytes: int | None
-    per: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +72,10 @@ class RunEstimate:
 class ProfiledEditor(Protocol):
     """What is asked of an editor: all of driftlens's can be profiled."""
 
-    steps: int
+    @property
+    def most_steps(self) -> int:
+        """How many steps an edit takes at most."""
+        ...
 
     @property
     def edited_layers(self) -> tuple[int, ...]:
@@ -104,17 +85,6 @@ class ProfiledEditor(Protocol):
     def edit_many(self, model: LensModel, facts: Sequence[Any], *, batch_size: int | None = None) -> Sequence[Any]:
         """A separate edit for each fact."""
         ...
-
-
-def measured(name: str, work: Callable[[], object], device: torch.device, *, per: str, share: int = 1) -> Phase:
-    """One call of ``work`` as a phase; ``share`` divides its seconds, e.g. by the number of records in it."""
-    with _peak_memory(device) as peak:
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        seconds = time.perf_counter() - start
-    return Phase(name=name, seconds=seconds / share, peak_bytes=peak(), per=per)
 
 
 def profile_model(
@@ -185,32 +155,6 @@ def profile_model(
     return phases, costs
 
 
-def measured_pass_cost(model: LensModel) -> int:
-    """What a pass costs on this machine besides its tokens, in tokens: what ``model.pass_cost`` should be.
-
-    A pass over one short row is timed beside passes over more and more of them, until one takes three times as long; on
-    a line through the two, the cost is what stands at no token.  The quickest of five passes counts: what else the
-    machine does can only add to it.
-    """
-
-    def seconds(rows: int) -> float:
-        batch, _ = pad_rows(model, [[0] * _SHORT] * rows)
-        with torch.no_grad():
-            model.run(batch)
-            return min(measured("", lambda: model.run(batch), model.device, per="").seconds for _ in range(5))
-
-    one, rows = seconds(1), 2
-    while (more := seconds(rows)) < 3 * one and rows < _MANY:
-        rows *= 2
-    return intercept(one, more, _SHORT, rows * _SHORT)
-
-
-def intercept(one: float, more: float, few: int, many: int) -> int:
-    """The cost of a pass in tokens, from the seconds of passes over ``few`` and ``many`` tokens; ``many`` at most."""
-    per_token = (more - one) / (many - few)
-    return min(many, max(0, round(one / per_token - few))) if per_token > 0 else many
-
-
 def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int) -> list[RunEstimate]:
     """What a run over ``records`` records takes with each editor, one after the other on this machine."""
     by_name = {phase.name: phase.seconds for phase in phases}
@@ -228,9 +172,10 @@ def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int)
 
 def replace_steps(editor: Any, steps: int) -> Any:
     """The editor with so many steps, made whether a fact has converged or not; as it is where it has none to set."""
-    if not _optimizes(editor):
+    if not _has(editor, "steps"):
         return editor
-    return replace(editor, steps=steps, early_stop_loss=-math.inf)
+    never = {"early_stop_loss": -math.inf} if _has(editor, "early_stop_loss") else {}
+    return replace(editor, steps=steps, **never)
 
 
 def _editor_cost(
@@ -248,13 +193,8 @@ def _editor_cost(
     per_step = max(0.0, (seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]))
     fixed = max(0.0, seconds[0] - per_step * STEPS[0])
     return EditorCost(
-        editor=name, steps=editor.steps, facts=min(batch_size, len(facts)), fixed=fixed, per_step=per_step
+        editor=name, steps=editor.most_steps, facts=min(batch_size, len(facts)), fixed=fixed, per_step=per_step
     )
-
-
-def _optimizes(editor: Any) -> bool:
-    """Whether an edit is an optimisation whose number of steps is a setting."""
-    return _has(editor, "steps")
 
 
 def _has(editor: Any, setting: str) -> bool:
@@ -263,7 +203,9 @@ def _has(editor: Any, setting: str) -> bool:
 
 def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: Callable[[str], None]) -> list[Phase]:
     """The parts of a value optimisation of ``facts`` side by side, each per fact; of another editor, all in one."""
-    if not _has(editor, "clamp_norm_factor"):
+    from driftlens.editors import ValueEditor
+
+    if not isinstance(editor, ValueEditor):
         on_phase("edit")
         whole = measured("edit", lambda: editor.edit_many(model, facts), model.device, per="edit", share=len(facts))
         return [whole]
@@ -311,45 +253,3 @@ def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: 
         on_phase(name)
         found.append(measured(name, work, model.device, per="fact", share=len(facts)))
     return found
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _peak_memory(device: torch.device) -> Generator[Callable[[], int | None]]:
-    """A function that tells, after the body, the most memory that was held while it ran."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
-        return
-    largest = resident_bytes()
-    if largest is None:
-        yield lambda: None
-        return
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not done.wait(0.005):
-            largest = max(largest or 0, resident_bytes() or 0)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda: max(largest or 0, resident_bytes() or 0)
-    finally:
-        done.set()
-        watcher.join()
-
-
-def resident_bytes() -> int | None:
-    """What the process holds in memory now; None where the system does not say."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

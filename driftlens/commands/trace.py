@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
 from driftlens.commands.trace_doubts import doubts
 from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.trace_study import Study, choose_study
+from driftlens.commands.trace_study import Run, Study, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.progress import Progress
 
-    from driftlens.analyses.substitution import Trace
     from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.editors.base import Editor
@@ -36,27 +34,9 @@ if TYPE_CHECKING:
     from driftlens.edits import Edit, EditResult
     from driftlens.models import LensModel
 
-__all__ = ["Run", "main"]
+__all__ = ["main"]
 
 _NAMES = ("trace.html", "trace.png", "trace.parquet", "trace.csv", "edit.safetensors", "explore.html")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
-
-    `doubts` says in a line why there is little to see, if there is a reason (`driftlens.commands.trace_doubts`);
-    `page` is the explorer's, where it was asked for.
-    """
-
-    study: Study
-    editor: Editor
-    result: EditResult
-    seconds: float
-    probabilities: pd.DataFrame
-    trace: Trace
-    doubts: str = ""
-    page: bytes | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,9 +166,9 @@ def _with_second_moments(
 
 
 def _edit(model: LensModel, editor: Editor, study: Study, progress: Progress) -> EditResult:
-    shown = progress.add_task("edit, steps", total=editor.steps)
+    shown = progress.add_task("edit, steps", total=editor.most_steps)
     results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
-    progress.update(shown, completed=editor.steps)
+    progress.update(shown, completed=editor.most_steps)
     return results[0]
 
 

@@ -12,7 +12,7 @@ from driftlens.analyses.windows import window_layers
 from driftlens.options.editing import editor_text
 
 if TYPE_CHECKING:
-    from driftlens.commands.trace import Run
+    from driftlens.commands.trace_study import Run
     from driftlens.display.terminal import Terminal
 
 __all__ = ["note", "report", "title"]
@@ -37,7 +37,7 @@ def note(run: Run) -> str:
 def report(run: Run, written: Sequence[Path], console: Terminal) -> None:
     """Print the tables."""
     fact = run.study.fact
-    steps = f"{len(run.result.history)} of {run.editor.steps}"
+    steps = f"{len(run.result.history)} of {run.editor.most_steps}"
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
     head.add_column(overflow="fold")

@@ -1,15 +1,25 @@
-"""What a run of `driftlens trace` is about: the fact, the prompts to trace, and the texts behind them."""
+"""What a run of `driftlens trace` is about, the fact and the prompts to trace; and what it has found."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from driftlens.commands.trace_options import TraceOptions
 from driftlens.data import Fact, Record, TaskPrompt, load_records
 from driftlens.data.joints import distractor
 from driftlens.errors import DriftlensError
 
-__all__ = ["Study", "choose_study"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from driftlens.analyses.substitution import Trace
+    from driftlens.editors.base import Editor
+    from driftlens.edits import EditResult
+
+__all__ = ["Run", "Study", "choose_study"]
 
 _DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
 
@@ -27,6 +37,24 @@ class Study:
     name: str
     records: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
+
+    `doubts` says in a line why there is little to see, if there is a reason (`driftlens.commands.trace_doubts`);
+    `page` is the explorer's, where it was asked for.
+    """
+
+    study: Study
+    editor: Editor
+    result: EditResult
+    seconds: float
+    probabilities: pd.DataFrame
+    trace: Trace
+    doubts: str = ""
+    page: bytes | None = None
 
 
 def choose_study(options: TraceOptions) -> Study:

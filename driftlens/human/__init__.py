@@ -7,9 +7,10 @@
 """
 
 from driftlens.human.agreement import Agreement, agreement
-from driftlens.human.answers import AnswerSheet, judgements, read_answers
+from driftlens.human.answers import AnswerSheet, judgements
 from driftlens.human.comparison import CRITERIA, KEY, Comparison, Systems, TextPair
 from driftlens.human.page import comparison_page
+from driftlens.human.reading import read_answers
 from driftlens.human.report import agreement_figure, agreement_latex
 from driftlens.human.texts import MAX_TOKENS, pairs_of_texts, write_pairs
 

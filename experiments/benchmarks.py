@@ -30,8 +30,8 @@ from driftlens.models.names import resolve
 from driftlens.options.editing import applicable, make_editor
 from driftlens.options.moments import choose_corpus, with_second_moments
 from driftlens.runs import BenchmarkResult, Progress, benchmark
-from driftlens.runs.benchmark import scores_of
 from driftlens.runs.manifest import configuration
+from driftlens.runs.results import scores_of
 from driftlens.runs.shards import settings_hash
 from driftlens.runs.work import Measures
 from driftlens.statistics.intervals import COLUMNS, numbered, summary_row
@@ -239,7 +239,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             f"{study.model.n_layers - 1}, so choose --layers below the last"
         )
     # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.
-    key = f"moments {editor.edited_layers} {editor.samples}"
+    key = f"moments {editor.edited_layers} {editor.moment_samples}"
     if key not in study.measured:
         corpus = choose_corpus(options.model, options.corpus, study.all_records, given=options.second_moment)
         with study.shown("second moments, texts") as done:

@@ -14,8 +14,7 @@ from test_trace_command import RECORDS, corpus  # noqa: F401 (a fixture)
 
 from driftlens import MEMIT, PMET, ROME, SADR, Edit, EditResult, clinic, load_records, register_editor
 from driftlens.commands import cli
-from driftlens.editors import register_regularizer
-from driftlens.editors.base import Editor
+from driftlens.editors import Editor, register_regularizer
 from driftlens.edits import AddedNorm, Dense, Gated, Site
 from driftlens.errors import DriftlensError
 from driftlens.explorer import Bench, exhibits, explorer_page
@@ -112,8 +111,8 @@ def arguments(checkpoints: Any, corpus: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("records.json").write_text(json.dumps(RECORDS))
-    usual = ["--model", str(checkpoints("gpt2")), "--device", "cpu", "--corpus", str(corpus)]
-    return lambda *more: [*usual, *more]
+    usual = ["--model", str(checkpoints("gpt2")), "--device", "cpu"]
+    return lambda *more: [*usual, *([] if "remembered" in more else ["--corpus", str(corpus)]), *more]
 
 
 @pytest.fixture
@@ -124,13 +123,20 @@ def tiny(checkpoints: Any) -> LensModel:
 
 
 @pytest.fixture
-def given(corpus: Path) -> dict[str, Any]:  # noqa: F811
-    return {"corpus": corpus, "steps": 2, "contexts": ("{}",)}
+def given(corpus: Path) -> Any:  # noqa: F811
+    """A function from an editor's name to its settings here."""
+    return lambda name: {} if name == "remembered" else {"corpus": corpus, "steps": 2, "contexts": ("{}",)}
+
+
+def options(name: str) -> list[str]:
+    """The same on the command line."""
+    quick = [] if name == "remembered" else ["--steps", "2", "--contexts", "2x1"]
+    return ["--data", "records.json", "--editor", name, *quick]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_trace_and_explorer(name: str, arguments: Any, capsys: pytest.CaptureFixture[str]):
-    more = ["--data", "records.json", "--editor", name, "--steps", "2", "--no-png", "--contexts", "2x1"]
+    more = [*options(name), "--no-png"]
     if name != "remembered":
         more += ["--regularizer", REGULARIZER, "--regularizer", "keep-answers"]
     explore = ["--explore", "--window", "1"] if name in ("along-the-key", "remembered") else []
@@ -147,7 +153,7 @@ def test_trace_and_explorer(name: str, arguments: Any, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", ["along-the-key", "my-memit", "remembered"])
 def test_evaluate(name: str, arguments: Any):
-    more = ["--data", "records.json", "--editor", name, "--steps", "2", "--contexts", "2x1", "--limit", "1"]
+    more = [*options(name), "--limit", "1"]
     assert cli.main(["evaluate", *arguments(*more, "--out", "run")]) == 0
     assert Path("run/scores.csv").is_file()
     assert cli.main(["evaluate", *arguments(*more, "--dry-run", "--out", "run")]) == 0
@@ -163,24 +169,24 @@ def test_profile(arguments: Any):
 
 
 @pytest.mark.parametrize("name", ["along-the-key", "my-rome", "remembered"])
-def test_the_clinic(name: str, tiny: LensModel, given: dict[str, Any]):
+def test_the_clinic(name: str, tiny: LensModel, given: Any):
     fact = load_records("demo")[0].fact
     report = clinic(
         tiny, subject=fact.subject, prompt=fact.prompt, new=fact.target_new, true=fact.target_true,
-        editor=EDITORS.find(name).for_model(tiny, **given), gammas=(0.1,), force=True,
+        editor=EDITORS.find(name).for_model(tiny, **given(name)), gammas=(0.1,), force=True,
     )  # fmt: skip
     assert report.edit is not None
     assert report.edit.provenance["editor"] == EDITORS.find(name).__name__
     # By name and with the path of γ that nobody gave: presets are on the class.
-    assert 1e-2 in checked_gammas(tiny, None, EDITORS.find(name).for_model(tiny, **given))
+    assert 1e-2 in checked_gammas(tiny, None, EDITORS.find(name).for_model(tiny, **given(name)))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_runs_and_caches(name: str, tiny: LensModel, given: dict[str, Any], tmp_path: Path, arguments: Any):
+def test_runs_and_caches(name: str, tiny: LensModel, given: Any, tmp_path: Path, arguments: Any):
     from driftlens.data import load_records as load
 
     records = load("records.json")[:2]
-    editor = EDITORS.find(name).for_model(tiny, **given)
+    editor = EDITORS.find(name).for_model(tiny, **given(name))
     result = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False)
     assert result.records["record"].tolist() == [0, 1]
     assert (result.records["problem"] == "").all()
@@ -191,10 +197,10 @@ def test_runs_and_caches(name: str, tiny: LensModel, given: dict[str, Any], tmp_
     assert len(list((tmp_path / "cache").glob("edit-*"))) == 2
 
 
-def test_the_explorers_page(tiny: LensModel, given: dict[str, Any], arguments: Any):
+def test_the_explorers_page(tiny: LensModel, given: Any, arguments: Any):
     from driftlens.data import load_records as load
 
-    editor = Remembered(**given)
+    editor = Remembered(**given("remembered"))
     bench = Bench(tiny, exhibits(load("records.json")[:1], most=1), editors_by_gamma(tiny, editor))
     page = explorer_page(bench, (None, 0.1), (1,), editor="Remembered")
     assert b"Remembered + SADR" in page

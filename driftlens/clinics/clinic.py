@@ -196,9 +196,9 @@ def _edits(
         if moments:
             own = own.with_second_moments(moments)
         what = f"edit {len(found) + 1} of {len(path)}, {'without SADR' if not gamma else f'γ = {gamma:g}'}"
-        visit.note(what, 0, own.steps)
+        visit.note(what, 0, own.most_steps)
 
-        def on_step(step: int, _: int, what: str = what, total: int = own.steps) -> None:
+        def on_step(step: int, _: int, what: str = what, total: int = own.most_steps) -> None:
             visit.note(what, step, total)
 
         start = time.perf_counter()

@@ -18,7 +18,7 @@ import pandas as pd
 
 from driftlens.clinics.probes import Probe, probe_record
 from driftlens.data import Fact
-from driftlens.editors import SADR, default_corpus, open_corpus, sadr_gamma, second_moments
+from driftlens.editors import SADR, sadr_gamma, second_moments
 from driftlens.editors.base import Editor
 from driftlens.editors.restrained import with_sadr
 from driftlens.edits import EditResult
@@ -85,8 +85,8 @@ def take_moments(model: LensModel, editor: Editor) -> Editor:
     layers = editor.missing_second_moments
     if not layers:
         return editor
-    corpus = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
-    return editor.with_second_moments(second_moments(model, layers, corpus, samples=editor.samples))
+    moments = second_moments(model, layers, editor.moment_corpus(model), samples=editor.moment_samples)
+    return editor.with_second_moments(moments)
 
 
 def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None) -> tuple[float, ...]:

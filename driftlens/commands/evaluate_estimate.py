@@ -113,9 +113,9 @@ def _editor(
     if not layers:
         return editor, None
     corpus = corpus or open_corpus(default_corpus(model))
-    if are_cached(model, layers, corpus, samples=editor.samples):
+    if are_cached(model, layers, corpus, samples=editor.moment_samples):
         return with_second_moments(model, editor, corpus), None
-    cost = moment_cost(model, layers, corpus, editor.samples)
+    cost = moment_cost(model, layers, corpus, editor.moment_samples)
     identity = SecondMoment(torch.eye(model.d_mlp, device=model.device))
     return editor.with_second_moments(dict.fromkeys(layers, identity)), cost
 

@@ -3,8 +3,9 @@ optimiser.
 """
 
 from driftlens.editors.alphaedit import AlphaEdit
+from driftlens.editors.base import Editor
 from driftlens.editors.contexts import ContextSampling, sample_contexts
-from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.corpora import Corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.guarded import GuardedSADR
 from driftlens.editors.memit import MEMIT
@@ -19,7 +20,9 @@ from driftlens.editors.rome import ROME
 from driftlens.editors.sadr import SADR, last_token_kl
 from driftlens.editors.second_moment import SecondMoment, second_moments, stream_second_moments
 from driftlens.editors.sequence import edit_in_sequence, edit_together
+from driftlens.editors.shipped import default_corpus
 from driftlens.editors.side_objective import WISEConventions
+from driftlens.editors.value_editor import ValueEditor
 from driftlens.editors.wise import WISE
 from driftlens.registry import register_editor, register_regularizer
 
@@ -34,6 +37,7 @@ __all__ = [
     "ContextSampling",
     "Corpus",
     "EditError",
+    "Editor",
     "Failure",
     "GuardedSADR",
     "LastTokenAttention",
@@ -43,6 +47,7 @@ __all__ = [
     "SecondMoment",
     "Seen",
     "TrainedMEND",
+    "ValueEditor",
     "WISEConventions",
     "Wants",
     "default_corpus",

@@ -1,5 +1,7 @@
-"""What ROME, MEMIT and PMET have in common: the settings of the value optimisation, and where their contexts and
-second moments come from.
+"""`Editor`: what every editing method has in common, and all that driftlens asks of one.
+
+An editor of one's own fills in `edited_layers` and `edit_many`; the other methods have defaults that suit it.  One that
+optimises a value, as ROME does, is a :class:`driftlens.editors.ValueEditor`.
 """
 
 from __future__ import annotations
@@ -8,22 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from os import PathLike
-from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 import torch
 
 from driftlens.data import Fact
-from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
-from driftlens.editors.corpora import Corpus, default_corpus, open_corpus
+from driftlens.editors.corpora import Corpus, open_corpus
 from driftlens.editors.failures import EditError, Failure
 from driftlens.editors.identity import UnidentifiedError, identity
-from driftlens.editors.objective import ValueSettings
-from driftlens.editors.presets import Preset, by_scale, known_preset, sadr_gamma
-from driftlens.editors.regularizers import ChoosesLayers, HasParts, Regularizer, parts_of
+from driftlens.editors.presets import Preset, by_depth, known_preset, sadr_gamma
+from driftlens.editors.regularizers import ChoosesLayers, HasParts, Regularizer
 from driftlens.editors.requests import check_facts
-from driftlens.editors.rows import Place
 from driftlens.editors.second_moment import SAMPLES, SecondMoment, second_moments
+from driftlens.editors.shipped import default_corpus
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel, check_loaded
@@ -63,25 +62,9 @@ def undisturbed(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Editor(ABC):
-    """The settings that every editor has; :class:`driftlens.ROME` says what each means."""
+    """The settings that every editor has."""
 
-    steps: int = 20
-    lr: float = 0.5
-    weight_decay: float = 0.5
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    contexts: tuple[str, ...] | None = None
-    sampling: ContextSampling = field(default_factory=ContextSampling)
-    corpus: str | PathLike[str] | Sequence[str] | Corpus | None = None
-    samples: int = SAMPLES
-    early_stop_loss: float = 5e-2
     regularizers: tuple[Regularizer | HasParts, ...] = ()
-    essence: str = "{} is a"
-    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = "edited_from_vanilla"
-    detach_attention: bool = False
-    _moments: dict[str, dict[int, SecondMoment]] = field(
-        default_factory=dict[str, dict[int, SecondMoment]], init=False, repr=False, compare=False
-    )
 
     # Whether the preset chose the number of steps, which then follows the regularizers; for_model knows.
     _steps_follow: bool = field(default=False, init=False, repr=False, compare=False)
@@ -92,24 +75,14 @@ class Editor(ABC):
     _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments", "_steps_follow")
 
     def __post_init__(self) -> None:
-        self._check_at_least(steps=1, weight_decay=0, kl_factor=0, samples=1)
-        self._check_above_zero("lr", "clamp_norm_factor")
-        if self.essence.count("{}") != 1:
-            raise DriftlensError(f'essence is {self.essence!r}; it must hold exactly one "{{}}" for the subject')
-        if self.essence_kl not in ("edited_from_vanilla", "vanilla_from_edited"):
-            raise DriftlensError(
-                f"essence_kl is {self.essence_kl!r}; expected 'edited_from_vanilla' or 'vanilla_from_edited'"
-            )
-        if self.contexts is not None:
-            object.__setattr__(self, "contexts", check_contexts(self.contexts))
         given: Any = self.regularizers  # a single one is welcome
         object.__setattr__(self, "regularizers", tuple(given) if isinstance(given, Iterable) else (given,))
 
     @classmethod
     def for_model(cls, model: LensModel, **changes: Any) -> Self:
-        """The paper's settings for ``model`` (C.2), or defaults by depth and scale; ``changes`` override them.
+        """The settings for ``model``: its preset's, or defaults by depth and scale; ``changes`` override them.
 
-        With regularizers the number of steps is the paper's for SADR (80), without it is 20.
+        Where the number of steps is a setting, the preset has one with regularizers and one without.
 
         Raises:
             DriftlensError: a setting out of range, a layer that the model does not have.
@@ -117,31 +90,35 @@ class Editor(ABC):
         check_loaded(model)
         check_settings(cls, changes)
         editor = cls(**(cls.preset(model, regularized=bool(changes.get("regularizers"))) | changes))
-        editor.follow(follows="steps" not in changes)
+        editor.follow(follows=cls._has_steps() and "steps" not in changes)
         editor.check(model)  # a small model may have a large one's name
         return editor
 
     @classmethod
     def preset(cls, model: LensModel, *, regularized: bool = False) -> dict[str, Any]:
-        """Keyword arguments for ``model``: of :attr:`presets`, else by depth and scale; with regularizers the number
-        of steps is another.
+        """Keyword arguments for ``model``: of :attr:`presets`, else of :meth:`scaled`; with regularizers the number of
+        steps, where that is a setting, is another.
         """
         chosen = known_preset(cls.presets, model)
         if chosen is None:
             return cls.scaled(model, regularized=regularized)
-        return {**chosen.settings, "steps": chosen.sadr_steps if regularized else chosen.steps}
+        steps = {"steps": chosen.sadr_steps if regularized else chosen.steps} if cls._has_steps() else {}
+        return {**chosen.settings, **steps}
 
     @classmethod
     def scaled(cls, model: LensModel, *, regularized: bool) -> dict[str, Any]:
-        """The settings, ``steps`` among them, for a model that has no preset."""
-        settings = by_scale(model, {item.name for item in fields(cls)}, cls.places(model)[0])
-        return settings | {"steps": 80 if regularized else 20}
+        """The settings for a model that has no preset, ``steps`` among them where that is one."""
+        del regularized
+        return by_depth(model, {item.name for item in fields(cls)})
 
-    @staticmethod
-    def places(model: LensModel) -> tuple[Place, ...]:
-        """What δ is added to in the last edited layer of ``model``, where the editor optimises one."""
-        del model
-        return ("mlp_out",)
+    @classmethod
+    def _has_steps(cls) -> bool:
+        return any(item.name == "steps" and item.init for item in fields(cls))
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps an edit takes at most, a row of its history each; for displays of progress."""
+        return 1
 
     @property
     def steps_follow(self) -> bool:
@@ -174,7 +151,7 @@ class Editor(ABC):
 
         Args:
             model: the vanilla model; it stays as it is.
-            facts: the requests.
+            facts: the requests.  Runs first ask with none, so that what is wrong for all facts is told before any work.
             batch_size: facts at a time; ``None``: 16, on CUDA as many as the free memory holds.
             on_step: called with (step, facts of the batch still running).
             on_facts: called with the number of facts done.
@@ -232,8 +209,17 @@ class Editor(ABC):
 
     @property
     def missing_second_moments(self) -> tuple[int, ...]:
-        """The layers whose second moments it needs and was not given; it takes them over :attr:`corpus` by itself."""
+        """The layers whose second moments it needs and was not given; it takes them over :meth:`moment_corpus`."""
         return ()
+
+    def moment_corpus(self, model: LensModel) -> Corpus:
+        """The texts that missing second moments are taken over: the default for ``model``."""
+        return open_corpus(default_corpus(model))
+
+    @property
+    def moment_samples(self) -> int:
+        """How many of these texts."""
+        return SAMPLES
 
     @property
     def given_second_moments(self) -> Mapping[int, SecondMoment]:
@@ -246,12 +232,12 @@ class Editor(ABC):
         return self
 
     def settled(self, model: LensModel) -> Self:
-        """The same editor with the contexts and second moments of ``model`` as it is now, to edit on top of others."""
-        editor, missing = self, self.missing_second_moments
-        if missing:
-            editor = self.with_second_moments(self._second_moments(model, missing, None))
-        own = {item.name for item in fields(self) if item.init}
-        return replace(editor, contexts=self.contexts_for(model)) if "contexts" in own else editor
+        """The same editor with all that it takes from ``model`` as it is now, to edit on top of others."""
+        missing = self.missing_second_moments
+        if not missing:
+            return self
+        moments = second_moments(model, missing, self.moment_corpus(model), samples=self.moment_samples)
+        return self.with_second_moments(moments)
 
     def check(self, model: LensModel) -> None:
         """Whether ``model`` can be edited like this; editing asks it as well.
@@ -308,45 +294,6 @@ class Editor(ABC):
         for item in fields(self):
             if (item.init and item.name not in self._not_described) or item.name == "regularizers":
                 identity(getattr(self, item.name))
-
-    def contexts_for(self, model: LensModel) -> tuple[str, ...]:
-        """The templates that δ is optimised in: those given, else sampled from ``model``."""
-        return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
-
-    def value_settings(self) -> ValueSettings:
-        """What the value optimisation is given of the settings."""
-        return ValueSettings(
-            steps=self.steps,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            kl_factor=self.kl_factor,
-            clamp_norm_factor=self.clamp_norm_factor,
-            early_stop_loss=self.early_stop_loss,
-            essence=self.essence,
-            essence_kl=self.essence_kl,
-            detach_attention=self.detach_attention,
-            regularizers=parts_of(self.regularizers),
-        )
-
-    def _second_moments(
-        self, model: LensModel, layers: Sequence[int], given: Mapping[int, SecondMoment] | None
-    ) -> Mapping[int, SecondMoment]:
-        """C of every layer: as given, else over the corpus; one pass serves all layers."""
-        self.check(model)
-        if given is not None:
-            for layer in layers:
-                if given[layer].matrix.shape[0] != model.d_mlp:
-                    raise DriftlensError(
-                        f"the second moment is for d_mlp = {given[layer].matrix.shape[0]}, but "
-                        f"{model.name} has {model.d_mlp}; give the one of layer {layer} of this model"
-                    )
-            return given
-        # Kept by the weights and texts they were taken over: one editor may serve several models, and edited ones.
-        corpus = open_corpus(default_corpus(model) if self.corpus is None else self.corpus)
-        key = f"{model.model_hash} {corpus.digest}"
-        if key not in self._moments:
-            self._moments[key] = second_moments(model, layers, corpus, samples=self.samples)
-        return self._moments[key]
 
     def _check_at_least(self, **least: float) -> None:
         for name, bound in least.items():

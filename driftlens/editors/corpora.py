@@ -15,7 +15,6 @@ from typing import Any
 
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.files import path_of, read_file
-from driftlens.models import LensModel
 
 # By name: repository, configuration, split, revision and the column that holds the text.
 DATASETS = {
@@ -42,22 +41,6 @@ class Corpus:
     def count(self, samples: int) -> int:
         """How many texts are read when at most `samples` are wanted; a corpus from afar is taken to have as many."""
         return samples if self.size is None else min(samples, self.size)
-
-
-def default_corpus(model: LensModel) -> str | Corpus:
-    """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
-    from driftlens.editors.shipped import SHIPPED, shipped_corpus
-
-    if model.name == "demo":
-        return "demo"
-    if model.name in SHIPPED:
-        return shipped_corpus(model.name)
-    if Path(model.name).exists():
-        raise DriftlensError(
-            f"{model.name} is a local model and no corpus for its second moments is given; "
-            "give one: a text file, a list of texts, 'wikipedia' or 'wikitext'"
-        )
-    return "wikipedia"
 
 
 def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import torch
@@ -24,7 +24,6 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import Editor, check_settings, undisturbed
-from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.mend_files import TrainedMEND, known_files, train_command, warn_of_another_model
 from driftlens.editors.mend_gradients import Targets, enter, gradient_factors, low_rank_hooks, target_nll
@@ -49,8 +48,6 @@ class MEND(Editor):
     """MEND with a trained hypernetwork; :meth:`for_model` and :meth:`load` find one, :func:`driftlens.train_mend` makes
     one.
 
-    It has none of the settings of the value optimisation: how it edits is in the hypernetwork.
-
     Attributes:
         hypernetwork: the trained hypernetwork.
         regularizers: the SADR that it was trained with, or none; nothing else.
@@ -63,23 +60,6 @@ class MEND(Editor):
 
     hypernetwork: TrainedMEND
     files: tuple[str | PathLike[str], ...] = ()
-
-    # The value optimisation's settings, none of which there is to set.  Two steps: before the edit and after it.
-    steps: int = field(default=2, init=False, repr=False)
-    lr: float = field(default=1.0, init=False, repr=False)
-    weight_decay: float = field(default=0.0, init=False, repr=False)
-    kl_factor: float = field(default=0.0, init=False, repr=False)
-    clamp_norm_factor: float = field(default=1.0, init=False, repr=False)
-    contexts: tuple[str, ...] | None = field(default=("{}",), init=False, repr=False)
-    sampling: ContextSampling = field(default_factory=ContextSampling, init=False, repr=False)
-    corpus: None = field(default=None, init=False, repr=False)
-    samples: int = field(default=1, init=False, repr=False)
-    early_stop_loss: float = field(default=0.0, init=False, repr=False)
-    essence: str = field(default="{} is a", init=False, repr=False)
-    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = field(
-        default="edited_from_vanilla", init=False, repr=False
-    )
-    detach_attention: bool = field(default=False, init=False, repr=False)
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS["MEND"]
 
@@ -139,6 +119,11 @@ class MEND(Editor):
     @override
     def edited_layers(self) -> tuple[int, ...]:
         return self.network.layers
+
+    @property
+    @override
+    def most_steps(self) -> int:
+        return 2  # before the edit and after it
 
     @property
     @override

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, undisturbed
+from driftlens.editors.base import undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
@@ -22,6 +22,7 @@ from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.spread import Factors, SpreadUpdate, least_squares_factor, spread
 from driftlens.editors.value import OptimizedValue, optimize_values
+from driftlens.editors.value_editor import ValueEditor
 from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
@@ -32,7 +33,7 @@ PREFIXES = ContextSampling(lengths=((10, 5),))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MultiLayerEditor(Editor):
+class MultiLayerEditor(ValueEditor):
     """One value at the last layer, written into all of them; see :class:`driftlens.MEMIT` for the settings."""
 
     layers: tuple[int, ...]

@@ -235,24 +235,29 @@ def second_moment_weight_for(d_mlp: int, n_layers: int) -> float:
     return float(f"{d_mlp * (1 - low) / low:.2g}")
 
 
+def by_depth(model: LensModel, names: Collection[str]) -> dict[str, Any]:
+    """The layers to edit, for an editor with settings of these ``names``."""
+    if "layers" in names:
+        return {"layers": default_layers(model)}
+    return {"layer": default_layer(model)} if "layer" in names else {}
+
+
 def by_scale(model: LensModel, names: Collection[str], place: str) -> dict[str, Any]:
-    """Settings for a model that nobody has tuned, for an editor with settings of these ``names``.
+    """Settings of the value optimisation for a model that nobody has tuned, for an editor with settings of these
+    ``names``.
 
     ``place`` is where its δ stands first.
     """
-    if "layers" in names:
-        layers = default_layers(model)
-        settings: dict[str, Any] = {"layers": layers, **scaled_to(model, layers[-1])}
-    elif "layer" in names:
-        settings = {"layer": default_layer(model)}
-        settings |= scaled_to(model, settings["layer"])
-    else:
+    settings = by_depth(model, names)
+    if not settings:
         return {}
+    last: int = settings["layers"][-1] if "layers" in settings else settings["layer"]
+    settings |= scaled_to(model, last)
     if "second_moment_weight" in names:
         settings["second_moment_weight"] = second_moment_weight_for(model.d_mlp, len(settings.get("layers", (0,))))
     if "null_space_threshold" in names:
         # The mean square of a key's entries is the mean eigenvalue of C.
-        keys = mean_square_key(model, settings["layers"][-1])
+        keys = mean_square_key(model, last)
         settings |= {"null_space_threshold": keys, "ridge": 0.01 * keys * model.d_mlp}
     if place == "resid_post":
         # There the clamp counts in norms of the residual stream itself.

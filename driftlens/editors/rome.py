@@ -22,13 +22,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from driftlens.data import Fact
-from driftlens.editors.base import Editor, undisturbed
+from driftlens.editors.base import undisturbed
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
 from driftlens.editors.presets import PRESETS, Preset
 from driftlens.editors.requests import check_facts
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.value import OptimizedValue, optimize_values
+from driftlens.editors.value_editor import ValueEditor
 from driftlens.edits import Edit, EditResult, LowRankUpdate
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
@@ -36,7 +37,7 @@ from driftlens.models.memory import in_batches
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ROME(Editor):
+class ROME(ValueEditor):
     """Settings of ROME; :meth:`edit` and :meth:`edit_many` do the work.  :meth:`for_model` gives the paper's
     presets.
 

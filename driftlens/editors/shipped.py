@@ -27,10 +27,12 @@ from torch import Tensor
 from driftlens.editors.corpora import Corpus
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path
+from driftlens.models import LensModel
 
 __all__ = [
     "SHIPPED",
     "Shipped",
+    "default_corpus",
     "is_shipped",
     "rounded",
     "shipped_corpus",
@@ -69,6 +71,20 @@ def shipped_corpus(model: str) -> Corpus:
 
     of = SHIPPED[model]
     return Corpus(name=f"{of.text}, shipped with driftlens", size=of.lines, digest=f"shipped-{model}", texts=texts)
+
+
+def default_corpus(model: LensModel) -> str | Corpus:
+    """The corpus to take when none is named: a local model must not send anybody to the network unasked."""
+    if model.name == "demo":
+        return "demo"
+    if model.name in SHIPPED:
+        return shipped_corpus(model.name)
+    if Path(model.name).exists():
+        raise DriftlensError(
+            f"{model.name} is a local model and no corpus for its second moments is given; "
+            "give one: a text file, a list of texts, 'wikipedia' or 'wikitext'"
+        )
+    return "wikipedia"
 
 
 def shipped_layers(model: str) -> tuple[int, ...]:

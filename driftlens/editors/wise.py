@@ -16,8 +16,8 @@ evaluated, traced, generated from and saved, but not written into weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypedDict
 
 import pandas as pd
 import torch
@@ -27,24 +27,21 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import Editor, undisturbed
-from driftlens.editors.contexts import ContextSampling, sample_contexts
+from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
+from driftlens.editors.merging import Memory, merged_memories
 from driftlens.editors.presets import Preset
 from driftlens.editors.regularizers import parts_of
 from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.side_memory import SideMemory, memory_distances, train_side_memories
 from driftlens.editors.side_objective import SideSettings, WISEConventions
-from driftlens.editors.ties import ties_merge
 from driftlens.editors.wise_presets import WISE_PRESETS, side_layer, side_scale
 from driftlens.edits import ActivatedNorm, AddedNorm, Edit, EditResult, Gated, JointEditResult, Router, Site, Sparse
 from driftlens.edits.gated import ACTIVATIONS
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
-
-_MERGED_BEFORE = 0.6
-"""The weight of what is merged already when more is merged with it (published code)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,22 +84,24 @@ class WISE(Editor):
         DriftlensError: a setting out of range.
     """
 
-    layer: int
+    # In this order, which names WISE's edits in caches.
     steps: int = 70
     lr: float = 1.0
     weight_decay: float = 1e-5
+    contexts: tuple[str, ...] | None = None
+    sampling: ContextSampling = field(default_factory=lambda: ContextSampling(lengths=((5, 5), (10, 5))))
+    early_stop_loss: float = 0.02
+    layer: int
     mask_ratio: float = 0.2
     norm_constraint: float = 1.0
     alpha: float = 5.0
     beta: float = 20.0
     gamma: float = 10.0
     act_ratio: float = 0.88
-    sampling: ContextSampling = field(default_factory=lambda: ContextSampling(lengths=((5, 5), (10, 5))))
     locality: tuple[str, ...] | None = None
     locality_sampling: ContextSampling = field(
         default_factory=lambda: ContextSampling(lengths=((20, 1),), starts=("It",))
     )
-    early_stop_loss: float = 0.02
     early_stop_change: float = 1e-4
     save_freq: int = 500
     merge_freq: int = 1000
@@ -111,21 +110,14 @@ class WISE(Editor):
     conventions: WISEConventions = field(default_factory=WISEConventions)
     seed: int = 0
 
-    # The value optimisation's settings, which there are none of here.
-    kl_factor: float = field(default=0.0, init=False)
-    clamp_norm_factor: float = field(default=1.0, init=False)
-    corpus: None = field(default=None, init=False)
-    samples: int = field(default=1, init=False)
-    essence: str = field(default="{} is a", init=False)
-    essence_kl: Literal["edited_from_vanilla", "vanilla_from_edited"] = field(default="edited_from_vanilla", init=False)
-    detach_attention: bool = field(default=False, init=False)
-
     presets: ClassVar[Mapping[str, Preset]] = WISE_PRESETS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(layer=0, save_freq=1, merge_freq=1)
-        self._check_above_zero("norm_constraint")
+        self._check_at_least(layer=0, steps=1, weight_decay=0, save_freq=1, merge_freq=1)
+        self._check_above_zero("lr", "norm_constraint")
+        if self.contexts is not None:
+            object.__setattr__(self, "contexts", check_contexts(self.contexts))
         for name in ("mask_ratio", "density"):
             if not 0 < getattr(self, name) <= 1:
                 raise DriftlensError(f"{name} is {getattr(self, name)}; expected a share, above 0 and at most 1")
@@ -155,6 +147,15 @@ class WISE(Editor):
     @override
     def edited_layers(self) -> tuple[int, ...]:
         return (self.layer,)
+
+    @property
+    @override
+    def most_steps(self) -> int:
+        return self.steps
+
+    def contexts_for(self, model: LensModel) -> tuple[str, ...]:
+        """The templates that the memory is trained in: those given, else sampled from ``model``."""
+        return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
 
     def locality_for(self, model: LensModel, fact: Fact) -> tuple[str, ...]:  # noqa: ARG002 (a subclass may go by it)
         """The irrelevant texts: those given, else sampled from ``model``; the same for every ``fact``."""
@@ -242,8 +243,8 @@ class WISE(Editor):
         facts = asked_together(facts)
         self.check(model)
         how = self._training(model)
-        memories: list[_Memory] = []  # merged ones, then full ones
-        filling, histories = _Memory(), list[pd.DataFrame]()
+        memories: list[Memory] = []  # merged ones, then full ones
+        filling, histories = Memory(), list[pd.DataFrame]()
         for number, fact in enumerate(facts):
             mask = self.mask(model, number // self.save_freq)
             (outcome,) = self._train(model, [fact], mask, how, on_step, start=filling.delta)
@@ -252,12 +253,12 @@ class WISE(Editor):
             history = outcome.history.copy()
             history.insert(0, "fact", number)
             histories.append(history)
-            filling = _Memory(outcome.delta, (*filling.facts, fact), min(filling.last_step, outcome.last_step))
+            filling = Memory(outcome.delta, (*filling.facts, fact), min(filling.last_step, outcome.last_step))
             if (number + 1) % self.save_freq == 0:
                 memories.append(filling)
-                filling = _Memory()
+                filling = Memory()
             if (number + 1) % self.merge_freq == 0:
-                memories = self._merged(memories)
+                memories = merged_memories(memories, retrieve=self.retrieve, density=self.density)
             if on_facts is not None:
                 on_facts(number + 1)
         if filling.delta is not None:
@@ -313,28 +314,12 @@ class WISE(Editor):
             return AddedNorm(threshold=threshold)
         return ActivatedNorm(threshold=threshold, activation=str(model.model.cfg.act_fn))
 
-    def _gate(self, model: LensModel, memory: _Memory, how: _How) -> Gated:
+    def _gate(self, model: LensModel, memory: Memory, how: _How) -> Gated:
         assert memory.delta is not None
         smallest = memory.last_step
         if self.conventions.threshold == "final":
             smallest = min(memory_distances(model, memory.facts, memory.delta, **how))
         return Gated(change=Sparse.of(Site(self.layer), memory.delta), router=self._router(model, smallest))
-
-    def _merged(self, memories: Sequence[_Memory]) -> list[_Memory]:
-        """The merged memories and the full ones, with the full ones merged."""
-        before = [memory for memory in memories if memory.merged]
-        full = [memory for memory in memories if not memory.merged]
-        together, weights = full, [1 / len(full)] * len(full)
-        if before and not self.retrieve:
-            weights = [*((1 - _MERGED_BEFORE) * weight for weight in weights), _MERGED_BEFORE]
-            together, before = [*full, *before], []
-        deltas = [memory.delta for memory in together if memory.delta is not None]
-        merged = _Memory(
-            ties_merge(deltas, weights, self.density),
-            tuple(fact for memory in together for fact in memory.facts),
-            min(memory.last_step for memory in together),
-        )
-        return [*before, replace(merged, merged=True)]
 
 
 class _How(TypedDict):
@@ -343,13 +328,3 @@ class _How(TypedDict):
     layer: int
     contexts: tuple[str, ...]
     settings: SideSettings
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """A memory, the facts that it holds, and the smallest of their distances as they were trained."""
-
-    delta: Float[Tensor, "d_mlp d_model"] | None = None
-    facts: tuple[Fact, ...] = ()
-    last_step: float = float("inf")
-    merged: bool = False

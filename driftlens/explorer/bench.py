@@ -68,7 +68,8 @@ class Bench:
     def label(self, editor: str, gamma: float | None) -> str:
         """What to call the edits with a γ: the editor's name, γ, and its number of steps."""
         restrained = editor if gamma is None else f"{editor} + SADR γ = {gamma:g}"
-        return f"{restrained}, {self.editor_for(gamma).steps} steps"
+        steps = self.editor_for(gamma).most_steps
+        return f"{restrained}, {steps} {'step' if steps == 1 else 'steps'}"
 
     def edit(self, exhibit: int, gamma: float | None) -> Edit:
         """The fact's edit with SADR's γ, or without it."""

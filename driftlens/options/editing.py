@@ -113,8 +113,9 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         editor = editor.with_second_moments(read_moments(options.second_moment, model, layers))
     if "sampling" not in known:
         return editor
-    lengths = options.contexts or editor.sampling.lengths
-    return replace(editor, sampling=replace(editor.sampling, lengths=lengths, seed=options.seed))
+    own: Any = editor
+    lengths = options.contexts or own.sampling.lengths
+    return replace(own, sampling=replace(own.sampling, lengths=lengths, seed=options.seed))
 
 
 def applicable(options: OptionsT) -> OptionsT:

@@ -86,9 +86,9 @@ def with_second_moments(
     if not layers:
         return editor
     corpus = corpus or open_corpus(default_corpus(model))
-    if on_cost is not None and not are_cached(model, layers, corpus, samples=editor.samples):
-        on_cost(moment_cost(model, layers, corpus, editor.samples))
-    moments = editors.second_moments(model, layers, corpus, samples=editor.samples, on_texts=on_texts)
+    if on_cost is not None and not are_cached(model, layers, corpus, samples=editor.moment_samples):
+        on_cost(moment_cost(model, layers, corpus, editor.moment_samples))
+    moments = editors.second_moments(model, layers, corpus, samples=editor.moment_samples, on_texts=on_texts)
     return editor.with_second_moments(moments)
 
 

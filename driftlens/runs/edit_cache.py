@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from driftlens.data import Fact
-from driftlens.editors import Failure, SecondMoment, default_corpus, open_corpus
+from driftlens.editors import Failure, SecondMoment
 from driftlens.editors.base import Editor
 from driftlens.editors.failures import delivered
 from driftlens.editors.identity import UnidentifiedError, identity
@@ -122,8 +122,7 @@ def editor_identity(model: LensModel, editor: Editor) -> str:
     if given is None and not editor.missing_second_moments:
         return ""
     if given is None:
-        opened = open_corpus(default_corpus(model) if editor.corpus is None else editor.corpus)
-        return text_source(opened, editor.samples)
+        return text_source(editor.moment_corpus(model), editor.moment_samples)
     parts: Mapping[Any, Any] = given if isinstance(given, Mapping) else {"": given}
     model_hash = model.model_hash
     sources = {layer: _moment(moment, model_hash) for layer, moment in parts.items()}

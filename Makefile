@@ -21,7 +21,7 @@ pip_install := $(python) -m pip install --disable-pip-version-check --no-compile
 .PHONY: trace test test-backend test-real notebooks lab lint lint-format lint-rules lint-types lint-imports format docs \
 	families dist install
 
-trace: $(VENV)/.installed
+trace: $(VENV)/.installed-trace
 	$(python) -m driftlens.trace --out out/trace $(if $(MODEL),--model $(MODEL) --prompt-index 0) $(ARGS)
 
 test: $(VENV)/.installed
@@ -75,11 +75,22 @@ dist: $(VENV)/.installed-dev
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "driftlens needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(pip_install) '.[$(EXTRAS)]'
+endef
+
+# A trace needs no test tools, no cluster and no notebooks.
+$(VENV)/.installed-trace: pyproject.toml $(CONSTRAINTS)
+	$(new_venv)
+	$(pip_install) '.[image]'
 	@touch $@
+
+# It is more than a trace needs, whichever of the two comes first.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(new_venv)
+	$(pip_install) '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.installed-trace
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(pip_install) '.[dev]'

@@ -82,7 +82,14 @@ def connected(address: str | None, workers: int | None) -> Generator[Any]:
 
 
 def _check_address(address: str) -> None:
-    """Whether anybody listens there: Ray itself tries for minutes."""
+    """Whether Ray answers there, told within seconds.
+
+    Ray's own client cannot say it.  Where nothing of Ray listens, ``GcsClient(address=...)`` of Ray 2.60 raises after
+    40 seconds; with ``RAY_gcs_rpc_server_reconnect_timeout_s`` below that it ends the whole process with exit code 1
+    ("The program will terminate"), and ``ray.init`` does so after minutes.  In a process of its own with a deadline it
+    could only say that nothing has answered, and a busy machine needs longer than that to import Ray.  So the first
+    frame of the protocol is read here.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto", or what Ray itself calls no address

@@ -7,6 +7,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # the processor.  Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# With DRIFTLENS_CHECK_SHAPES=1 every call of the package is checked against its annotations, shapes of tensors
+# included. Set before the package is imported.
+if os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("driftlens", "beartype.beartype")
+
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any

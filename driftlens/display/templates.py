@@ -38,6 +38,10 @@ def source(name: str) -> str:
     return files(_PACKAGE).joinpath(name).read_text("utf-8")
 
 
+def _inlined(name: str) -> Markup:
+    return Markup(source(name))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -48,7 +52,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names: Any = environment.globals
-    names["source"] = lambda name: Markup(source(name))
+    names["source"] = _inlined
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
         "separators": (",", ":"),

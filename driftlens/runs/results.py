@@ -67,7 +67,7 @@ def result_of(tables: Tables, manifest: Mapping[str, Any], total: int) -> Benchm
 
 def counts(problems: pd.DataFrame) -> dict[str, int]:
     """How many problems there were, by stage."""
-    return {str(stage): int(count) for stage, count in problems["stage"].valuecounts().items()}
+    return {str(stage): int(count) for stage, count in problems["stage"].value_counts().items()}
 
 
 def _warn(tables: Tables, total: int) -> None:

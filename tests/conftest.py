@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0":
     from jaxtyping import install_import_hook
 
-    install_import_hook("driftlens", "beartype.beartype")
+    install_import_hook("driftlens", "shapes.checked")
 
 from importlib.metadata import version
 from pathlib import Path

@@ -35,8 +35,8 @@ __all__ = ["FactRows", "SideRows", "rows_of_facts", "side_rows"]
 class SideRows(Rows):
     """:class:`~driftlens.editors.rows.Rows` of whole prompts.
 
-    Columns count from the first of the pass, ``read`` too; ``last`` counts from ``subject_last``, which stands in the column
-    ``subject_key``.
+    Columns count from the first of the pass, ``read`` too; ``last`` counts from ``subject_last``, which stands in the
+    column ``subject_key``.
     """
 
     is_irrelevant: Bool[Tensor, "rows"]

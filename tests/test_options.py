@@ -10,7 +10,7 @@ from driftlens.commands.compare_options import CompareOptions
 from driftlens.commands.edit_options import EditOptions
 from driftlens.commands.evaluate_options import EvaluateOptions
 from driftlens.commands.profile import ProfileOptions
-from driftlens.commands.trace_options import TraceOptions
+from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.train_mend import TrainMendOptions
 from driftlens.errors import DriftlensError
 from driftlens.options.declaration import REQUIRED, Further, flag, flag_of, option, read
@@ -119,6 +119,12 @@ def test_no_editor_has_no_settings(given: dict[str, Any], named: str):
     assert EditorOptions(editor="none", seed=3).seed == 3
     with pytest.raises(DriftlensError, match=f"edits nothing; leave {named} out"):
         EditorOptions(editor="none", **given)
+
+
+def test_a_system_prompt_may_be_empty():
+    assert read_options(["--chat", "--system", ""]).system == ""
+    with pytest.raises(DriftlensError, match="--device is empty"):
+        read_options(["--device", ""])
 
 
 def test_each_side_of_a_comparison_has_the_settings_that_concern_it():

@@ -14,16 +14,17 @@ import torch
 from browser import Page, needs_browser, visit
 from conftest import load_tiny
 
-from driftlens import ROME, SADR, DriftlensError, Fact, clinic, load_records
+from driftlens import ROME, SADR, DriftlensError, Fact, GuardedSADR, clinic, load_records
 from driftlens.clinics import ClinicReport, UserProbe
 from driftlens.clinics.answers import greedy_answers, says
 from driftlens.clinics.english import ENGLISH, PROPERTIES
 from driftlens.clinics.generated import _beginnings, _neighbor
 from driftlens.clinics.knowledge import _needed, invented_names
-from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, takes
+from driftlens.clinics.path import Candidate, choose, takes
 from driftlens.clinics.probes import Probe, build_probes, probe_record
 from driftlens.clinics.recorded import joined_relations, kind_of
 from driftlens.clinics.relation import Relation, find_relation, normal
+from driftlens.clinics.restraints import Restraint, editor_for, gamma_path, guards_beside, restraints
 from driftlens.clinics.templates import known_relations, other_relations
 from driftlens.clinics.verdict import judge
 from driftlens.data import TASKS, Record, TaskPrompt
@@ -44,7 +45,9 @@ def report(demo_model: Any, record: Any) -> ClinicReport:
     """One whole visit; the record's own prompts are no probes."""
     own = [prompt.text for prompts in record.tasks.values() for prompt in prompts]
     probes = ["{} is <i>led</i> by", UserProbe(prompt="Fidite was founded in", answer="Nowhere")]
-    return clinic(demo_model, record.fact, editor=quick(demo_model), gammas=(5e-3,), probes=probes, avoid=own)
+    return clinic(
+        demo_model, record.fact, editor=quick(demo_model), gammas=(5e-3,), guards=(0.25,), probes=probes, avoid=own
+    )
 
 
 # --- answers ---
@@ -280,7 +283,7 @@ def test_a_record_of_probes_says_where_each_stands():
 def candidates(*probabilities: float) -> list[Candidate]:
     gammas = [0.0, 0.1, 0.2, 0.3]
     return [
-        Candidate(gamma=gamma, result=None, seconds=0.0, taken=p > 0.3, probability=p)  # type: ignore[arg-type]
+        Candidate(restraint=Restraint(gamma=gamma), result=None, seconds=0.0, taken=p > 0.3, probability=p)  # type: ignore[arg-type]
         for gamma, p in zip(gammas, probabilities, strict=False)
     ]
 
@@ -288,7 +291,13 @@ def candidates(*probabilities: float) -> list[Candidate]:
 def table(**shares: list[tuple[float, float]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"gamma": gamma, "kind": kind, "stands": stands, "probability": probability, "n": 10}
+            {
+                "restraint": Restraint(gamma=gamma).name,
+                "kind": kind,
+                "stands": stands,
+                "probability": probability,
+                "n": 10,
+            }
             for kind, rows in shares.items()
             for gamma, (stands, probability) in zip([0.0, 0.1, 0.2, 0.3], rows, strict=False)
         ]
@@ -297,14 +306,14 @@ def table(**shares: list[tuple[float, float]]) -> pd.DataFrame:
 
 def test_the_strongest_protection_wins_among_edits_that_take():
     seen = table(relation=[(0.2, 0.2), (0.8, 0.7), (0.9, 0.8), (1.0, 0.9)])
-    assert choose(candidates(0.9, 0.9, 0.8, 0.4), seen).gamma == 0.2
-    assert choose(candidates(0.9, 0.9, 0.8, 0.7), seen).gamma == 0.3
-    assert choose(candidates(0.2, 0.4, 0.1, 0.0), seen).gamma == 0.1  # none takes: the nearest
+    assert choose(candidates(0.9, 0.9, 0.8, 0.4), seen).restraint.gamma == 0.2
+    assert choose(candidates(0.9, 0.9, 0.8, 0.7), seen).restraint.gamma == 0.3
+    assert choose(candidates(0.2, 0.4, 0.1, 0.0), seen).restraint.gamma == 0.1  # none takes: the nearest
 
 
 def test_even_shares_are_decided_by_probability():
     seen = table(relation=[(1.0, 0.5), (1.0, 0.9), (1.0, 0.7)], neighbour=[(1.0, 0.9)] * 3)
-    assert choose(candidates(0.9, 0.9, 0.9), seen).gamma == 0.1
+    assert choose(candidates(0.9, 0.9, 0.9), seen).restraint.gamma == 0.1
 
 
 def test_an_edit_must_reach_its_paraphrases_as_far_as_without_sadr():
@@ -352,33 +361,69 @@ def test_verdicts():
     reasons = judge(
         objection=None, taken=True, probability=0.9, kept={"relation": (6, 8)}, paraphrases=(0, 0), plain=2
     ).reasons
-    assert "6 of these 8 keep it in all, without SADR 2" in reasons
+    assert "6 of these 8 keep it in all, without a restraint 2" in reasons
 
 
 def test_the_path_of_gamma(demo_model: Any):
-    editor = editor_for(demo_model, "rome", 0.0)
+    editor = editor_for(demo_model, "rome")
     assert gamma_path(demo_model, editor, None) == (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
     assert gamma_path(demo_model, editor, [0.3, 0.1, 0.0]) == (0.0, 0.1, 0.3)
     with pytest.raises(DriftlensError, match=r"gamma is -1; expected numbers above 0"):
         gamma_path(demo_model, editor, [-1])
     with pytest.raises(DriftlensError, match="unknown editor 'roma'; did you mean 'rome'"):
-        editor_for(demo_model, "roma", 0.0)
+        editor_for(demo_model, "roma")
     own = ROME.for_model(demo_model, regularizers=(SADR(gamma=1.0, heads="all"),))
-    assert editor_for(demo_model, own, 0.0).regularizers == ()
-    assert editor_for(demo_model, own, 0.5).regularizers == (SADR(gamma=0.5, heads="all"),)
+    assert editor_for(demo_model, own).regularizers == ()
+    assert editor_for(demo_model, own, Restraint(gamma=0.5)).regularizers == (SADR(gamma=0.5, heads="all"),)
+
+
+def test_what_is_tried(demo_model: Any):
+    editor = editor_for(demo_model, "rome")
+    assert [one.name for one in restraints(demo_model, editor, (0.1,), None)] == [
+        "plain", "SADR γ = 0.1", "guards μ = ν = 0.25",
+    ]  # fmt: skip
+    assert restraints(demo_model, editor, (), ()) == (Restraint(),)
+    with pytest.raises(DriftlensError, match=r"a weight of guards is 0; expected numbers above 0"):
+        restraints(demo_model, editor, (), (0,))
+    guarded = editor_for(demo_model, "rome", Restraint(guards=2.0), GuardedSADR(asked=3, seed=5))
+    assert guarded.regularizers == (GuardedSADR(asked=3, seed=5, mu=2.0, nu=2.0),)
+    assert guarded.steps == editor_for(demo_model, "rome", Restraint(gamma=0.1)).steps
+
+
+def watched(text: str) -> Probe:
+    return Probe(kind="yours", prompt=text, before="", answer="", probability=0.0, group="")
+
+
+def test_guards_share_nothing_with_the_probes(demo_model: Any, record: Any, report: ClinicReport):
+    told = list(report.probes["prompt"])
+    own = [watched(text) for text in told]
+    own.append(watched(f"The age of {record.fact.subject} was"))
+    peers = [record.fact.subject, "Zorblax", *{one.fact.subject for one in load_records("demo")}]
+    guards = guards_beside(own, record.fact, peers)
+    assert "Zorblax" in guards.subjects
+    assert not [name for name in guards.subjects if any(name in text for text in told)]
+    (made,) = guards.prompts(demo_model, [record.fact])
+    assert made
+    assert not set(made) & {probe.prompt for probe in own}
 
 
 # --- the whole visit ---
 
 
 def test_the_report_tells_what_the_edits_do(demo_model: Any, record: Any, report: ClinicReport):
-    assert list(report.path["gamma"]) == [0.0, 5e-3]
+    assert list(report.path["restraint"]) == ["plain", "SADR γ = 0.005", "guards μ = ν = 0.25"]
+    assert list(report.path["gamma"]) == [0.0, 5e-3, 0.0]
+    assert list(report.path["guards"]) == [0.0, 0.0, 0.25]
     assert report.path["recommended"].sum() == 1
     assert report.edit is not None
     assert report.plain is not None
-    assert report.edit.provenance["regularizers"] == (
-        f"(SADR(gamma={report.gamma}, heads='selected', layers=None, eps=1e-08),)" if report.gamma else "()"
-    )
+    told = report.edit.provenance["regularizers"]
+    assert report.restraint is not None
+    assert ("GuardedSADR" in told) == bool(report.restraint.guards)
+    if not report.restraint.guards:
+        assert told == (
+            f"(SADR(gamma={report.gamma}, heads='selected', layers=None, eps=1e-08),)" if report.gamma else "()"
+        )
     table: Any = report.probes
     for name, edit in (("plain", report.plain), ("recommended", report.edit)):
         answers = greedy_answers(demo_model, list(table["prompt"]), edit)
@@ -410,9 +455,10 @@ def test_the_probabilities_are_those_of_the_edited_weights(demo_model: Any, reco
 
 def test_the_json_is_complete_and_valid(report: ClinicReport):
     document = json.loads(report.to_json())
-    assert document["schema"] == "driftlens-clinic-1"
+    assert document["schema"] == "driftlens-clinic-2"
     assert set(document) == set(
-        "schema driftlens model model_hash editor seed seconds fact verdict knowledge recommended_gamma second_moment "
+        "schema driftlens model model_hash editor seed seconds fact verdict knowledge recommended recommended_gamma "
+        "second_moment "
         "path scores probes drift heads generations".split()
     )
     assert document["verdict"]["name"] == report.verdict.name
@@ -542,7 +588,7 @@ def test_a_random_model_of_any_family_cannot_be_judged(family: str, checkpoints:
     assert found.edit is None
     moment = torch.eye(model.d_mlp)
     editor = ROME.for_model(model, second_moment=moment, contexts=("{}",), steps=3)
-    forced = clinic(model, fact, editor=editor, gammas=(0.1,), force=True, probes=["The"])
+    forced = clinic(model, fact, editor=editor, gammas=(0.1,), guards=(), force=True, probes=["The"])
     assert forced.verdict.name == "cannot judge"
     assert forced.edit is not None
     assert len(forced.path) == 2

@@ -18,14 +18,16 @@ from driftlens.clinics.findings import (
 )
 from driftlens.clinics.generated import from_generations
 from driftlens.clinics.knowledge import Knowledge, examine
-from driftlens.clinics.path import Candidate, choose, editor_for, gamma_path, measure, scores, take_moments, takes
+from driftlens.clinics.path import Candidate, choose, measure, scores, takes
 from driftlens.clinics.probes import KINDS, UserProbe, build_probes
 from driftlens.clinics.relation import find_relation
 from driftlens.clinics.report import ClinicReport
+from driftlens.clinics.restraints import PLAIN, Restraint, editor_for, guards_beside, restraints, take_moments
 from driftlens.clinics.templates import known_relations, other_relations, peers_of
 from driftlens.clinics.verdict import Verdict, judge, scarce
 from driftlens.data import Fact, Record, load_records
 from driftlens.editors.base import Editor
+from driftlens.editors.guarded import GuardedSADR
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.prompts import tokenize_prompt
@@ -46,6 +48,7 @@ def clinic(
     editor: str | Editor | Callable[[float], Editor] = "rome",
     prepare: Callable[[Editor], Editor] | None = None,
     gammas: Sequence[float] | None = None,
+    guards: Sequence[float] | None = None,
     kind: str | None = None,
     force: bool = False,
     avoid: Collection[str] = (),
@@ -69,6 +72,7 @@ def clinic(
         editor: "rome", "memit" or "pmet" with the model's presets, an editor, or a function from γ to one.
         prepare: gives the editor its second moments, once, before the first edit; default: over its own corpus.
         gammas: the path of γ; default: five around the model's preset.
+        guards: the weights μ = ν of guards; default: one, the model's; ``()``: none.
         kind: what the subject is ("person", "place", "organisation", "work", "product", "country"), and so what else it
             can be asked; default: by the wording of the prompt and by the records.
         force: edit also where the model does not know the fact.  The verdict stays "cannot judge".
@@ -91,7 +95,7 @@ def clinic(
     # Checked by the fact's own rules, with a stand-in where nobody says what holds.
     request = fact or Fact(subject=subject, prompt=prompt, target_true=true or f"{new} …", target_new=new)
     tokenize_prompt(model, request.text, request.target_new)
-    path = gamma_path(model, editor_for(model, editor, 0.0), gammas)
+    path = restraints(model, editor_for(model, editor), gammas, guards)
 
     visit.note("ask the model")
     given = records if records is not None else (load_records("demo") if model.name == "demo" else ())
@@ -121,7 +125,7 @@ def clinic(
     if (knowledge.objection is not None and not force) or not known or known == request.target_new:
         objection = knowledge.objection or f"the model has no answer to {request.text!r}; say with --true what holds"
         verdict = Verdict(name="cannot judge", reasons=(objection, "nothing was edited"))
-        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor, 0.0), time.perf_counter() - start)
+        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor), time.perf_counter() - start)
     fact = replace(request, target_true=known)
 
     visit.note("build probes")
@@ -140,17 +144,18 @@ def clinic(
     missing = scarce(built, kind_known=kind is not None)
     if missing is not None and not force:
         verdict = Verdict(name="cannot judge", reasons=(missing, "nothing was edited"))
-        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor, 0.0), time.perf_counter() - start)
+        return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor), time.perf_counter() - start)
     visit.note("second moments")
-    prepared = _prepared(model, editor_for(model, editor, 0.0), prepare)
-    candidates = _edits(visit, fact, editor, path, prepared)
+    prepared = _prepared(model, editor_for(model, editor), prepare)
+    beside = guards_beside(built, fact, peers_of(relations, kind))
+    candidates = _edits(visit, fact, editor, path, prepared, beside)
     visit.note("ask the edited models")
     candidates, measured = measure(model, fact, built, candidates, batch_size=batch_size)
     choosing = scores(built, measured, held_out=False)
     chosen = choose(candidates, choosing)
     table = answers_table(visit, built, measured, candidates[0], chosen)
     visit.note("measure attention")
-    drift, heads, by_gamma = drift_tables(visit, fact, built, candidates, chosen)
+    drift, heads, by_restraint = drift_tables(visit, fact, built, candidates, chosen)
     visit.note("write on")
     generations = generations_table(visit, fact, built, candidates[0], chosen)
     held_out = scores(built, measured, held_out=True)
@@ -160,13 +165,13 @@ def clinic(
         request=asked,
         model=model.title,
         model_hash=model.model_hash,
-        editor=_told(editor_for(model, editor, 0.0)),
+        editor=_told(editor_for(model, editor)),
         knowledge=knowledge,
         verdict=verdict,
-        gamma=chosen.gamma,
+        restraint=chosen.restraint,
         edit=chosen.result.edit,
         plain=candidates[0].result.edit,
-        path=path_table(candidates, chosen, choosing, by_gamma),
+        path=path_table(candidates, chosen, choosing, by_restraint),
         scores=held_out,
         probes=table,
         drift=drift,
@@ -185,17 +190,18 @@ def _edits(
     visit: Visit,
     fact: Fact,
     editor: str | Editor | Callable[[float], Editor],
-    path: Sequence[float],
+    path: Sequence[Restraint],
     prepared: Editor,
+    guards: GuardedSADR,
 ) -> list[Candidate]:
-    """An edit for each γ, all with the second moments of ``prepared``."""
+    """An edit for each restraint, all with the second moments of ``prepared``."""
     found: list[Candidate] = []
     moments = prepared.given_second_moments
-    for gamma in path:
-        own = editor_for(visit.model, editor, gamma)
+    for restraint in path:
+        own = editor_for(visit.model, editor, restraint, guards)
         if moments:
             own = own.with_second_moments(moments)
-        what = f"edit {len(found) + 1} of {len(path)}, {'without SADR' if not gamma else f'γ = {gamma:g}'}"
+        what = f"edit {len(found) + 1} of {len(path)}, {restraint.name}"
         visit.note(what, 0, own.most_steps)
 
         def on_step(step: int, _: int, what: str = what, total: int = own.most_steps) -> None:
@@ -203,7 +209,7 @@ def _edits(
 
         start = time.perf_counter()
         (result,) = own.edit_many(visit.model, [fact], on_step=on_step)
-        found.append(Candidate(gamma=gamma, result=result, seconds=time.perf_counter() - start))
+        found.append(Candidate(restraint=restraint, result=result, seconds=time.perf_counter() - start))
     return found
 
 
@@ -215,7 +221,7 @@ def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any,
         if kind != "paraphrase":
             kept[kind] = (int(own["recommended_keeps"].sum()), len(own))
             plain += int(own["plain_keeps"].sum()) if kind != "yours" else 0
-    rows = held_out[(held_out["gamma"] == chosen.gamma) & (held_out["kind"] == "paraphrase")]
+    rows = held_out[(held_out["restraint"] == chosen.restraint.name) & (held_out["kind"] == "paraphrase")]
     n = int(rows["n"].sum())
     wins = round(float((rows["stands"] * rows["n"]).sum())) if n else 0
     return judge(
@@ -224,7 +230,7 @@ def _verdict(knowledge: Knowledge, chosen: Candidate, choosing: Any, table: Any,
         probability=chosen.probability,
         kept=kept,
         paraphrases=(wins, n),
-        plain=plain if chosen.gamma else None,
+        plain=plain if chosen.restraint != PLAIN else None,
         kind_known=knowledge.subject_kind is not None,
     )
 
@@ -240,11 +246,11 @@ def _nothing(
         editor=_told(editor),
         knowledge=knowledge,
         verdict=verdict,
-        gamma=None,
+        restraint=None,
         edit=None,
         plain=None,
-        path=empty("gamma"),
-        scores=empty("gamma kind stands probability n"),
+        path=empty("restraint"),
+        scores=empty("restraint kind stands probability n"),
         probes=empty("kind"),
         drift=empty("edit"),
         heads=empty("edit"),

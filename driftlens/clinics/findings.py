@@ -65,7 +65,7 @@ def answers_table(
         for name in by_name:
             row[f"{name}_keeps"] = says(said[name][number].continuation, probe.answer)
         for name, one in by_name.items():
-            at = measured[(measured["gamma"] == one.gamma) & (measured["probe"] == number)].iloc[0]
+            at = measured[(measured["restraint"] == one.restraint.name) & (measured["probe"] == number)].iloc[0]
             row[f"{name}_p_answer"], row[f"{name}_p_other"] = float(at["p_answer"]), float(at["p_other"])
         rows.append(row)
     columns = (
@@ -82,14 +82,14 @@ def _shown(answer: str, continuation: str) -> str:
 
 def drift_tables(
     visit: Visit, fact: Fact, probes: Sequence[Probe], candidates: Sequence[Candidate], chosen: Candidate
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[float, float]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
     """Drift of the last token's attention; in a model with no layer above the edit none can be."""
     model = visit.model
     if max(layer for one in candidates for layer in one.result.edit.layers) >= model.n_layers - 1:
         return empty("edit place kl max_subject prompts"), empty(_HEADS), {}
     edits = [one.result.edit for one in candidates]
     each = attention_drift(model, edits, [fact.text] * len(edits), fact.subject, batch_size=visit.batch_size)
-    by_gamma = {one.gamma: float(kl) for one, kl in zip(candidates, each.table["kl"], strict=True)}
+    by_restraint = {one.restraint.name: float(kl) for one, kl in zip(candidates, each.table["kl"], strict=True)}
     places = {"the edit's prompt": [fact.text]}
     distracted = [probe.prompt for probe in probes if probe.kind == "distractor"]
     if distracted:
@@ -105,7 +105,7 @@ def drift_tables(
             columns = ["kl", "drift_subject", "vanilla_subject", "edited_subject"]
             by_head = found.heads.groupby(["layer", "head"], as_index=False)[columns].mean()
             heads.append(by_head.assign(edit=name, place=place)[_HEADS.split()])
-    return pd.DataFrame(rows), pd.concat(heads, ignore_index=True), by_gamma
+    return pd.DataFrame(rows), pd.concat(heads, ignore_index=True), by_restraint
 
 
 _HEADS = "edit place layer head kl drift_subject vanilla_subject edited_subject"
@@ -127,20 +127,22 @@ def generations_table(
 
 
 def path_table(
-    candidates: Sequence[Candidate], chosen: Candidate, choosing: Any, drift: dict[float, float]
+    candidates: Sequence[Candidate], chosen: Candidate, choosing: Any, drift: dict[str, float]
 ) -> pd.DataFrame:
-    """A row per γ."""
+    """A row per candidate."""
     rows: list[dict[str, Any]] = []
     for one in candidates:
-        own = choosing[choosing["gamma"] == one.gamma].set_index("kind")["stands"]
+        own = choosing[choosing["restraint"] == one.restraint.name].set_index("kind")["stands"]
         rows.append(
             {
-                "gamma": one.gamma,
-                "recommended": one.gamma == chosen.gamma,
+                "restraint": one.restraint.name,
+                "gamma": one.restraint.gamma,
+                "guards": one.restraint.guards,
+                "recommended": one.restraint == chosen.restraint,
                 "takes": takes(one, choosing),
                 "p_new": one.probability,
                 **{kind: float(own.get(kind, float("nan"))) for kind in KINDS},
-                "drift": drift.get(one.gamma, float("nan")),
+                "drift": drift.get(one.restraint.name, float("nan")),
                 "steps": len(one.result.history),
                 "seconds": one.seconds,
             }

@@ -31,12 +31,9 @@ _LOOKS = {"ship": "good", "ship with care": "care", "do not ship": "bad", "canno
 def page(report: Any) -> str:
     """The whole page."""
     request = report.request
-    edited = report.gamma is not None
+    edited = report.restraint is not None
     shown = {
-        "path": [
-            _line([_gamma_text(one.gamma), *_path_cells(one)], chosen=bool(one.recommended))
-            for one in _rows(report.path)
-        ],
+        "path": [_line([one.restraint, *_path_cells(one)], chosen=bool(one.recommended)) for one in _rows(report.path)],
         "held_out": _held_out(report),
         "probes": _probes(report),
         "drift": _drift(report),
@@ -54,7 +51,7 @@ def page(report: Any) -> str:
         edited=edited,
         chosen=chosen_text(report),
         knowledge=_knowledge(report),
-        path_head=("γ", *_PATH_HEAD),
+        path_head=("restraint", *_PATH_HEAD),
         origin=_origin(report),
         **(shown if edited else {}),
     )
@@ -65,18 +62,18 @@ def card(report: Any) -> str:
     request = report.request
     text = f"{request['prompt'].replace('{}', request['subject'], 1)} …"
     change = f"{request['target_true'] or '?'} → {request['target_new']}"
-    told = {"prompt": text, "edit": change, "recommended": _gamma_text(report.gamma), "model": report.model}
+    told = {"prompt": text, "edit": change, "recommended": _restraint_text(report), "model": report.model}
     shown = [pairs(told), *(faint(reason) for reason in report.verdict.reasons)]
-    if report.gamma is not None:
-        rows = [[f"{one.gamma:g}", *_path_cells(one)] for one in _rows(report.path)]
-        shown.append(table(("γ", *_PATH_HEAD), rows, numbers=len(_PATH_HEAD)))
+    if report.restraint is not None:
+        rows = [[one.restraint, *_path_cells(one)] for one in _rows(report.path)]
+        shown.append(table(("restraint", *_PATH_HEAD), rows, numbers=len(_PATH_HEAD)))
     return small_card("edit clinic", report.verdict.name, *shown)
 
 
 def chosen_text(report: Any) -> str:
     """Which edit the verdict is about.  What must not be shipped is not recommended either."""
     lead = "Recommended" if report.verdict.name.startswith("ship") else "Best of what was tried"
-    return f"{lead}: {_gamma_text(report.gamma)}"
+    return f"{lead}: {_restraint_text(report)}"
 
 
 def percent(share: float) -> str:
@@ -133,8 +130,8 @@ def _held_out(report: Any) -> list[dict[str, Any]]:
         probes: Any = report.probes[(report.probes["kind"] == kind) & report.probes["held_out"]]
         if not len(own):
             continue
-        shares = own.set_index("gamma")["stands"]
-        cells = [percent(float(shares.loc[gamma])) for gamma in (0.0, report.gamma)]
+        shares = own.set_index("restraint")["stands"]
+        cells = [percent(float(shares.loc[name])) for name in ("plain", report.restraint.name)]
         kept = [percent(float(probes[f"{which}_keeps"].mean())) for which in ("plain", "recommended")]
         lines.append(_line([name, str(len(probes)), *cells, *kept]))
     return lines
@@ -195,10 +192,8 @@ def _origin(report: Any) -> dict[str, str]:
     }
 
 
-def _gamma_text(gamma: float | None) -> str:
-    if gamma is None:
-        return "nothing was edited"
-    return f"SADR γ = {gamma:g}" if gamma else "plain, no SADR"
+def _restraint_text(report: Any) -> str:
+    return "nothing was edited" if report.restraint is None else report.restraint.name
 
 
 def _rows(of: Any) -> list[Any]:

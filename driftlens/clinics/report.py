@@ -3,9 +3,10 @@
 The JSON (``schema`` is :data:`SCHEMA`; a change that could break a reader gets another number) has the keys
 
 ``schema, driftlens, model, model_hash, editor, seed, seconds, fact`` (subject, prompt, target_true, target_new),
-``verdict`` (name, reasons), ``knowledge`` (:class:`driftlens.clinics.knowledge.Knowledge`), ``recommended_gamma``
-(null: nothing edited; 0: the editor without SADR), ``path, scores, probes, drift, heads, generations`` (lists of the
-rows of the tables of :class:`ClinicReport`), ``second_moment``.  Numbers that are not finite are null.
+``verdict`` (name, reasons), ``knowledge`` (:class:`driftlens.clinics.knowledge.Knowledge`), ``recommended`` (restraint,
+gamma and guards; null: nothing edited), ``recommended_gamma`` (0: without SADR), ``path, scores, probes, drift, heads,
+generations`` (lists of the rows of the tables of :class:`ClinicReport`), ``second_moment``.  Numbers that are not
+finite are null.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from driftlens.clinics.knowledge import Knowledge
+from driftlens.clinics.restraints import Restraint
 from driftlens.clinics.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "ClinicReport"]
 
-SCHEMA = "driftlens-clinic-1"
+SCHEMA = "driftlens-clinic-2"
 
 _TABLES = ("path", "scores", "probes", "drift", "heads", "generations")
 
@@ -44,12 +46,13 @@ class ClinicReport:
         editor: how was edited, in a few words.
         knowledge: what the vanilla model knows.
         verdict: one of four, with reasons.
-        gamma: the recommended γ; 0 is the editor without SADR, None: nothing was edited.
+        restraint: the recommended one; None: nothing was edited.
         edit: the recommended edit.
-        plain: the edit without SADR.
-        path: a row per γ: ``gamma, recommended, takes, p_new, paraphrase, relation, neighbour, distractor, yours``
-            (shares of the choosing probes that stand), ``drift`` (Σ KL behind the edit's prompt), ``steps, seconds``.
-        scores: held-out shares that stand: ``gamma, kind, stands, probability, n``.
+        plain: the edit without a restraint.
+        path: a row per restraint: ``restraint, gamma, guards, recommended, takes, p_new``, ``paraphrase, relation,
+            neighbour, distractor, yours`` (shares of the choosing probes that stand), ``drift`` (Σ KL behind the edit's
+            prompt), ``steps, seconds``.
+        scores: held-out shares that stand: ``restraint, kind, stands, probability, n``.
         probes: a row per probe: ``kind, held_out, group, prompt, distractor, failed_before,
             answer, before, probability,
             plain, recommended`` (greedy answers), ``plain_keeps, recommended_keeps, plain_p_answer, plain_p_other,
@@ -69,7 +72,7 @@ class ClinicReport:
     editor: str
     knowledge: Knowledge
     verdict: Verdict
-    gamma: float | None
+    restraint: Restraint | None
     edit: Edit | None
     plain: Edit | None
     path: pd.DataFrame
@@ -82,8 +85,8 @@ class ClinicReport:
     seed: int
 
     def __repr__(self) -> str:
-        gamma = "nothing edited" if self.gamma is None else f"γ = {self.gamma:g}"
-        return f"ClinicReport({self.request['subject']!r}: {self.verdict.name}, {gamma})"
+        told = "nothing edited" if self.restraint is None else self.restraint.name
+        return f"ClinicReport({self.request['subject']!r}: {self.verdict.name}, {told})"
 
     def _repr_html_(self) -> str:
         from driftlens.clinics.page import card
@@ -91,9 +94,14 @@ class ClinicReport:
         return card(self)
 
     @property
+    def gamma(self) -> float | None:
+        """The recommended γ: 0 where SADR is not recommended, None where nothing was edited."""
+        return None if self.restraint is None else self.restraint.gamma
+
+    @property
     def changed(self) -> pd.DataFrame:
-        """The probes whose answer is not what it should be, under the recommendation or without SADR; those that the
-        unedited model fails as well are not among them.
+        """The probes whose answer is not what it should be, under the recommendation or without a restraint; those
+        that the unedited model fails as well are not among them.
         """
         probes: Any = self.probes
         if not len(probes):
@@ -115,6 +123,9 @@ class ClinicReport:
             "fact": self.request,
             "verdict": {"name": self.verdict.name, "reasons": list(self.verdict.reasons)},
             "knowledge": _plain(asdict(self.knowledge)),
+            "recommended": None
+            if self.restraint is None
+            else {"restraint": self.restraint.name, "gamma": self.gamma, "guards": self.restraint.guards},
             "recommended_gamma": self.gamma,
             "second_moment": self.edit.provenance.get("second_moment", "") if self.edit is not None else "",
             **{name: _rows(getattr(self, name)) for name in _TABLES},

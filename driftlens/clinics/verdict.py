@@ -75,7 +75,7 @@ def judge(
         kept: by kind, how many held-out probes keep their answer, of how many; "yours" are the user's.
         paraphrases: in how many held-out ones the new target wins, of how many.
         kind_known: whether it is known what kind of thing the subject is, and so what it can be asked.
-        plain: how many of the held-out probes keep their answer without SADR, where SADR is recommended.
+        plain: how many of the held-out probes keep their answer without a restraint, where one is recommended.
     """
     lacking = sum(max(0, ENOUGH - kept.get(kind, (0, 0))[1]) for kind in NEEDED)
     # The user's own probes stand in for what could not be made.
@@ -84,7 +84,7 @@ def judge(
     told = [f"P(new) behind the edit's prompt is {probability:.2f}"]
     told += [f"{right} of {n} held-out {NAMES[kind]} keep their answer" for kind, (right, n) in counts.items()]
     if plain is not None and asked:
-        told.append(f"{good} of these {asked} keep it in all, without SADR {plain}")
+        told.append(f"{good} of these {asked} keep it in all, without a restraint {plain}")
     if paraphrases[1]:
         told.append(f"the new answer wins in {paraphrases[0]} of {paraphrases[1]} held-out paraphrases")
     own = kept.get("yours", (0, 0))

@@ -122,6 +122,7 @@ def _visit(
         editor=editor,
         prepare=prepare,
         gammas=(options.gamma,) if options.gamma is not None else options.gammas,
+        guards=options.guards,
         kind=options.kind,
         force=options.force,
         seed=options.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -23,8 +23,8 @@ REPORT = ("clinic.html", "clinic.json")
 """The files of the report, in `--out`."""
 
 _DESCRIPTION = """\
-The edit clinic: ask the model whether it knows the fact, edit it without and with SADR at a few weights γ, choose one
-on probes made for this fact, and say whether the edited model should be used."""
+The edit clinic: ask the model whether it knows the fact, edit it without a restraint, with SADR at a few weights γ and
+with guards, choose one on probes made for this fact, and say whether the edited model should be used."""
 
 _EPILOG = """\
 examples:
@@ -59,6 +59,10 @@ def _number_list(text: str) -> tuple[float, ...]:
     return tuple(sorted({convert(part.strip()) for part in text.split(",")}))
 
 
+def _guard_weights(text: str) -> tuple[float, ...]:
+    return () if text.strip() == "0" else _number_list(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(EditorOptions, ChatOptions):
     """What the command line says; None where it says nothing and the model or the data decide."""
@@ -90,6 +94,14 @@ class EditOptions(EditorOptions, ChatOptions):
     )
     gammas: tuple[float, ...] | None = option(
         None, "the weights γ to try; default: five around the preset's", "G,G", _number_list, group=_PROBES
+    )
+
+    guards: tuple[float, ...] | None = option(
+        None,
+        "the weights μ = ν of guards to try beside SADR, 0: none; default: the model's, none with --gamma",
+        "W,W",
+        _guard_weights,
+        group=_PROBES,
     )
 
     seed: int = option(0, "seed of prefixes, probes and texts (default %(default)s)", "N", seed_number, group=EDITOR)
@@ -128,6 +140,8 @@ def _checked(options: EditOptions) -> EditOptions:
     if options.gamma is not None and options.gammas is not None:
         raise DriftlensError("--gamma is the only weight to try and --gammas are several; give one of the two")
     _check_places(options)
+    if options.gamma is not None and options.guards is None:
+        return replace(options, guards=())
     return options
 
 

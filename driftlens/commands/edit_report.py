@@ -34,19 +34,19 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Terminal) -> No
         "it answers": f"{known.answer or '(nothing)'}, probability {known.answer_probability:.2f}"
         + ("" if known.given else "; taken for what holds, since there is no --true"),
     }
-    if report.gamma is not None and known.subject_kind is None:
+    if report.restraint is not None and known.subject_kind is None:
         lines["beware"] = "nobody says what kind of thing the subject is, so few other facts are asked; say with --kind"
     for name, line in lines.items():
         head.add_row(name, line)
     console.print(head)
-    if report.gamma is not None:
+    if report.restraint is not None:
         console.print()
         console.print(_path(report))
         _tell_changed(report, console)
         _tell_drift(report, console)
     console.print()
     console.print(styled(report.verdict.name, f"bold {_COLOURS[report.verdict.name]}"))
-    if report.gamma is not None:
+    if report.restraint is not None:
         console.print(f"  {chosen_text(report)}; judged by the other half of the probes:", soft_wrap=True)
     for reason in report.verdict.reasons:
         console.print(f"  {reason}", soft_wrap=True)
@@ -57,15 +57,14 @@ def tell(report: ClinicReport, written: Sequence[Path], console: Terminal) -> No
 
 def _path(report: ClinicReport) -> Table:
     new = report.request["target_new"]
-    table = _table(f"choosing γ: percent of one half of the probes where the right answer beats {new!r}")
-    for name in ("γ", "takes", "P(new)", "wordings", "other facts", "others", "distracted", "drift"):
-        table.add_column(name, justify="left" if name in ("γ", "takes") else "right", no_wrap=True)
+    table = _table(f"choosing a restraint: percent of one half of the probes where the right answer beats {new!r}")
+    for name in ("restraint", "takes", "P(new)", "wordings", "other facts", "others", "distracted", "drift"):
+        table.add_column(name, justify="left" if name in ("restraint", "takes") else "right", no_wrap=True)
     one: Any
     for one in report.path.itertuples():
         shares = [percent(share) for share in (one.paraphrase, one.relation, one.neighbour, one.distractor)]
-        gamma = f"{one.gamma:g}" if one.gamma else "plain"
         drift = f"{one.drift:.3g}" if one.drift == one.drift else "–"
-        cells = [f"{'▸' if one.recommended else ' '} {gamma}", "yes" if one.takes else "no", f"{one.p_new:.2f}"]
+        cells = [f"{'▸' if one.recommended else ' '} {one.restraint}", "yes" if one.takes else "no", f"{one.p_new:.2f}"]
         table.add_row(*cells, *shares, drift, style="bold" if one.recommended else "")
     return table
 

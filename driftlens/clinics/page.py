@@ -32,16 +32,6 @@ def page(report: Any) -> str:
     """The whole page."""
     request = report.request
     edited = report.restraint is not None
-    shown = {
-        "path": [_line([one.restraint, *_path_cells(one)], chosen=bool(one.recommended)) for one in _rows(report.path)],
-        "held_out": _held_out(report),
-        "probes": _probes(report),
-        "drift": _drift(report),
-        "generations": [
-            [short(str(one[name]), _LONGEST) for name in ("prompt", "vanilla", "plain", "recommended")]
-            for one in report.generations.to_dict(orient="records")
-        ],
-    }
     return render(
         "clinics/page.html",
         report=report,
@@ -53,8 +43,22 @@ def page(report: Any) -> str:
         knowledge=_knowledge(report),
         path_head=("restraint", *_PATH_HEAD),
         origin=_origin(report),
-        **(shown if edited else {}),
+        **(_shown(report) if edited else {}),
     )
+
+
+def _shown(report: Any) -> dict[str, Any]:
+    """What there is to show of an edit."""
+    return {
+        "path": [_line([one.restraint, *_path_cells(one)], chosen=bool(one.recommended)) for one in _rows(report.path)],
+        "held_out": _held_out(report),
+        "probes": _probes(report),
+        "drift": _drift(report),
+        "generations": [
+            [short(str(one[name]), _LONGEST) for name in ("prompt", "vanilla", "plain", "recommended")]
+            for one in report.generations.to_dict(orient="records")
+        ],
+    }
 
 
 def card(report: Any) -> str:

@@ -7,8 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # the processor.  Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# With DRIFTLENS_CHECK_SHAPES=1 every call of the package is checked against its annotations, shapes of tensors
-# included. Set before the package is imported.
+# With DRIFTLENS_CHECK_SHAPES=1 every call of the package is checked against the shapes that its annotations tell.
+# Before the package is imported.
 if os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0":
     from jaxtyping import install_import_hook
 
@@ -23,6 +23,10 @@ import torch
 from checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint
 
 BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
+
+wrong_shapes = pytest.mark.skipif(
+    os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0", reason="gives wrong shapes on purpose"
+)
 
 _loaded: dict[str, Any] = {}
 

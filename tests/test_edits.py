@@ -352,5 +352,6 @@ def test_results_print_in_a_line(lens_model: LensModel):
     vectors: Any = {1: torch.ones(lens_model.d_mlp)}
     result = EditResult(fact=fact, edit=edit, history=history, keys=vectors, values=vectors)
     assert repr(result) == f"EditResult('Ann lives in': 'Paris' → 'Rome', {edit!r}, 2 steps, P(new) 0.988)"
-    joint = JointEditResult(facts=(fact, fact), edit=edit, history=history, keys=vectors, values=vectors)
+    rows: Any = {1: torch.ones(2, lens_model.d_mlp)}
+    joint = JointEditResult(facts=(fact, fact), edit=edit, history=history, keys=rows, values=rows)
     assert repr(joint) == f"JointEditResult(2 facts: 'Ann lives in': 'Paris' → 'Rome', …; {edit!r})"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_tiny
+from conftest import load_tiny, wrong_shapes
 from plain import SITES, PlainModel
 from torch import Tensor
 
@@ -339,6 +339,7 @@ def test_a_closing_eos_is_left_out(lens_model: LensModel):
     assert not adds_bos(tokenizer)
 
 
+@wrong_shapes
 def test_mistakes_are_one_line(lens_model: LensModel):
     batch = one_row(lens_model)
     long = Batch(torch.zeros(1, 65, dtype=torch.long), torch.ones(1, 65, dtype=torch.bool))

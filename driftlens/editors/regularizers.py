@@ -102,7 +102,7 @@ class Observed:
 
     attention: Float[Tensor, "layers rows heads keys"] | None = None
     patterns: Float[Tensor, "layers rows heads queries keys"] | None = None
-    hidden: Float[Tensor, "1+layers rows queries d_model"] | None = None
+    hidden: Float[Tensor, "states rows queries d_model"] | None = None
     log_probabilities: Float[Tensor, "rows d_vocab"] | None = None
     target: Float[Tensor, "rows"] | None = None
 

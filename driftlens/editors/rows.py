@@ -151,7 +151,7 @@ class Vanilla:
     failures: Mapping[int, Failure]
     groups: tuple[tuple[Int[Tensor, "members"], Rows], ...]
     target_init: Float[Tensor, "facts places d_model"]
-    keys: Float[Tensor, "facts 1+contexts d_mlp"]
+    keys: Float[Tensor, "facts prompts d_mlp"]
 
 
 @torch.no_grad()

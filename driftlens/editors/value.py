@@ -52,7 +52,7 @@ class OptimizedValue:
     delta: Float[Tensor, "d_model"]
     target_init: Float[Tensor, "d_model"]
     history: pd.DataFrame
-    keys: Float[Tensor, "1+contexts d_mlp"]
+    keys: Float[Tensor, "prompts d_mlp"]
     side_delta: Float[Tensor, "d_model"] | None = None
 
     @property

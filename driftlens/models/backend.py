@@ -43,14 +43,17 @@ class Dimensions:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of one pass: where each stands in its row and what it may attend to."""
+    """The columns of one pass: where each stands in its row and what it may attend to.
+
+    ``seq`` counts the batch's columns, ``keys`` those of the prefix before them, too.
+    """
 
     positions: Int[Tensor, "rows seq"]
-    mask: Bool[Tensor, "rows past+seq"]
-    key_positions: Int[Tensor, "rows past+seq"]
-    visible: Bool[Tensor, "rows seq past+seq"]
+    mask: Bool[Tensor, "rows keys"]
+    key_positions: Int[Tensor, "rows keys"]
+    visible: Bool[Tensor, "rows seq keys"]
 
-    def within(self, window: int | None) -> Bool[Tensor, "rows seq past+seq"]:
+    def within(self, window: int | None) -> Bool[Tensor, "rows seq keys"]:
         """What of `visible` a layer attends to that reads only the last `window` positions, the query's own included.
 
         Positions count, not columns: between a branch and its trunk there may be other branches.

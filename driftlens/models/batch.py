@@ -72,7 +72,7 @@ class Batch:
         return Batch(self.tokens[rows, columns], self.mask[rows, columns], until)
 
 
-def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = None) -> Bool[Tensor, "rows seq past+seq"]:
+def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = None) -> Bool[Tensor, "rows seq keys"]:
     """For every query column the key columns that it may attend to: real ones that lead to it, and itself. All of them
     stand behind `prefix`, whose real columns they see.
 
@@ -91,6 +91,6 @@ def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = Non
     return torch.cat([prefix[:, None, :].expand(-1, columns, -1), visible], dim=-1)
 
 
-def standing(visible: Bool[Tensor, "rows seq past+seq"]) -> Int[Tensor, "rows seq"]:
+def standing(visible: Bool[Tensor, "rows seq keys"]) -> Int[Tensor, "rows seq"]:
     """The position of every query column: a token stands behind all that it sees but itself."""
     return visible.sum(-1) - 1

@@ -270,7 +270,7 @@ class BridgeBackend(Backend):
         return getattr(self.model, component).original_component.weight
 
 
-def _mask(visible: Bool[Tensor, "rows seq past+seq"], dtype: torch.dtype) -> Float[Tensor, "rows 1 seq past+seq"]:
+def _mask(visible: Bool[Tensor, "rows seq keys"], dtype: torch.dtype) -> Float[Tensor, "rows 1 seq keys"]:
     """What is added to the scores: 0 where a column is visible."""
     # Finite, as in Hugging Face's own masks: with -inf some half-precision kernels give NaN.
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

@@ -124,7 +124,7 @@ class HookedBackend(Backend):
         return {key: getattr(self.model.cfg, key, None) for key in _MEANINGFUL}
 
 
-def _steps(columns: Columns) -> Int[Tensor, "rows past+seq"]:
+def _steps(columns: Columns) -> Int[Tensor, "rows keys"]:
     """What to hand over as the attention mask, of which the block takes nothing but rotary positions.
 
     It counts them: the sum up to a column, less 1, is its position. A branch begins where its trunk ends, so its first
@@ -153,7 +153,7 @@ class _CacheEntry:
 
 
 @contextmanager
-def _mask_replaced(blocks: list[Any], visible: Bool[Tensor, "rows seq past+seq"]) -> Generator[None]:
+def _mask_replaced(blocks: list[Any], visible: Bool[Tensor, "rows seq keys"]) -> Generator[None]:
     hidden = ~visible[:, None]
 
     def apply_causal_mask(scores: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -56,14 +56,14 @@ class SelfCheck:
     mlp_error: float
 
 
-def check_rows(d_vocab: int, n_ctx: int) -> list[Int[Tensor, "1 seq"]]:
+def check_rows(d_vocab: int, n_ctx: int) -> list[Int[Tensor, "1 _"]]:
     """The prompts of the self-check, a long one and a short one; the same for the same vocabulary."""
     long = torch.randint(d_vocab, (1, min(3 * WINDOW, n_ctx)), generator=torch.Generator().manual_seed(0))
     return [long, long[:, : -(-long.shape[1] // 3)].flip(1)]
 
 
 @torch.no_grad()
-def self_check(model: WrappedModel, reference: Sequence[Float[Tensor, "1 seq d_vocab"]]) -> SelfCheck:
+def self_check(model: WrappedModel, reference: Sequence[Float[Tensor, "1 _ d_vocab"]]) -> SelfCheck:
     """Check `model`, with its windows narrowed to `WINDOW`, against the `reference` logits of each of `check_rows`.
 
     Raises:

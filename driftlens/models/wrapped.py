@@ -197,7 +197,7 @@ class WrappedModel:
         stop: int | None = None,
         past: KeyValues | None = None,
         read: Int[Tensor, "rows read"] | None = None,
-    ) -> Float[Tensor, "rows seq d_model"]:
+    ) -> Float[Tensor, "rows columns d_model"]:
         """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
 
         With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`,
@@ -218,7 +218,7 @@ class WrappedModel:
         columns: int,
         past: KeyValues | None = None,
         read: Int[Tensor, "rows read"] | None = None,
-    ) -> tuple[Float[Tensor, "rows seq d_model"], KeyValues]:
+    ) -> tuple[Float[Tensor, "rows columns d_model"], KeyValues]:
         """A pass to the last block that also keeps the keys and values of its first `columns` columns.
 
         With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,17 +21,7 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     (``for_model``), it chooses again; a number that somebody gave stays.
     """
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
-    return _restrained(model, editor, (replace(own, gamma=gamma),) if gamma else ())
-
-
-def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor:
-    """``editor`` with ``guards`` in place of the SADR that it has; as :func:`with_sadr`."""
-    return _restrained(model, editor, (guards,))
-
-
-def _restrained(model: LensModel, editor: Editor, restraints: Sequence[Regularizer | HasParts]) -> Editor:
-    others = tuple(one for one in editor.regularizers if not isinstance(one, SADR | GuardedSADR))
-    regularizers = (*others, *restraints)
+    regularizers = (*_others(editor), replace(own, gamma=gamma)) if gamma else _others(editor)
     restrained: Any = editor.with_regularizers(model, regularizers)
     if not editor.steps_follow:
         return restrained
@@ -40,3 +29,15 @@ def _restrained(model: LensModel, editor: Editor, restraints: Sequence[Regulariz
     found: Editor = replace(restrained, steps=steps)
     found.follow(follows=True)
     return found
+
+
+def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor:
+    """``editor`` with ``guards`` in place of the SADR that it has, and with as many steps as it has.
+
+    More steps, as SADR takes them, fit the edit better and protect less, at twice the cost (``docs/guarded-sadr.md``).
+    """
+    return editor.with_regularizers(model, (*_others(editor), guards))
+
+
+def _others(editor: Editor) -> tuple[Regularizer | HasParts, ...]:
+    return tuple(one for one in editor.regularizers if not isinstance(one, SADR | GuardedSADR))

@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 from checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint, tiny_model
 from conftest import BRIDGE
 from plain import PlainModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel, load_model
+from driftlens.models.names import DEMO_WEIGHTS
 
 pytestmark = pytest.mark.backend
 
@@ -297,3 +301,22 @@ def test_a_missing_tokenizer(copied: Path):
     (copied / "tokenizer.json").unlink()
     (copied / "tokenizer_config.json").unlink()
     refused(lambda: load_model(copied), "holds no tokenizer", "tokenizer.json")
+
+
+@bridge_only
+def test_loading_in_another_precision_makes_one_copy(tmp_path: Path):
+    """GPT-2's weights are stored transposed; read, converted and bridged they are still there once."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the system does not say what a process holds")
+    config = GPT2Config.from_pretrained(DEMO_WEIGHTS)
+    config.update({"n_embd": 640, "n_layer": 8, "n_head": 10, "n_inner": None})
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_WEIGHTS / name, tmp_path)
+    # In a process of its own, since one that has run other tests holds memory that it can give.
+    command = [sys.executable, "-m", "benchmarks.loading_memory", str(tmp_path), "--dtypes", "bfloat16", "--one"]
+    told = subprocess.run([*command, "--no-check"], check=True, capture_output=True, text=True).stdout
+    found = json.loads(told.splitlines()[-1])
+    assert found["weights_mb"] > 75
+    # Beside the converted copy, the tokenizer and the modules; a second copy would make it 2.
+    assert 0.9 < found["peak_of_no_file_over_weights"] < 1.4

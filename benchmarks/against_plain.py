@@ -15,6 +15,7 @@ every step, the same NLLs, the same probabilities.
 import argparse
 import math
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ class Sides:
         # Plain code stops at a prompt that is too long for the model.
         self.records = [r for r in load_records(options.data, limit=options.records) if readable(self.model, r)]
         self._plain: dict[str, plainly.PlainModel] = {}
-        self.peak = matrix_product_peak(self.model.dtype, self.model.device)
+        self.plain_dtype = getattr(torch, options.plain_dtype) if options.plain_dtype else self.model.dtype
+        self.peak, self.plain_peak = (
+            matrix_product_peak(dtype, self.model.device) for dtype in (self.model.dtype, self.plain_dtype)
+        )
 
     def plain(self, *, attention: str = "sdpa") -> plainly.PlainModel:
         """Hugging Face's default attention, but where its maps are asked for: then only the eager one gives them."""
@@ -56,7 +60,7 @@ class Sides:
             self._plain[attention] = plainly.PlainModel.load(
                 self.folder,
                 device=self.model.device,
-                dtype=getattr(torch, self.options.plain_dtype) if self.options.plain_dtype else self.model.dtype,
+                dtype=self.plain_dtype,
                 attention=attention,
             )
         return self._plain[attention]
@@ -127,8 +131,7 @@ def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
 
         works = {"together": together, "one by one": one_by_one, "plain": plainly_one_by_one}
         times = in_turn(works, sides.options.rounds, sides.model.device)
-        # Facts stop at different steps, so a part is scaled by its steps, not by its number.
-        scale = steps_made(editor, sides, chosen) / steps_made(editor, sides, part)
+        scale = columns_stepped(editor, sides, chosen) / columns_stepped(editor, sides, part)
         found[str(count)] = {
             "seconds_per_edit": {k: round(v / count, 4) for k, v in median(times, "together").items()},
             "plain_over_together": ratio(times, "plain", "together", scale),
@@ -143,16 +146,36 @@ def _edits(sides: Sides, editor: ROME) -> dict[str, Any]:
     }
 
 
-def steps_made(editor: ROME, sides: Sides, records: list[Record]) -> float:
-    """Steps made, which is what the plain way's time goes with."""
+def columns_stepped(editor: ROME, sides: Sides, records: list[Record]) -> float:
+    """Columns that the plain way computes in all steps of these facts, which is what its time goes with: facts stop at
+    different steps, and their prompts are of different lengths.
+    """
     key = (repr(editor.regularizers), tuple(record.index for record in records))
-    if key not in _steps:
+    if key not in _columns:
         results = editor.edit_many(sides.model, [r.fact for r in records], batch_size=len(records))
-        _steps[key] = float(sum(len(result.history) for result in results))
-    return _steps[key]
+        _columns[key] = stepped(sides, editor, records, [len(result.history) for result in results])
+    return _columns[key]
 
 
-_steps: dict[Any, float] = {}
+_columns: dict[Any, float] = {}
+
+
+def stepped(sides: Sides, editor: ROME, records: list[Record], steps: list[int]) -> float:
+    """The same, where the steps are known."""
+    settings = sides.settings(editor)
+    widths = [plainly.edit_columns(sides.plain(), record.fact, settings) for record in records]
+    return float(sum(n * columns for n, columns in zip(steps, widths, strict=True)))
+
+
+def evaluated_columns(sides: Sides, records: list[Record]) -> float:
+    """Columns that the plain way computes for all prompts of these records."""
+    return float(sum(plainly.evaluation_columns(sides.plain(), record) for record in records))
+
+
+def operations_by_step(work: Callable[[int], object], steps: float) -> float:
+    """Operations of so many steps, read off two short runs: they are a + b · steps."""
+    few, more = (operations(lambda n=n: work(n)) for n in (2, 3))
+    return few + (more - few) * (steps - 2)
 
 
 def evaluations(sides: Sides) -> dict[str, Any]:
@@ -178,10 +201,10 @@ def evaluations(sides: Sides) -> dict[str, Any]:
             "plain": lambda pairs=pairs: [plainly.evaluate(plain, record, edit) for record, edit in pairs],
         }
         times = in_turn(works, sides.options.rounds, sides.model.device)
-        prompts = [sum(len(p) for r in records[:n] for p in r.tasks.values()) for n in (count, part)]
+        columns = [evaluated_columns(sides, records[:n]) for n in (count, part)]
         found[str(count)] = {
             "seconds_per_record": {k: round(v / count, 4) for k, v in median(times, "together").items()},
-            "plain_over_together": ratio(times, "plain", "together", prompts[0] / prompts[1]),
+            "plain_over_together": ratio(times, "plain", "together", columns[0] / columns[1]),
         }
     return found
 
@@ -221,9 +244,12 @@ def throughput(sides: Sides) -> dict[str, Any]:
 
         works = {"edit": edit, "evaluate": evaluated, "plain edit": plain_edit, "plain evaluate": plain_evaluated}
         times = in_turn(works, sides.options.rounds, sides.model.device)
-        # Facts stop at different steps, so a part is scaled by its steps, not by its number; prompts by theirs.
+        # The plain way's time goes with the columns it computes, so a part is scaled by these.
         steps = [len(result.history) for result in results]
-        scales = {"edit": sum(steps) / sum(steps[: len(part)]), "evaluate": len(tables[0]) / len(pairs)}
+        scales = {
+            "edit": stepped(sides, editor, records, steps) / stepped(sides, editor, part, steps[: len(part)]),
+            "evaluate": evaluated_columns(sides, records) / evaluated_columns(sides, part),
+        }
         for name, scale in scales.items():
             times[f"plain {name}"] = [tuple(scale * t for t in each) for each in times[f"plain {name}"]]
         for side in ("", "plain "):
@@ -239,7 +265,7 @@ def throughput(sides: Sides) -> dict[str, Any]:
                 for name in ("edit", "evaluate", "both")
             },
             "over_plain": {name: ratio(times, f"plain {name}", name) for name in ("edit", "evaluate", "both")},
-            "edit_share_of_peak": round(operations(edit) / median(times, "edit")["processor"] / sides.peak, 3),
+            **_operations(sides, works, times, records, steps, scales),
             "largest_loss_difference": max(
                 float(abs(one.history["loss"].to_numpy()[: len(other.losses)] - other.losses[: len(one.history)]).max())
                 for one, other in zip(results, theirs, strict=False)
@@ -247,6 +273,42 @@ def throughput(sides: Sides) -> dict[str, Any]:
             "largest_nll_difference": float(abs(table - pairs).max()),
         }
     return found
+
+
+def _operations(
+    sides: Sides,
+    works: Mapping[str, Callable[[], object]],
+    times: Mapping[str, list[Any]],
+    records: list[Record],
+    steps: list[int],
+    scales: Mapping[str, float],
+) -> dict[str, Any]:
+    """Counted operations, the plain way's over ours, and each side's share of the peak."""
+    part = records[: min(len(records), sides.options.sample_facts)]
+    facts = [record.fact for record in records]
+
+    def edit(n: int) -> None:
+        sides.editor(steps=n, forced=True).edit_many(sides.model, facts, batch_size=len(facts))
+
+    counted = {
+        "edit": operations_by_step(edit, sum(steps) / len(steps)),
+        "evaluate": float(operations(works["evaluate"])),
+        "plain edit": scales["edit"]
+        * operations_by_step(
+            lambda n: sides.plain_edits(sides.editor(steps=n, forced=True), part),
+            sum(steps[: len(part)]) / len(part),
+        ),
+        "plain evaluate": scales["evaluate"] * operations(works["plain evaluate"]),
+    }
+    return {
+        "operations_over_plain": {n: round(counted[n] / counted[f"plain {n}"], 4) for n in ("edit", "evaluate")},
+        "share_of_peak": {
+            name: round(
+                value / median(times, name)["processor"] / (sides.plain_peak if "plain" in name else sides.peak), 3
+            )
+            for name, value in counted.items()
+        },
+    }
 
 
 def traces(sides: Sides) -> dict[str, Any]:

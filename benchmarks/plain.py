@@ -151,6 +151,12 @@ def edit(plain: PlainModel, fact: Fact, settings: PlainSettings, solve: Callable
     return PlainEdit(layer=settings.layer, change=change, delta=delta, losses=losses)
 
 
+def edit_columns(plain: PlainModel, fact: Fact, settings: PlainSettings) -> int:
+    """Columns that a step of this fact computes, padding included: what its time goes with."""
+    texts = [context.replace("{}", fact.text) for context in settings.contexts]
+    return (len(texts) + 1) * max(len(plain.joined(text, fact.target_new)[0]) - 1 for text in texts)
+
+
 @torch.no_grad()
 def _keys(plain: PlainModel, fact: Fact, texts: Sequence[str], starts: Sequence[int], layer: int) -> Tensor:
     at = [plain.subject_last(text, fact.subject, start) for text, start in zip(texts, starts, strict=True)]
@@ -256,6 +262,13 @@ def _pair(plain: PlainModel, prompt: TaskPrompt) -> tuple[float, float]:
         for row, (ids, n_prompt) in enumerate(joined)
     )
     return true, new
+
+
+def evaluation_columns(plain: PlainModel, record: Record) -> int:
+    """Columns that the evaluation of this record computes, padding included."""
+    prompts = [prompt for prompts in record.tasks.values() for prompt in prompts]
+    pairs = [[plain.joined(p.text, target)[0] for target in (p.target_true, p.target_new)] for p in prompts]
+    return sum(2 * (max(map(len, pair)) - 1) for pair in pairs)
 
 
 # --- trace ---

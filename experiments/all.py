@@ -32,6 +32,8 @@ from experiments import (
     figure10,
     figure11,
     gallery,
+    guards,
+    sequences,
     table1,
     table2,
     table3,
@@ -71,6 +73,9 @@ ARTIFACTS: dict[str, Make | Recipe] = {
 }
 """In the order of the paper."""
 
+BEYOND = {**guards.ARTIFACTS, **sequences.ARTIFACTS}
+"""Made by their own modules only; the gallery shows those that are there."""
+
 OF_ROME_ALONE = {*figure11.ARTIFACTS, *table5.ARTIFACTS}
 """ROME-AWD is ROME without a gradient through attention: other editors have no such figures."""
 
@@ -108,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for first, *others in problems.values():
             if others:
                 errors.print(f"driftlens: {', '.join(others)}: the same as {first}")
-        gallery.write(folder, list(chosen), study)
+        gallery.write(folder, [*chosen, *BEYOND], study)
     minutes = (time.perf_counter() - start) / 60
     wanted, failed = len(chosen) - len(left_out), sum(map(len, problems.values()))
     made = f"{wanted - failed} of {wanted}"

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from driftlens.editors import GuardedSADR
+from driftlens.editors.guarded import guard_weight
 from driftlens.options.program import run_command
 from driftlens.plots import plot_table, plot_tradeoffs
 from experiments import ablations
@@ -42,11 +43,8 @@ from experiments.tuning import tuned
 from experiments.words import number
 
 SCORES = ("Avg.S", "ES", "PS", "NS", "RS", "DNS")
-WEIGHTS = {"demo": 0.1, "smollm2": 2.0}
-"""μ and ν by the beginning of a model's name; chosen on validation records."""
-USUAL = 0.5
 FACTORS = (0.25, 0.5, 1.0, 2.0)
-"""The curve, in units of that."""
+"""The curve, in units of the model's weight."""
 GOAL = 10.0
 """Points of Avg. S above SADR's."""
 PANELS = {
@@ -70,8 +68,7 @@ def table_settings(study: Study) -> dict[str, Setting]:
 
 def weight(study: Study) -> float:
     """μ = ν for this model."""
-    name = study.model_name.lower()
-    return next((value for begin, value in WEIGHTS.items() if name.startswith(begin)), USUAL)
+    return guard_weight(study.model)
 
 
 def guards_table(study: Study) -> Artifact:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftlens import attention_drift, edit_in_sequence, edit_together, evaluate, summarize
+from driftlens.analyses.drift import attention_drift
 from driftlens.data import TASKS, Record
+from driftlens.editors import edit_in_sequence, edit_together
 from driftlens.editors.base import Editor
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
-from driftlens.evaluation import perplexities
+from driftlens.evaluation import evaluate, perplexities, summarize
 from driftlens.files import atomic_path, cache_folder
 from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs

@@ -68,3 +68,10 @@ class Nudge(Editor):
             if on_facts is not None:
                 on_facts(len(results))
         return results
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patient(Nudge):
+    """One with a number of steps of its own, which no preset knows."""
+
+    steps: int = 5

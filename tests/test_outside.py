@@ -10,11 +10,12 @@ import pytest
 import torch
 from checkpoints import write_tokenizer
 from conftest import BRIDGE
-from outside import GRANITE, Nudge
+from outside import GRANITE, Nudge, Patient
 from test_trace_command import RECORDS
 
 from driftlens import Edit, load_model, load_records
 from driftlens.editors.keys import subject_keys
+from driftlens.editors.restrained import with_sadr
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="families of one's own need transformer-lens 4.3")
 
@@ -101,3 +102,6 @@ def test_the_edit_is_what_the_editor_says(place: Path):
         after = key @ model.down_projection(1)[0]
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(after - before, editor.strength * vector, rtol=1e-4, atol=1e-5)
+    # With SADR or without, an editor that has no preset keeps the steps of its own.
+    patient = Patient.for_model(model)
+    assert [with_sadr(model, patient, gamma).steps for gamma in (None, 0.1)] == [5, 5]

@@ -25,8 +25,10 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     restrained: Any = editor.with_regularizers(model, regularizers)
     if not editor.steps_follow:
         return restrained
-    steps = editor.preset(model, regularized=bool(regularizers))["steps"]
-    found: Editor = replace(restrained, steps=steps)
+    chosen = editor.preset(model, regularized=bool(regularizers))
+    if "steps" not in chosen:
+        return restrained
+    found: Editor = replace(restrained, steps=chosen["steps"])
     found.follow(follows=True)
     return found
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,30 +81,33 @@ class Rows:
 
     def of(self, facts: Bool[Tensor, "facts"]) -> Self:
         """Only the rows of ``facts``; fact numbers are made consecutive again."""
+        return replace(self, **self.kept(facts))
+
+    def kept(self, facts: Bool[Tensor, "facts"]) -> dict[str, Any]:
+        """The fields of :meth:`of`."""
         keep = facts[self.fact]
         rows = keep.nonzero().squeeze(1)
         new_fact = torch.cumsum(facts.long(), 0) - 1
         new_row = torch.cumsum(keep.long(), 0) - 1
         kept_target = keep[self.target_row]
-        return replace(
-            self,
-            fact=new_fact[self.fact[rows]],
-            is_context=self.is_context[rows],
-            owner=self.owner[rows],
-            essence_row=None if self.essence_row is None else new_row[self.essence_row[facts]],
-            batch=Batch(tokens=self.batch.tokens[rows], mask=self.batch.mask[rows]),
-            resid=self.resid[rows],
-            entry=None if self.entry is None else self.entry[rows],
-            past=None if self.past is None else self.past.select(rows),
-            last=self.last[rows],
-            last_place=self.last_place[rows],
-            read=self.read[rows],
-            weight=self.weight[rows],
-            target_row=new_row[self.target_row[kept_target]],
-            target_place=self.target_place[kept_target],
-            target_id=self.target_id[kept_target],
-            target_length=self.target_length[rows],
-        )
+        return {
+            "fact": new_fact[self.fact[rows]],
+            "is_context": self.is_context[rows],
+            "owner": self.owner[rows],
+            "essence_row": None if self.essence_row is None else new_row[self.essence_row[facts]],
+            "batch": Batch(tokens=self.batch.tokens[rows], mask=self.batch.mask[rows]),
+            "resid": self.resid[rows],
+            "entry": None if self.entry is None else self.entry[rows],
+            "past": None if self.past is None else self.past.select(rows),
+            "last": self.last[rows],
+            "last_place": self.last_place[rows],
+            "read": self.read[rows],
+            "weight": self.weight[rows],
+            "target_row": new_row[self.target_row[kept_target]],
+            "target_place": self.target_place[kept_target],
+            "target_id": self.target_id[kept_target],
+            "target_length": self.target_length[rows],
+        }
 
     def shifted(
         self, model: LensModel, delta: Float[Tensor, "facts places d_model"], layer: int, places: Sequence[Place]

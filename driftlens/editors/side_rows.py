@@ -11,8 +11,8 @@ Rows are aligned so that ``subject_last`` stands in one column, as regularisers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,16 +46,16 @@ class SideRows(Rows):
     inputs: Float[Tensor, "rows columns d_model"] | None  # of the layer, where the steps have to run it
 
     @override
-    def of(self, facts: Bool[Tensor, "facts"]) -> Self:
+    def kept(self, facts: Bool[Tensor, "facts"]) -> dict[str, Any]:
         rows = facts[self.fact].nonzero().squeeze(1)
-        return replace(
-            super().of(facts),
-            is_irrelevant=self.is_irrelevant[rows],
-            keys=self.keys[rows],
-            outputs=self.outputs[rows],
-            share=self.share[rows],
-            inputs=None if self.inputs is None else self.inputs[rows],
-        )
+        return {
+            **super().kept(facts),
+            "is_irrelevant": self.is_irrelevant[rows],
+            "keys": self.keys[rows],
+            "outputs": self.outputs[rows],
+            "share": self.share[rows],
+            "inputs": None if self.inputs is None else self.inputs[rows],
+        }
 
     def added(self, deltas: Sequence[Float[Tensor, "d_mlp d_model"]]) -> Float[Tensor, "rows columns d_model"]:
         """What the memories, one a fact, add to the map's output."""

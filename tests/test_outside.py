@@ -38,7 +38,6 @@ data = ["--data", "records.json"]
 print(main(["trace", *model, *data, "--explore", "--window", "1", "--max-prompts", "1", "--no-png", "--out", "trace"]))
 print(main(["edit", *model, *fact, "--gammas", "0.1", "--force", "--save", "edit.safetensors", "--out", "clinic"]))
 print(main(["evaluate", *model, *data, "--limit", "2", "--no-generate", "--out", "run"]))
-print(main(["profile", *model, *data, "--records", "2", "--no-generation", "--json", "profile.json"]))
 """
 
 
@@ -64,6 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.timeout(600)  # three commands in a process of its own, for a busy machine
 def test_the_commands(place: Path):
     paths = [str(place), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "DRIFTLENS_CACHE": str(place / "cache")}
@@ -74,11 +74,11 @@ def test_the_commands(place: Path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     # Nothing can be judged of a random model: the clinic's exit code for it is 4.
-    assert [line for line in done.stdout.splitlines() if line.isdecimal()] == ["0", "4", "0", "0"]
+    assert [line for line in done.stdout.splitlines() if line.isdecimal()] == ["0", "4", "0"]
     for edit in (Edit.load(place / "trace" / "edit.safetensors"), Edit.load(place / "edit.safetensors")):
         assert edit.provenance["editor"] == "Nudge"
         assert edit.facts[0].subject == "Eiffel Tower"
@@ -86,7 +86,6 @@ def test_the_commands(place: Path):
     assert clinic["editor"].startswith("Nudge at layer")
     assert "Nudge" in (place / "trace" / "explore.html").read_text()
     assert (place / "run" / "scores.csv").is_file()
-    assert "nudge" in (place / "profile.json").read_text()
 
 
 def test_the_edit_is_what_the_editor_says(place: Path):

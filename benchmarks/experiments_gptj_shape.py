@@ -25,7 +25,7 @@ from rich.console import Console
 from driftlens.models.names import DEMO_WEIGHTS
 from experiments import measurements
 from experiments.all import ARTIFACTS
-from experiments.command import Recipe, make_one
+from experiments.command import ArtifactRecipe, make_one
 from experiments.correlations import TASKS
 from experiments.figure11 import TASKS as AWD_TASKS
 from experiments.figure11 import awd_records
@@ -80,7 +80,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         timed("edit with ROME-AWD, per record", lambda: study.edits(facts, detached=True), len(facts))
         timed("evaluate, per record", lambda: measurements.evaluations(study, facts, AWD_TASKS), len(facts))
         # Not the benchmark's tables: those are long runs, which the benchmarks of editing and evaluation time.
-        figures = {name: make for name, make in ARTIFACTS.items() if not isinstance(make, Recipe)}
+        figures = {name: make for name, make in ARTIFACTS.items() if not isinstance(make, ArtifactRecipe)}
         for name, make in figures.items():
             timed(f"the rest of {name}", lambda name=name, make=make: make_one(study, name, make, errors, errors))
         on_gpu = model.device.type == "cuda"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.benchmarks import FEWER, NONE, Run, Setting, records_for, settings_configuration
+from experiments.benchmarks import FEWER, NONE, BenchmarkRun, Setting, records_for, settings_configuration
 from experiments.comparisons import score_table
 from experiments.main_table import run
 from experiments.tuning import tuned
@@ -53,7 +53,7 @@ def restrained(study: Study, gamma: float, **changes: Any) -> Setting:
     return alone(study, sadr=True, gamma=gamma, **changes)
 
 
-def runs_of(study: Study, settings: Mapping[str, Setting]) -> dict[str, Run]:
+def runs_of(study: Study, settings: Mapping[str, Setting]) -> dict[str, BenchmarkRun]:
     """The runs of named settings on the ablations' records."""
     records = records_for(study, FEWER)
     return {name: run(study, setting, records) for name, setting in settings.items()}
@@ -65,22 +65,22 @@ def configured(study: Study, settings: Mapping[str, Setting]) -> dict[str, Any]:
     return settings_configuration(study, given, records_for(study, FEWER))
 
 
-def success(run: Run, scores: Sequence[str] = SUCCESS) -> float:
+def success(run: BenchmarkRun, scores: Sequence[str] = SUCCESS) -> float:
     """Edit Success as 6.1 has it: the mean of ES and PS."""
     return float(run.scores["value"][list(scores)].mean())
 
 
-def specificity(run: Run) -> float:
+def specificity(run: BenchmarkRun) -> float:
     """Specificity as 6.1 has it: the mean of NS, RS and DNS."""
     return float(run.scores["value"][list(SPECIFICITY)].mean())
 
 
-def drawn(runs: Mapping[str, Run]) -> pd.DataFrame:
+def drawn(runs: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     """All scores of all settings."""
     return score_table(runs)
 
 
-def about(study: Study, runs: Mapping[str, Run]) -> str:
+def about(study: Study, runs: Mapping[str, BenchmarkRun]) -> str:
     """Model, records and editor in a sentence."""
     from driftlens.options.editing import editor_text
 

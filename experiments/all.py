@@ -46,11 +46,11 @@ from experiments import (
     table10,
 )
 from experiments.artifacts import is_done, names_of
-from experiments.command import Make, OtherDataNeededError, Recipe, configuration_of, make_one
+from experiments.command import ArtifactRecipe, Make, OtherDataNeededError, configuration_of, make_one
 from experiments.options import read_options
 from experiments.study import open_study
 
-ARTIFACTS: dict[str, Make | Recipe] = {
+ARTIFACTS: dict[str, Make | ArtifactRecipe] = {
     **table1.ARTIFACTS,
     **figure3.ARTIFACTS,
     **figure4.ARTIFACTS,

@@ -45,7 +45,7 @@ __all__ = [
     "FEWER",
     "MAIN",
     "NONE",
-    "Run",
+    "BenchmarkRun",
     "Setting",
     "computed",
     "editor_of",
@@ -103,7 +103,7 @@ NONE = Setting()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class BenchmarkRun:
     """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them, less prompts without an NLL."""
 
     setting: Setting
@@ -125,13 +125,13 @@ class Run:
             tables.append(pd.DataFrame(values, index=index, columns=list(COLUMNS)))
         return pd.concat(tables)
 
-    def with_texts_of(self, run: Run) -> Run:
+    def with_texts_of(self, run: BenchmarkRun) -> BenchmarkRun:
         """The same with the fluency and perplexity that `run` measured on some of the records."""
         texts = ["fluency", "perplexity"]
         measured = run.records.set_index("record")[texts].reindex(self.records["record"])
         return replace(self, records=self.records.assign(**{name: measured[name].to_numpy() for name in texts}))
 
-    def of(self, records: Sequence[Record]) -> Run:
+    def of(self, records: Sequence[Record]) -> BenchmarkRun:
         """The same on some of the records."""
         indices = {record.index for record in records}
         return replace(
@@ -167,7 +167,7 @@ def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
     return list(chosen.values())
 
 
-def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
+def computed(study: Study, setting: Setting, records: Sequence[Record]) -> BenchmarkRun:
     """A run of just these records; with `--text-records N` fluency and perplexity are those of the first N."""
     few = study.options.text_records
     if setting.texts and few is not None and few < len(records):
@@ -205,7 +205,7 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
             )
     found: BenchmarkResult = study.measured[key]
     nlls = found.nlls.dropna(subset=["nll_true", "nll_new"]).reset_index(drop=True)
-    return Run(setting=setting, editor=editor, nlls=nlls, records=found.records)
+    return BenchmarkRun(setting=setting, editor=editor, nlls=nlls, records=found.records)
 
 
 def editor_of(study: Study, setting: Setting) -> Editor | None:

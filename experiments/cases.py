@@ -29,7 +29,7 @@ from driftlens.runs.shards import settings_hash, sharded
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import FEWER, NONE, Setting, editor_of, settings_configuration, spread_over_tasks
-from experiments.command import Recipe, command
+from experiments.command import ArtifactRecipe, command
 from experiments.study import Study
 from experiments.tuning import tuned
 from experiments.words import percent
@@ -259,8 +259,8 @@ def configuration(study: Study, name: str) -> dict[str, Any]:
 
 
 ARTIFACTS = {
-    "table11": Recipe(make=table11, configuration=lambda study: configuration(study, "table11")),
-    "table12": Recipe(make=table12, configuration=lambda study: configuration(study, "table12")),
+    "table11": ArtifactRecipe(make=table11, configuration=lambda study: configuration(study, "table11")),
+    "table12": ArtifactRecipe(make=table12, configuration=lambda study: configuration(study, "table12")),
 }
 main = command(ARTIFACTS, __doc__, program="cases")
 

@@ -14,7 +14,7 @@ from experiments.artifacts import Artifact, names_of, write
 from experiments.options import read_options
 from experiments.study import Study, open_study
 
-__all__ = ["Make", "OtherDataNeededError", "Recipe", "command", "configuration_of", "make_one"]
+__all__ = ["ArtifactRecipe", "Make", "OtherDataNeededError", "command", "configuration_of", "make_one"]
 
 Make = Callable[[Study], Artifact]
 
@@ -28,20 +28,20 @@ class OtherDataNeededError(DriftlensError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ArtifactRecipe:
     """How to make an artifact whose numbers depend on more, or on something else, than the study's configuration."""
 
     make: Make
     configuration: Callable[[Study], dict[str, Any]]
 
 
-def configuration_of(study: Study, recipe: Make | Recipe) -> dict[str, Any]:
+def configuration_of(study: Study, recipe: Make | ArtifactRecipe) -> dict[str, Any]:
     """All that the artifact's numbers depend on."""
-    return recipe.configuration(study) if isinstance(recipe, Recipe) else study.configuration
+    return recipe.configuration(study) if isinstance(recipe, ArtifactRecipe) else study.configuration
 
 
 def command(
-    artifacts: Mapping[str, Make | Recipe], doc: str | None, *, program: str | None = None
+    artifacts: Mapping[str, Make | ArtifactRecipe], doc: str | None, *, program: str | None = None
 ) -> Callable[[Sequence[str] | None], int]:
     """The `main` of an experiment's module, whose docstring is its help."""
     name = program or "-".join(dict.fromkeys(name.rstrip("abcd") for name in artifacts))
@@ -60,10 +60,10 @@ def command(
     return main
 
 
-def make_one(study: Study, name: str, recipe: Make | Recipe, out: Terminal, errors: Terminal) -> None:
+def make_one(study: Study, name: str, recipe: Make | ArtifactRecipe, out: Terminal, errors: Terminal) -> None:
     """Make and write one artifact, and print its claims."""
     start = time.perf_counter()
-    artifact = recipe.make(study) if isinstance(recipe, Recipe) else recipe(study)
+    artifact = recipe.make(study) if isinstance(recipe, ArtifactRecipe) else recipe(study)
     problem = write(artifact, study.options.out, configuration_of(study, recipe), png=study.options.png)
     if problem:
         errors.print(f"{name}.png is not written: {problem}")

@@ -13,7 +13,7 @@ import pandas as pd
 from driftlens.evaluation.scores import AVERAGED, MAGNITUDES, SCORES, harmonic_mean
 from driftlens.statistics.intervals import numbered, percentile_interval, resampled_means
 from experiments.artifacts import Answer
-from experiments.benchmarks import Run
+from experiments.benchmarks import BenchmarkRun
 from experiments.words import interval, number
 
 __all__ = [
@@ -45,7 +45,9 @@ class Difference:
         return f"{number(self.value, 1) if self.value < 0 else f'+{self.value:.1f}'} {interval(self.low, self.high, 1)}"
 
 
-def difference(before: Run, after: Run, score: str, *, group: str | None = None, seed: int = 0) -> Difference | None:
+def difference(
+    before: BenchmarkRun, after: BenchmarkRun, score: str, *, group: str | None = None, seed: int = 0
+) -> Difference | None:
     """How much higher `score` is in `after`, prompt by prompt; None where neither has such prompts.
 
     The same prompts are compared, so that what is hard for both editors does not blur the difference, and whole
@@ -55,7 +57,7 @@ def difference(before: Run, after: Run, score: str, *, group: str | None = None,
 
 
 def mean_difference(
-    before: Run, after: Run, scores: Sequence[str], *, group: str | None = None, seed: int = 0
+    before: BenchmarkRun, after: BenchmarkRun, scores: Sequence[str], *, group: str | None = None, seed: int = 0
 ) -> Difference | None:
     """The same for the mean of several scores, for all of which the same records are drawn; None where one has none."""
     changes = {score: _changes(before, after, score, group) for score in scores}
@@ -70,7 +72,7 @@ def mean_difference(
     return Difference(value=float(np.mean([value.mean() for value in values.values()])), low=low, high=high)
 
 
-def average_difference(before: Run, after: Run, *, seed: int = 0) -> Difference | None:
+def average_difference(before: BenchmarkRun, after: BenchmarkRun, *, seed: int = 0) -> Difference | None:
     """How much higher Avg. S is in `after`, both on the prompts that both have; None where a part has none.
 
     Avg. S is the harmonic mean of five means, so it is taken anew, in both runs, of every draw of the records.
@@ -91,13 +93,13 @@ def average_difference(before: Run, after: Run, *, seed: int = 0) -> Difference 
     return Difference(value=values[1] - values[0], low=low, high=high)
 
 
-def _changes(before: Run, after: Run, score: str, group: str | None) -> Any:
+def _changes(before: BenchmarkRun, after: BenchmarkRun, score: str, group: str | None) -> Any:
     """A row for each prompt that both have: its record, and by how many points it rises."""
     both = _observed(before, after, score, group)
     return both[["record"]].assign(points=both["after"] - both["before"])
 
 
-def _observed(before: Run, after: Run, score: str, group: str | None) -> Any:
+def _observed(before: BenchmarkRun, after: BenchmarkRun, score: str, group: str | None) -> Any:
     """A row for each prompt that both have: its record, and what the score is the mean of in either run."""
     magnitudes = {magnitude: name for name, magnitude in MAGNITUDES.items()}
     task, wanted = SCORES[magnitudes.get(score, score)]
@@ -114,28 +116,28 @@ def _observed(before: Run, after: Run, score: str, group: str | None) -> Any:
     return both[["record"]].assign(before=observed("before"), after=observed("after"))
 
 
-def _of(run: Run, task: str, group: str | None) -> Any:
+def _of(run: BenchmarkRun, task: str, group: str | None) -> Any:
     rows = run.nlls[run.nlls["task"] == task]
     return rows if group is None else rows[rows["group"] == group]
 
 
-def apart(before: Run, after: Run, score: str) -> bool:
+def apart(before: BenchmarkRun, after: BenchmarkRun, score: str) -> bool:
     """Whether the intervals of both, which resample records, do not touch and `after` is the higher."""
     return bool(after.scores["cluster_low"][score] > before.scores["cluster_high"][score])
 
 
-def wrong_magnitude(run: Run, task: str) -> float:
+def wrong_magnitude(run: BenchmarkRun, task: str) -> float:
     """The mean P(o_edit) on a task where o_true is right, in percent."""
     nlls = run.nlls[run.nlls["task"] == task]["nll_new"].to_numpy(dtype=float)
     return float(100 * np.exp(-nlls).mean()) if len(nlls) else float("nan")
 
 
-def value_of(run: Run, score: str) -> float:
+def value_of(run: BenchmarkRun, score: str) -> float:
     """In percent; NaN where the data has no such prompts."""
     return float(run.scores["value"].get(score, float("nan")))
 
 
-def cell(run: Run, score: str, digits: int = 1) -> str:
+def cell(run: BenchmarkRun, score: str, digits: int = 1) -> str:
     """A score with half of its interval as the paper prints it, but of the one that resamples records."""
     if np.isnan(value_of(run, score)):
         return "–"
@@ -145,7 +147,7 @@ def cell(run: Run, score: str, digits: int = 1) -> str:
     return text if np.isnan(half) else f"{text} ({half:.{digits}f})"
 
 
-def score_table(rows: Mapping[str, Run]) -> pd.DataFrame:
+def score_table(rows: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     """All scores of all rows with both intervals, a line each.
 
     The row "None" is called "unedited": many a reader of a table takes "None" for a missing value.

@@ -16,8 +16,8 @@ from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import Run, Setting
-from experiments.command import Recipe, command
+from experiments.benchmarks import BenchmarkRun, Setting
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import mean_difference
 from experiments.score_tables import prompts_of
 from experiments.study import Study
@@ -75,7 +75,7 @@ def figure6(study: Study) -> Artifact:
     )  # fmt: skip
 
 
-def _points(runs: dict[str, Run], gammas: Sequence[float]) -> pd.DataFrame:
+def _points(runs: dict[str, BenchmarkRun], gammas: Sequence[float]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for measure, of in MEASURES.items():
         for heads in HEADS:
@@ -92,7 +92,7 @@ def _value(points: pd.DataFrame, measure: str, heads: str, gamma: float) -> floa
     return float(row["y"].iloc[0])
 
 
-def _claim(runs: dict[str, Run], measure: str, gammas: Sequence[float], seed: int) -> Claim:
+def _claim(runs: dict[str, BenchmarkRun], measure: str, gammas: Sequence[float], seed: int) -> Claim:
     """At how many γ the selected heads are ahead for sure, record by record."""
     claim = f"Restraining the selected heads outperforms restraining all heads on {measure}, whatever γ."
     pairs = [[runs[f"{heads} heads, γ = {gamma:g}"] for heads in ("all", "selected")] for gamma in gammas]
@@ -117,7 +117,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return ablations.configured(study, settings(study))
 
 
-ARTIFACTS = {"figure6": Recipe(make=figure6, configuration=configuration)}
+ARTIFACTS = {"figure6": ArtifactRecipe(make=figure6, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

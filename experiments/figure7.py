@@ -18,8 +18,8 @@ from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import NONE, Run, Setting, editor_of
-from experiments.command import Recipe, command
+from experiments.benchmarks import NONE, BenchmarkRun, Setting, editor_of
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import value_of
 from experiments.score_tables import prompts_of
 from experiments.study import Study
@@ -86,7 +86,7 @@ def figure7(study: Study) -> Artifact:
     )  # fmt: skip
 
 
-def _points(runs: dict[tuple[str, str], Run]) -> pd.DataFrame:
+def _points(runs: dict[tuple[str, str], BenchmarkRun]) -> pd.DataFrame:
     rows = [
         {
             "panel": panel, "series": series, "value": value,
@@ -128,7 +128,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return ablations.configured(study, {" ".join(key): setting for key, setting in settings(study).items()})
 
 
-ARTIFACTS = {"figure7": Recipe(make=figure7, configuration=configuration)}
+ARTIFACTS = {"figure7": ArtifactRecipe(make=figure7, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

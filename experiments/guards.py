@@ -27,14 +27,14 @@ from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import (
     NONE,
-    Run,
+    BenchmarkRun,
     Setting,
     other_subjects,
     overlap,
     records_for,
     settings_configuration,
 )
-from experiments.command import Recipe, command
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import Difference, average_difference, cell, difference, score_table, unedited, value_of
 from experiments.main_table import run
 from experiments.score_tables import prompts_of
@@ -150,7 +150,7 @@ def guards_curve(study: Study) -> Artifact:
     )  # fmt: skip
 
 
-def _points(study: Study, runs: Mapping[str, Run]) -> pd.DataFrame:
+def _points(study: Study, runs: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for panel, axes in PANELS.items():
         x, y = (axis.split()[0] for axis in axes)
@@ -164,13 +164,13 @@ def _points(study: Study, runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _best(runs: Mapping[str, Run], kind: str) -> str:
+def _best(runs: Mapping[str, BenchmarkRun], kind: str) -> str:
     own = [name for name in runs if name.startswith(kind)]
     scores = [value_of(runs[name], "Avg.S") for name in own]
     return own[int(np.nanargmax(scores))] if not np.isnan(scores).all() else own[0]
 
 
-def _gain(before: Run, after: Run, score: str, seed: int) -> Difference | None:
+def _gain(before: BenchmarkRun, after: BenchmarkRun, score: str, seed: int) -> Difference | None:
     return (
         average_difference(before, after, seed=seed)
         if score == "Avg.S"
@@ -182,7 +182,7 @@ def _told(gain: Difference | None) -> str:
     return "–" if gain is None else str(gain)
 
 
-def _weight(of: Run) -> str:
+def _weight(of: BenchmarkRun) -> str:
     from driftlens.options.editing import editor_text
 
     return "" if of.editor is None else editor_text(of.editor).split(" + ")[-1]
@@ -197,7 +197,7 @@ def _kinds(study: Study) -> str:
     return f"{guards.asked} questions about the subject and {guards.distracted} about other subjects"
 
 
-def _claim(sadr: Run, gain: Difference | None, told: str = "") -> Claim:
+def _claim(sadr: BenchmarkRun, gain: Difference | None, told: str = "") -> Claim:
     claim = f"Guards reach an Avg. S {GOAL:g} points above SADR's{told}."
     if gain is None:
         return Claim(claim=claim, answer="cannot be told", because="The data lacks a part of Avg. S.")
@@ -224,8 +224,8 @@ def curve_configuration(study: Study) -> dict[str, Any]:
 
 
 ARTIFACTS = {
-    "guards_table": Recipe(make=guards_table, configuration=table_configuration),
-    "guards_curve": Recipe(make=guards_curve, configuration=curve_configuration),
+    "guards_table": ArtifactRecipe(make=guards_table, configuration=table_configuration),
+    "guards_curve": ArtifactRecipe(make=guards_curve, configuration=curve_configuration),
 }
 main = command(ARTIFACTS, __doc__, program="guards")
 

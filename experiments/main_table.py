@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from driftlens.data import Record
-from experiments.benchmarks import EDITORS, NONE, Run, Setting, computed, editor_of, records_for
+from experiments.benchmarks import EDITORS, NONE, BenchmarkRun, Setting, computed, editor_of, records_for
 from experiments.tuning import tuned
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def settings_of(study: Study, editors: Sequence[str]) -> list[Setting]:
     return rows
 
 
-def run(study: Study, setting: Setting, records: Sequence[Record]) -> Run:
+def run(study: Study, setting: Setting, records: Sequence[Record]) -> BenchmarkRun:
     """The run of a setting on these records: from memory, from disk, or computed."""
     main = records_for(study)
     held = {record.index for record in main}

@@ -23,7 +23,7 @@ from driftlens.edits import Edit
 from driftlens.evaluation import evaluate
 from driftlens.files import cache_folder
 from driftlens.runs.shards import settings_hash, sharded
-from experiments.study import Case, Study
+from experiments.study import EditedPrompt, Study
 
 __all__ = [
     "attention_patch",
@@ -54,7 +54,7 @@ def trace(study: Study, task: str = MAIN_TASK, window: int | None = None) -> Tra
     window = trace_window(study) if window is None else window
     cases = study.cases(task, prompts=study.options.prompts)
 
-    def work(some: Sequence[Case]) -> dict[str, pd.DataFrame]:
+    def work(some: Sequence[EditedPrompt]) -> dict[str, pd.DataFrame]:
         found = contaminating_substitution(
             study.model,
             [case.edit for case in some],
@@ -83,7 +83,7 @@ def attention_patch(study: Study, task: str) -> AttentionPatch:
     window = patch_window(study)
     cases = study.cases(task)
 
-    def work(some: Sequence[Case]) -> dict[str, pd.DataFrame]:
+    def work(some: Sequence[EditedPrompt]) -> dict[str, pd.DataFrame]:
         found = patch_attention(
             study.model,
             [case.edit for case in some],
@@ -109,7 +109,7 @@ def score_patch(study: Study, task: str) -> ScorePatch:
     window = patch_window(study)
     cases = study.cases(task, prompts=study.options.prompts)
 
-    def work(some: Sequence[Case]) -> dict[str, pd.DataFrame]:
+    def work(some: Sequence[EditedPrompt]) -> dict[str, pd.DataFrame]:
         found = patch_scores(
             study.model,
             [case.edit for case in some],
@@ -142,7 +142,7 @@ def drift(study: Study, task: str, *, records: Sequence[Record] | None = None) -
     layers = drift_layers(study)
     cases = study.cases(task, records=records)
 
-    def work(some: Sequence[Case]) -> dict[str, pd.DataFrame]:
+    def work(some: Sequence[EditedPrompt]) -> dict[str, pd.DataFrame]:
         found = attention_drift(
             study.model,
             [case.edit for case in some],
@@ -177,7 +177,7 @@ def evaluations(study: Study, records: Sequence[Record], tasks: Sequence[str]) -
     return _kept(study, key, "evaluate", items, work, 64)["nlls"]
 
 
-def _probabilities(study: Study, cases: Sequence[Case]) -> pd.DataFrame:
+def _probabilities(study: Study, cases: Sequence[EditedPrompt]) -> pd.DataFrame:
     """P(o_true) and P(o_edit) of each case, unedited and edited."""
     # The evaluation works on records; each case becomes one of its own.
     records = [
@@ -201,7 +201,7 @@ def _by_role(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return cells.merge(texts, on=["case", "target_name", "role"])
 
 
-def _with_records(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
+def _with_records(table: pd.DataFrame, cases: Sequence[EditedPrompt]) -> pd.DataFrame:
     """Which record and group a case belongs to."""
     numbers = table["case"].tolist()
     return table.assign(
@@ -209,15 +209,15 @@ def _with_records(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
     )
 
 
-def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
+def _edited_layers(cases: Sequence[EditedPrompt]) -> tuple[int, ...]:
     return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
 
 
 def _measured(
     study: Study,
     name: str,
-    cases: Sequence[Case],
-    work: Callable[[Sequence[Case]], dict[str, pd.DataFrame]],
+    cases: Sequence[EditedPrompt],
+    work: Callable[[Sequence[EditedPrompt]], dict[str, pd.DataFrame]],
     size: int = 16,
 ) -> dict[str, pd.DataFrame]:
     # Templates say where a test prompt's subject stands, and so which roles its tokens have.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from driftlens.plots import plot_table
 from experiments.artifacts import Number
-from experiments.benchmarks import EDITORS, Run, Setting, records_for, settings_configuration
+from experiments.benchmarks import EDITORS, BenchmarkRun, Setting, records_for, settings_configuration
 from experiments.comparisons import cell, value_of
 from experiments.main_table import main_settings, run
 from experiments.paper_numbers import Row
@@ -39,12 +39,12 @@ __all__ = [
 _DIGITS = {"FL": 1, "PPL": 2}
 
 
-def rows_of(study: Study, *, sadr: bool = True) -> dict[str, Run]:
+def rows_of(study: Study, *, sadr: bool = True) -> dict[str, BenchmarkRun]:
     """The rows of the main table by their names in the paper, or those without SADR."""
     return runs_of(study, [each for each in main_settings(study) if sadr or not each.sadr])
 
 
-def runs_of(study: Study, settings: Sequence[Setting]) -> dict[str, Run]:
+def runs_of(study: Study, settings: Sequence[Setting]) -> dict[str, BenchmarkRun]:
     """Runs of these settings on the table's records, by their names in the paper."""
     records = records_for(study)
     return {each.name: run(study, each, records) for each in settings}
@@ -56,24 +56,24 @@ def configured(study: Study) -> dict[str, Any]:
     return settings_configuration(study, main_settings(study), records_for(study), tuned=found)
 
 
-def pairs(rows: Mapping[str, Run]) -> list[tuple[str, Run, Run]]:
+def pairs(rows: Mapping[str, BenchmarkRun]) -> list[tuple[str, BenchmarkRun, BenchmarkRun]]:
     """Every editor with its runs without and with SADR."""
     names = [name for name in rows if f"{name}+SADR" in rows]
     return [(name, rows[name], rows[f"{name}+SADR"]) for name in names]
 
 
-def there(rows: Mapping[str, Run], scores: Sequence[str]) -> list[str]:
+def there(rows: Mapping[str, BenchmarkRun], scores: Sequence[str]) -> list[str]:
     """Those of the scores that the data has."""
     return [score for score in scores if any(not np.isnan(value_of(run, score)) for run in rows.values())]
 
 
-def prompts_of(rows: Mapping[str, Run]) -> pd.DataFrame:
+def prompts_of(rows: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     """Every prompt's NLLs in every row."""
     return pd.concat([run.nlls.assign(row=name) for name, run in rows.items()], ignore_index=True)
 
 
 def picture(
-    rows: Mapping[str, Run], scores: Sequence[str], *, title: str, note: str, rules: Sequence[int] = ()
+    rows: Mapping[str, BenchmarkRun], scores: Sequence[str], *, title: str, note: str, rules: Sequence[int] = ()
 ) -> go.Figure:
     """Editors × scores; of an editor with and without SADR the better is bold."""
     scores = there(rows, scores)
@@ -95,7 +95,7 @@ def _head(score: str) -> str:
     return score.replace("Avg.S", "Avg. S").replace(", ", "\n")
 
 
-def _better(score: str, alone: Run, restrained: Run, none: Run | None) -> list[int]:
+def _better(score: str, alone: BenchmarkRun, restrained: BenchmarkRun, none: BenchmarkRun | None) -> list[int]:
     """Which of the two is better, as 0 and 1; both or none where they are equal or nothing is known."""
     values = np.array([value_of(alone, score), value_of(restrained, score)])
     if np.isnan(values).any():
@@ -108,7 +108,7 @@ def _better(score: str, alone: Run, restrained: Run, none: Run | None) -> list[i
     return [at for at in (0, 1) if values[at] >= values[1 - at]]
 
 
-def numbers(rows: Mapping[str, Run], paper: Mapping[str, Row], scores: Sequence[str]) -> list[Number]:
+def numbers(rows: Mapping[str, BenchmarkRun], paper: Mapping[str, Row], scores: Sequence[str]) -> list[Number]:
     """The paper's numbers for GPT-J beside ours, editor by editor."""
     return [
         Number(
@@ -121,7 +121,7 @@ def numbers(rows: Mapping[str, Run], paper: Mapping[str, Row], scores: Sequence[
     ]
 
 
-def settings_text(rows: Mapping[str, Run]) -> str:
+def settings_text(rows: Mapping[str, BenchmarkRun]) -> str:
     """Every editor's settings in a sentence."""
     from driftlens.options.editing import editor_text
 
@@ -135,7 +135,7 @@ def settings_text(rows: Mapping[str, Run]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def about(study: Study, rows: Mapping[str, Run]) -> str:
+def about(study: Study, rows: Mapping[str, BenchmarkRun]) -> str:
     """What a caption says of model, records and settings."""
     first = next(iter(rows.values()))
     chosen = tuning_text(study)
@@ -148,7 +148,7 @@ def about(study: Study, rows: Mapping[str, Run]) -> str:
     )
 
 
-def note(study: Study, rows: Mapping[str, Run]) -> str:
+def note(study: Study, rows: Mapping[str, BenchmarkRun]) -> str:
     """The same under a picture."""
     first = next(iter(rows.values()))
     return (

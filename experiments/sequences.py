@@ -31,7 +31,7 @@ from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import Setting, editor_of, perplexity_texts, records_for, settings_configuration
-from experiments.command import Recipe, command
+from experiments.command import ArtifactRecipe, command
 from experiments.guards import weight
 from experiments.study import Study
 from experiments.tuning import tuned
@@ -247,8 +247,8 @@ def _configuration(ways: Ways) -> Callable[[Study], dict[str, Any]]:
 
 
 ARTIFACTS = {
-    "edits_in_sequence": Recipe(make=edits_in_sequence, configuration=_configuration(SEQUENCE)),
-    "edits_together": Recipe(make=edits_together, configuration=_configuration(TOGETHER)),
+    "edits_in_sequence": ArtifactRecipe(make=edits_in_sequence, configuration=_configuration(SEQUENCE)),
+    "edits_together": ArtifactRecipe(make=edits_together, configuration=_configuration(TOGETHER)),
 }
 main = command(ARTIFACTS, __doc__, program="sequences")
 

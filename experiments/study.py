@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
 
-__all__ = ["TASK_NAMES", "Case", "Study", "open_study"]
+__all__ = ["TASK_NAMES", "EditedPrompt", "Study", "open_study"]
 
 MOST_RECORDS = 120
 TASK_NAMES = {"distract_neighborhood": "Distract Neighborhood", "relation": "Relation", "rewrite": "Rewrite"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Case:
+class EditedPrompt:
     """A test prompt under its record's edit; `group` is the data set's own, such as "same type"."""
 
     record: Record
@@ -138,16 +138,18 @@ class Study:
                 )
         return self._edits[key]
 
-    def cases(self, task: str, *, prompts: int | None = None, records: Sequence[Record] | None = None) -> list[Case]:
+    def cases(
+        self, task: str, *, prompts: int | None = None, records: Sequence[Record] | None = None
+    ) -> list[EditedPrompt]:
         """The test prompts of `task`, of each record and group the first `prompts` of them (default: all)."""
         records = self.records_of(task) if records is None else records
-        cases: list[Case] = []
+        cases: list[EditedPrompt] = []
         for record, edit in zip(records, self.edits(records), strict=True):
             taken: dict[str | None, int] = {}
             for prompt in _usable(record, task):
                 taken[prompt.group] = taken.get(prompt.group, 0) + 1
                 if prompts is None or taken[prompt.group] <= prompts:
-                    cases.append(Case(record=record, prompt=prompt, edit=edit))
+                    cases.append(EditedPrompt(record=record, prompt=prompt, edit=edit))
         return cases
 
     @cached_property

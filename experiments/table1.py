@@ -10,8 +10,8 @@ import sys
 
 from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
-from experiments.benchmarks import Run
-from experiments.command import Recipe, command
+from experiments.benchmarks import BenchmarkRun
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import score_table, value_of, wrong_magnitude
 from experiments.paper_numbers import TABLE_1
 from experiments.score_tables import about, configured, note, numbers, picture, prompts_of, rows_of
@@ -46,7 +46,7 @@ def table1(study: Study) -> Artifact:
     )
 
 
-def _fails(editor: str, run: Run, none: Run, task: str) -> Claim:
+def _fails(editor: str, run: BenchmarkRun, none: BenchmarkRun, task: str) -> Claim:
     score = FAILURES[task][0]
     claim = f"{editor} gives the edited object on more than half of the {TASK_NAMES[task]} prompts."
     value, before = value_of(run, score), value_of(none, score)
@@ -65,7 +65,7 @@ def _fails(editor: str, run: Run, none: Run, task: str) -> Claim:
     )
 
 
-def _outweighs(editor: str, run: Run, task: str) -> Claim:
+def _outweighs(editor: str, run: BenchmarkRun, task: str) -> Claim:
     _, magnitude, wrong, right = FAILURES[task]
     claim = f"With {editor} P(o_edit) is far above P(o_true) on {TASK_NAMES[task]}."
     true, new = value_of(run, magnitude), wrong_magnitude(run, task)
@@ -80,7 +80,7 @@ def _outweighs(editor: str, run: Run, task: str) -> Claim:
     )
 
 
-ARTIFACTS = {"table1": Recipe(make=table1, configuration=configured)}
+ARTIFACTS = {"table1": ArtifactRecipe(make=table1, configuration=configured)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

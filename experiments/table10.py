@@ -15,8 +15,8 @@ from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import NONE, Run, Setting
-from experiments.command import Recipe, command
+from experiments.benchmarks import NONE, BenchmarkRun, Setting
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import cell, difference, value_of
 from experiments.paper_numbers import TABLE_10, Row
 from experiments.score_tables import prompts_of
@@ -77,7 +77,7 @@ def _paper(name: str) -> Row:
     return TABLE_10["None" if name == "None" else "ROME", "-"]
 
 
-def _claims(rows: dict[str, Run], study: Study) -> list[Claim]:
+def _claims(rows: dict[str, BenchmarkRun], study: Study) -> list[Claim]:
     compared = ablations.gammas(study)
     names = [f"γ = {gamma:g}" for gamma in compared]
     first, last = rows[names[0]], rows[names[-1]]
@@ -120,7 +120,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return ablations.configured(study, settings(study))
 
 
-ARTIFACTS = {"table10": Recipe(make=table10, configuration=configuration)}
+ARTIFACTS = {"table10": ArtifactRecipe(make=table10, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
-from experiments.benchmarks import Run
-from experiments.command import Recipe, command
+from experiments.benchmarks import BenchmarkRun
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import apart, by_gain, difference, score_table, value_of
 from experiments.paper_numbers import MODEL, TABLE_3
 from experiments.score_tables import about, configured, note, numbers, pairs, picture, prompts_of, rows_of
@@ -49,7 +49,7 @@ def table3(study: Study) -> Artifact:
     )
 
 
-def claims(rows: Mapping[str, Run], seed: int) -> list[Claim]:
+def claims(rows: Mapping[str, BenchmarkRun], seed: int) -> list[Claim]:
     """For each editor: what SADR gains, and what it costs."""
     return [
         claim
@@ -63,7 +63,7 @@ def claims(rows: Mapping[str, Run], seed: int) -> list[Claim]:
     ]
 
 
-def _gain(editor: str, alone: Run, restrained: Run, score: str, seed: int) -> Claim:
+def _gain(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str, seed: int) -> Claim:
     gain = difference(alone, restrained, score, seed=seed)
     claim = f"SADR raises {editor}'s {score} beyond the intervals."
     if gain is None:
@@ -84,7 +84,7 @@ def _gain(editor: str, alone: Run, restrained: Run, score: str, seed: int) -> Cl
     )
 
 
-def _cost(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
+def _cost(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int) -> Claim:
     lost = {score: difference(alone, restrained, score, seed=seed) for score in ("ES", "PS")}
     es, ps = lost["ES"], lost["PS"]
     claim = f"SADR costs {editor} little edit success: at most 5 points of ES (the paper says less than 3)."
@@ -97,7 +97,7 @@ def _cost(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
     return Claim(claim=claim, answer=answer, because=f"ES changes by {es} points{generalization}.")
 
 
-def _average(editor: str, alone: Run, restrained: Run) -> Claim:
+def _average(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun) -> Claim:
     before, after = value_of(alone, "Avg.S"), value_of(restrained, "Avg.S")
     claim = f"SADR raises {editor}'s Avg. S."
     if not (before >= 0 and after >= 0):
@@ -113,7 +113,7 @@ def _average(editor: str, alone: Run, restrained: Run) -> Claim:
     )
 
 
-ARTIFACTS = {"table3": Recipe(make=table3, configuration=configured)}
+ARTIFACTS = {"table3": ArtifactRecipe(make=table3, configuration=configured)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

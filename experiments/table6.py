@@ -12,8 +12,8 @@ import numpy as np
 
 from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
-from experiments.benchmarks import Run
-from experiments.command import Recipe, command
+from experiments.benchmarks import BenchmarkRun
+from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import difference, score_table, value_of
 from experiments.paper_numbers import MODEL, TABLE_6
 from experiments.score_tables import about, configured, note, numbers, pairs, picture, prompts_of, rows_of
@@ -51,7 +51,7 @@ def table6(study: Study) -> Artifact:
     )
 
 
-def _magnitudes(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
+def _magnitudes(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int) -> Claim:
     claim = f"SADR raises {editor}'s P(o_true) on Relation and Distract Neighborhood (RM, DNM)."
     gains = {score: difference(alone, restrained, score, seed=seed) for score in ("RM", "DNM")}
     found = {score: gain for score, gain in gains.items() if gain is not None}
@@ -65,7 +65,7 @@ def _magnitudes(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
     return Claim(claim=claim, answer=answer, because=f"On the same prompts {' and '.join(texts)} points.")
 
 
-def _restored(editor: str, restrained: Run, none: Run) -> Claim:
+def _restored(editor: str, restrained: BenchmarkRun, none: BenchmarkRun) -> Claim:
     claim = f"With SADR {editor}'s P(o_true) on Distract Neighborhood is that of the unedited model again."
     after, before = value_of(restrained, "DNM"), value_of(none, "DNM")
     if np.isnan(after) or np.isnan(before):
@@ -75,7 +75,7 @@ def _restored(editor: str, restrained: Run, none: Run) -> Claim:
     return Claim(claim=claim, answer=answer, because=f"DNM is {number(after, 1)} against {number(before, 1)}.")
 
 
-def _reasoning(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
+def _reasoning(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int) -> Claim:
     claim = f"SADR lowers {editor}'s reasoning score (RES) by less than 3 points."
     change = difference(alone, restrained, "RES", seed=seed)
     if change is None:
@@ -84,7 +84,7 @@ def _reasoning(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
     return Claim(claim=claim, answer=answer, because=f"RES changes by {change} points.")
 
 
-def _other_tasks(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
+def _other_tasks(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int) -> Claim:
     claim = f"SADR raises {editor}'s distracted other-task score (DOS)."
     change = difference(alone, restrained, "DOS", seed=seed)
     if change is None:
@@ -93,7 +93,7 @@ def _other_tasks(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
     return Claim(claim=claim, answer=answer, because=f"DOS changes by {change} points.")
 
 
-ARTIFACTS = {"table6": Recipe(make=table6, configuration=configured)}
+ARTIFACTS = {"table6": ArtifactRecipe(make=table6, configuration=configured)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

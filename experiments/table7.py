@@ -15,8 +15,8 @@ from typing import Any
 from driftlens.errors import DriftlensError
 from driftlens.options.program import run_command
 from experiments.artifacts import Answer, Artifact, Claim
-from experiments.benchmarks import Run, Setting, editor_of, records_for, settings_configuration
-from experiments.command import OtherDataNeededError, Recipe, command
+from experiments.benchmarks import BenchmarkRun, Setting, editor_of, records_for, settings_configuration
+from experiments.command import ArtifactRecipe, OtherDataNeededError, command
 from experiments.comparisons import by_gain, difference, score_table, value_of
 from experiments.main_table import settings_of
 from experiments.paper_numbers import TABLE_7
@@ -64,7 +64,7 @@ def settings(study: Study) -> list[Setting]:
     return rows
 
 
-def claims(rows: Mapping[str, Run], seed: int) -> list[Claim]:
+def claims(rows: Mapping[str, BenchmarkRun], seed: int) -> list[Claim]:
     """For each editor: whether specificity fails without SADR, and what SADR gains."""
     return [
         claim
@@ -77,7 +77,7 @@ def claims(rows: Mapping[str, Run], seed: int) -> list[Claim]:
     ]
 
 
-def _failure(editor: str, none: Run, alone: Run, score: str, seed: int) -> Claim:
+def _failure(editor: str, none: BenchmarkRun, alone: BenchmarkRun, score: str, seed: int) -> Claim:
     change = difference(none, alone, score, seed=seed)
     claim = f"{editor} fails on {score} as soon as the edited subject is in the context."
     if change is None:
@@ -93,7 +93,7 @@ def _failure(editor: str, none: Run, alone: Run, score: str, seed: int) -> Claim
     )
 
 
-def _gain(editor: str, alone: Run, restrained: Run, score: str, seed: int) -> Claim:
+def _gain(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str, seed: int) -> Claim:
     gain = difference(alone, restrained, score, seed=seed)
     claim = f"SADR raises {editor}'s {score}."
     if gain is None:
@@ -106,7 +106,7 @@ def _gain(editor: str, alone: Run, restrained: Run, score: str, seed: int) -> Cl
     )
 
 
-def _cost(editor: str, alone: Run, restrained: Run, seed: int) -> Claim:
+def _cost(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int) -> Claim:
     es, ps = (difference(alone, restrained, score, seed=seed) for score in ("ES", "PS"))
     claim = f"SADR costs {editor} at most 5 points of ES."
     if es is None:
@@ -120,7 +120,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return settings_configuration(study, settings(study), records_for(study))
 
 
-ARTIFACTS = {"table7": Recipe(make=table7, configuration=configuration)}
+ARTIFACTS = {"table7": ArtifactRecipe(make=table7, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import MAIN, NONE, Run, Setting, records_for, settings_configuration
-from experiments.command import OtherDataNeededError, Recipe, command
+from experiments.benchmarks import MAIN, NONE, BenchmarkRun, Setting, records_for, settings_configuration
+from experiments.command import ArtifactRecipe, OtherDataNeededError, command
 from experiments.comparisons import cell, difference, score_table, value_of
 from experiments.main_table import run
 from experiments.paper_numbers import AVERAGED, TABLE_8, Row, harmonic_mean
@@ -121,19 +121,19 @@ def _printed(row: Row, score: str) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _here(run: Run, score: str) -> str:
+def _here(run: BenchmarkRun, score: str) -> str:
     if score != "Score":
         return cell(run, score)
     parts = [value for part in AVERAGED if not np.isnan(value := value_of(run, part))]
     return number(harmonic_mean(parts) if parts and min(parts) > 0 else 0.0, 1)
 
 
-def _texts(name: str, label: str, run: Run) -> dict[str, str]:
+def _texts(name: str, label: str, run: BenchmarkRun) -> dict[str, str]:
     first = {"Data": name if label == "None" else "", "Editor": label.replace("+", " + ")}
     return first | {score: _here(run, score) for score in ("Score", *SCORES)}
 
 
-def _claim(name: str, alone: Run, restrained: Run, score: str, study: Study) -> Claim:
+def _claim(name: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str, study: Study) -> Claim:
     gain = difference(alone, restrained, score, seed=study.options.seed)
     claim = f"On {name} SADR raises {score}."
     if gain is None:
@@ -155,7 +155,7 @@ def configuration(study: Study) -> dict[str, Any]:
     }
 
 
-ARTIFACTS = {"table8": Recipe(make=table8, configuration=configuration)}
+ARTIFACTS = {"table8": ArtifactRecipe(make=table8, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from driftlens.runs.edit_cache import cached_edits
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.benchmarks import Setting, editor_of, records_for, settings_configuration
 from experiments.cases import names
-from experiments.command import Recipe, command
+from experiments.command import ArtifactRecipe, command
 from experiments.paper_numbers import TABLE_9
 from experiments.study import Study
 from experiments.tuning import tuned
@@ -264,7 +264,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return settings_configuration(study, settings, _records(study), max_tokens=100, judge=1, checks=CHECKS)
 
 
-ARTIFACTS = {"table9": Recipe(make=table9, configuration=configuration)}
+ARTIFACTS = {"table9": ArtifactRecipe(make=table9, configuration=configuration)}
 main = command(ARTIFACTS, __doc__)
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import numpy as np
 
 from driftlens.data import Record
 from driftlens.errors import DriftlensError
-from experiments.benchmarks import EDITORS, Run, Setting, computed, editor_of, records_for, spread_over_tasks
+from experiments.benchmarks import EDITORS, BenchmarkRun, Setting, computed, editor_of, records_for, spread_over_tasks
 from experiments.paper_numbers import AVERAGED, harmonic_mean
 
 if TYPE_CHECKING:
     from experiments.study import Study
 
-__all__ = ["Candidate", "Tuned", "best_gamma", "best_lr", "tuned", "tuning_text", "validation_records"]
+__all__ = ["Tuned", "TuningCandidate", "best_gamma", "best_lr", "tuned", "tuning_text", "validation_records"]
 
 GAMMAS = (5e-3, 1e-2, 4e-2, 8e-2)
 """Those that the paper tried on its validation split (C.2)."""
@@ -37,7 +37,7 @@ SUCCESS_MARGIN = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class TuningCandidate:
     """What was tried, and its scores in percent; γ is None for the editor alone."""
 
     lr: float
@@ -58,7 +58,7 @@ class Tuned:
 
     lr: float | None = None
     gamma: float | None = None
-    tried: tuple[Candidate, ...] = ()
+    tried: tuple[TuningCandidate, ...] = ()
 
     def told(self) -> dict[str, Any]:
         """For the manifest."""
@@ -93,13 +93,13 @@ def validation_records(study: Study, test: list[Record]) -> list[Record]:
     return chosen
 
 
-def best_lr(tried: list[Candidate]) -> Candidate:
+def best_lr(tried: list[TuningCandidate]) -> TuningCandidate:
     """Rule 1."""
     most = max(one.success for one in tried)
     return max((one for one in tried if one.success >= most - SUCCESS_MARGIN), key=lambda one: one.average)
 
 
-def best_gamma(tried: list[Candidate], alone: Candidate) -> Candidate:
+def best_gamma(tried: list[TuningCandidate], alone: TuningCandidate) -> TuningCandidate:
     """Rule 2; `alone` is the editor without SADR."""
     cheap = [one for one in tried if one.es >= alone.es - MOST_ES_LOST]
     return max(cheap, key=lambda one: one.average) if cheap else max(tried, key=lambda one: one.es)
@@ -118,7 +118,7 @@ def _tune(study: Study, editor: str) -> Tuned:
     options = study.options
     records = validation_records(study, records_for(study))
 
-    def measure(setting: Setting) -> Candidate:
+    def measure(setting: Setting) -> TuningCandidate:
         return _candidate(computed(study, setting, records))
 
     preset = editor_of(study, Setting(editor=editor))
@@ -134,11 +134,11 @@ def _tune(study: Study, editor: str) -> Tuned:
     return Tuned(lr=chosen.lr, gamma=gamma, tried=(*alone, *restrained))
 
 
-def _candidate(run: Run) -> Candidate:
+def _candidate(run: BenchmarkRun) -> TuningCandidate:
     values = run.scores["value"]
     parts = [float(values[score]) for score in AVERAGED if not np.isnan(values[score])]
     assert run.editor is not None
-    return Candidate(
+    return TuningCandidate(
         lr=run.editor.lr,
         gamma=run.setting.gamma,
         es=float(values["ES"]),

@@ -30,10 +30,10 @@ from experiments import (
     tuning,
 )
 from experiments import all as everything
-from experiments.benchmarks import Run, Setting, spread_over_tasks
-from experiments.command import Recipe
+from experiments.benchmarks import BenchmarkRun, Setting, spread_over_tasks
+from experiments.command import ArtifactRecipe
 from experiments.comparisons import apart, by_gain, difference, mean_difference
-from experiments.tuning import Candidate, best_gamma, best_lr
+from experiments.tuning import TuningCandidate, best_gamma, best_lr
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
 
@@ -295,7 +295,7 @@ def test_among_all_artifacts_those_that_need_other_data_are_left_out(
     names = {
         "table1", "table3", "figure6", "figure7", *(f"table{number}" for number in (6, 7, 8, 9, 10, 11, 12))
     }  # fmt: skip
-    assert names == {name for name, make in everything.ARTIFACTS.items() if isinstance(make, Recipe)}
+    assert names == {name for name, make in everything.ARTIFACTS.items() if isinstance(make, ArtifactRecipe)}
     monkeypatch.setattr(everything, "ARTIFACTS", {**table8.ARTIFACTS, **table1.ARTIFACTS})
     assert run_command(everything.main, arguments()) == 0
     assert "2 of 2 figures and tables" in capsys.readouterr().out
@@ -366,13 +366,13 @@ def test_records_are_spread_over_tasks():
     assert spread_over_tasks(plain, 3) == plain[:3]
 
 
-def run_of(nlls: list[tuple[int, float, float]], task: str = "relation") -> Run:
+def run_of(nlls: list[tuple[int, float, float]], task: str = "relation") -> BenchmarkRun:
     table = pd.DataFrame(nlls, columns=["record", "nll_true", "nll_new"])
     table["prompt_index"] = table.groupby("record").cumcount()
     records = pd.DataFrame({"record": sorted(set(table["record"]))}).assign(
         fluency=np.nan, reference=np.nan, perplexity=np.nan
     )
-    return Run(setting=Setting(), editor=None, nlls=table.assign(task=task, group=None), records=records)
+    return BenchmarkRun(setting=Setting(), editor=None, nlls=table.assign(task=task, group=None), records=records)
 
 
 def test_differences_are_of_the_same_prompts():
@@ -400,7 +400,7 @@ def test_differences_are_of_the_same_prompts():
 def test_a_mean_of_scores_draws_the_same_records_for_all():
     """Where neighbours lose what relations gain, record by record, nothing is uncertain about their mean."""
 
-    def both(right: int) -> Run:
+    def both(right: int) -> BenchmarkRun:
         numbers = [(at, 1.0, 2.0) if at % 2 == right else (at, 2.0, 1.0) for at in range(40)]
         relation, neighbors = run_of(numbers), run_of([(at, new, true) for at, true, new in numbers], "neighborhood")
         return replace(relation, nlls=pd.concat([relation.nlls, neighbors.nlls], ignore_index=True))
@@ -415,8 +415,8 @@ def test_a_mean_of_scores_draws_the_same_records_for_all():
 
 
 def test_the_rules_of_tuning():
-    def tried(lr: float, gamma: float | None, es: float, average: float) -> Candidate:
-        return Candidate(lr=lr, gamma=gamma, es=es, ps=es, average=average)
+    def tried(lr: float, gamma: float | None, es: float, average: float) -> TuningCandidate:
+        return TuningCandidate(lr=lr, gamma=gamma, es=es, ps=es, average=average)
 
     alone = [tried(1, None, 90, 60), tried(2, None, 99, 40), tried(4, None, 98, 45)]
     assert best_lr(alone).lr == 4  # 90 is too far from the best success, 98 is not
@@ -424,5 +424,5 @@ def test_the_rules_of_tuning():
     assert best_gamma(restrained, alone[2]).gamma == 0.04
     assert best_gamma(restrained[2:], alone[2]).gamma == 0.08
     assert tuning.GAMMAS == (5e-3, 1e-2, 4e-2, 8e-2)
-    nothing = Candidate(lr=1, gamma=None, es=50, ps=float("nan"), average=1)
+    nothing = TuningCandidate(lr=1, gamma=None, es=50, ps=float("nan"), average=1)
     assert nothing.success == 50

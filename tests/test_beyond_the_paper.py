@@ -14,21 +14,23 @@ from test_experiments import cache, corpus  # noqa: F401 (fixtures)
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
 from experiments import guards, sequences
-from experiments.benchmarks import NONE, Run
+from experiments.benchmarks import NONE, BenchmarkRun
 from experiments.comparisons import average_difference
 
 TASKS = ("rewrite", "paraphrase", "neighborhood", "relation", "distract_neighborhood")
 end_to_end = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
 
 
-def random_run(seed: int, records: int = 8) -> Run:
+def random_run(seed: int, records: int = 8) -> BenchmarkRun:
     generator = np.random.default_rng(seed)
     rows = [
         {"record": record, "task": task, "prompt_index": prompt, "group": None,
          "nll_true": generator.uniform(0, 4), "nll_new": generator.uniform(0, 4)}
         for record in range(records) for task in TASKS for prompt in range(3)
     ]  # fmt: skip
-    return Run(setting=NONE, editor=None, nlls=pd.DataFrame(rows), records=pd.DataFrame({"record": range(records)}))
+    return BenchmarkRun(
+        setting=NONE, editor=None, nlls=pd.DataFrame(rows), records=pd.DataFrame({"record": range(records)})
+    )
 
 
 def harmonic(nlls: pd.DataFrame) -> float:
@@ -66,7 +68,9 @@ def test_against_itself_nothing_is_gained_and_without_a_part_nothing_is_said():
     gain = average_difference(run, run)
     assert gain is not None
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
-    lacking = Run(setting=NONE, editor=None, nlls=run.nlls[run.nlls["task"] != "relation"], records=run.records)
+    lacking = BenchmarkRun(
+        setting=NONE, editor=None, nlls=run.nlls[run.nlls["task"] != "relation"], records=run.records
+    )
     assert average_difference(lacking, run) is None
 
 

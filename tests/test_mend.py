@@ -21,7 +21,7 @@ from driftlens.editors import EditError, MENDTraining, TrainedMEND
 from driftlens.editors.identity import identity
 from driftlens.editors.mend_data import Example, examples, split_records
 from driftlens.editors.mend_gradients import Targets, enter, gradient_factors
-from driftlens.editors.mend_losses import Drawn, Rows, edit_losses
+from driftlens.editors.mend_losses import Drawn, ExampleRows, edit_losses
 from driftlens.editors.mend_network import Factors, Hypernetwork
 from driftlens.editors.mend_state import TrainingState
 from driftlens.editors.mend_training import optimizer_for, training_step
@@ -342,7 +342,7 @@ def test_training_is_the_published_one(job: str, golden: Golden):
     )  # fmt: skip
     network = golden.network(settings.rate)
     state = TrainingState(network=network, optimizer=optimizer_for(network, settings), path=Path(), told={})
-    rows = Rows(golden.model, 3)
+    rows = ExampleRows(golden.model, 3)
     iterations, size = told["iterations"], settings.batch_size
     drawn = [
         Drawn(example=golden.example(index))
@@ -379,7 +379,8 @@ def test_the_terms_are_the_published_ones(golden: Golden):
         network = golden.network()
         indices = golden.told["train_records"][:together]
         losses = edit_losses(
-            golden.model, Rows(golden.model, 3), network, [Drawn(example=golden.example(index)) for index in indices],
+            golden.model, ExampleRows(golden.model, 3), network,
+            [Drawn(example=golden.example(index)) for index in indices],
             sadr=SADR(gamma=1.0), observe=True, together=together,
         )  # fmt: skip
         first = golden.told[job]["iterations"][0]

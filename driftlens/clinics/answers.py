@@ -22,7 +22,7 @@ from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows, tokenize_prompt
 
-__all__ = ["FUNCTION_WORDS", "Answer", "greedy_answers", "says"]
+__all__ = ["FUNCTION_WORDS", "GreedyAnswer", "greedy_answers", "says"]
 
 TOKENS = 7
 """Tokens of an answer at most; the longest names of benchmark objects have six."""
@@ -46,7 +46,7 @@ _WIDTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GreedyAnswer:
     """What a model answers.
 
     Attributes:
@@ -90,7 +90,7 @@ def greedy_answers(
     edits: Edited | Sequence[Edited | None] | None = None,
     *,
     batch_size: int = 64,
-) -> list[Answer]:
+) -> list[GreedyAnswer]:
     """The answer to every prompt, under one edit, one each, or none (the vanilla model).
 
     Raises:
@@ -101,7 +101,7 @@ def greedy_answers(
     groups: dict[int, list[int]] = {}
     for at, length in enumerate(lengths):
         groups.setdefault(length // _WIDTH, []).append(at)
-    found: dict[int, Answer] = {}
+    found: dict[int, GreedyAnswer] = {}
     for members in groups.values():
         grown = generate(
             model,
@@ -119,13 +119,13 @@ def greedy_answers(
 
 
 @torch.no_grad()
-def _read(model: LensModel, rows: Sequence[tuple[Generation, Edit | None]]) -> list[Answer]:
+def _read(model: LensModel, rows: Sequence[tuple[Generation, Edit | None]]) -> list[GreedyAnswer]:
     ids = [row.ids[: row.n_prompt + TOKENS] for row, _ in rows]
     batch, _ = pad_rows(model, ids)
     acting = routed(model, [edit for _, edit in rows], [row.ids[: row.n_prompt] for row, _ in rows])
     resid = model.run(batch, hooks=edit_hooks(model, acting))
     precision = torch.promote_types(model.dtype, torch.float32)
-    answers: list[Answer] = []
+    answers: list[GreedyAnswer] = []
     for own, at, (row, _) in zip(ids, resid, rows, strict=True):
         logits = model.unembed(at[row.n_prompt - 1 : max(len(own) - 1, row.n_prompt)]).to(precision)
         logs = logits.log_softmax(dim=-1)
@@ -136,7 +136,7 @@ def _read(model: LensModel, rows: Sequence[tuple[Generation, Edit | None]]) -> l
     return answers
 
 
-def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy: float) -> Answer:
+def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy: float) -> GreedyAnswer:
     """Word by word, a word being the tokens up to the next blank."""
     texts: list[str] = [model.tokenizer.decode(list(ids[: n + 1]), skip_special_tokens=True) for n in range(len(ids))]
     whole = texts[-1] if texts else ""
@@ -160,6 +160,6 @@ def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy
     while kept > 1 and len(texts[kept - 2].strip()) >= len(" ".join(words)):
         kept -= 1
     mean = sum(logs[:kept]) / kept if kept else 0.0
-    return Answer(
+    return GreedyAnswer(
         text=" ".join(words), probability=math.exp(mean) if kept else 0.0, entropy=entropy, continuation=whole
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from driftlens.clinics.findings import (
-    Progress,
+    OnProgress,
     Visit,
     answers_table,
     drift_tables,
@@ -19,7 +19,7 @@ from driftlens.clinics.findings import (
 from driftlens.clinics.generated import from_generations
 from driftlens.clinics.knowledge import Knowledge, examine
 from driftlens.clinics.path import Candidate, choose, measure, scores, takes
-from driftlens.clinics.probes import KINDS, UserProbe, build_probes
+from driftlens.clinics.probes import KINDS, Probe, UserProbe, build_probes
 from driftlens.clinics.relation import find_relation
 from driftlens.clinics.report import ClinicReport
 from driftlens.clinics.restraints import PLAIN, Restraint, editor_for, guards_beside, restraints, take_moments
@@ -54,7 +54,7 @@ def clinic(
     avoid: Collection[str] = (),
     seed: int = 0,
     batch_size: int = 64,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ClinicReport:
     """Examine, edit over a path of γ, choose, and judge.
 
@@ -86,14 +86,7 @@ def clinic(
     """
     start = time.perf_counter()
     visit = Visit(model=model, seed=seed, batch_size=batch_size, on_progress=on_progress or _unseen)
-    if (fact is None) == (subject is None and prompt is None and new is None):
-        raise DriftlensError("give a fact, or subject, prompt and new")
-    if fact is not None:
-        subject, prompt, new, true = fact.subject, fact.prompt, fact.target_new, fact.target_true
-    if subject is None or prompt is None or new is None:
-        raise DriftlensError("subject, prompt and new belong together; give all three, or a fact")
-    # Checked by the fact's own rules, with a stand-in where nobody says what holds.
-    request = fact or Fact(subject=subject, prompt=prompt, target_true=true or f"{new} …", target_new=new)
+    request, true = _requested(fact, subject, prompt, new, true)
     tokenize_prompt(model, request.text, request.target_new)
     path = restraints(model, editor_for(model, editor), gammas, guards)
 
@@ -149,25 +142,57 @@ def clinic(
     prepared = _prepared(model, editor_for(model, editor), prepare)
     beside = guards_beside(built, fact, peers_of(relations, kind))
     candidates = _edits(visit, fact, editor, path, prepared, beside)
+    told = _told(editor_for(model, editor))
+    return _examined(visit, fact, asked, told, knowledge, built, candidates, start)
+
+
+def _requested(
+    fact: Fact | None, subject: str | None, prompt: str | None, new: str | None, true: str | None
+) -> tuple[Fact, str | None]:
+    """The request as a fact, and what holds now, where somebody says it.
+
+    Raises:
+        DriftlensError: no fact or two, or only a part of one.
+    """
+    if (fact is None) == (subject is None and prompt is None and new is None):
+        raise DriftlensError("give a fact, or subject, prompt and new")
+    if fact is not None:
+        return fact, fact.target_true
+    if subject is None or prompt is None or new is None:
+        raise DriftlensError("subject, prompt and new belong together; give all three, or a fact")
+    # Checked by the fact's own rules, with a stand-in where nobody says what holds.
+    return Fact(subject=subject, prompt=prompt, target_true=true or f"{new} …", target_new=new), true
+
+
+def _examined(
+    visit: Visit,
+    fact: Fact,
+    asked: dict[str, str],
+    editor: str,
+    knowledge: Knowledge,
+    probes: Sequence[Probe],
+    candidates: Sequence[Candidate],
+    start: float,
+) -> ClinicReport:
+    """What the probes say of the candidates: the choice, the findings and the verdict."""
     visit.note("ask the edited models")
-    candidates, measured = measure(model, fact, built, candidates, batch_size=batch_size)
-    choosing = scores(built, measured, held_out=False)
+    candidates, measured = measure(visit.model, fact, probes, candidates, batch_size=visit.batch_size)
+    choosing = scores(probes, measured, held_out=False)
     chosen = choose(candidates, choosing)
-    table = answers_table(visit, built, measured, candidates[0], chosen)
+    table = answers_table(visit, probes, measured, candidates[0], chosen)
     visit.note("measure attention")
-    drift, heads, by_restraint = drift_tables(visit, fact, built, candidates, chosen)
+    drift, heads, by_restraint = drift_tables(visit, fact, probes, candidates, chosen)
     visit.note("write on")
-    generations = generations_table(visit, fact, built, candidates[0], chosen)
-    held_out = scores(built, measured, held_out=True)
-    verdict = _verdict(knowledge, chosen, choosing, table, held_out)
+    generations = generations_table(visit, fact, probes, candidates[0], chosen)
+    held_out = scores(probes, measured, held_out=True)
     return ClinicReport(
         fact=fact,
         request=asked,
-        model=model.title,
-        model_hash=model.model_hash,
-        editor=_told(editor_for(model, editor)),
+        model=visit.model.title,
+        model_hash=visit.model.model_hash,
+        editor=editor,
         knowledge=knowledge,
-        verdict=verdict,
+        verdict=_verdict(knowledge, chosen, choosing, table, held_out),
         restraint=chosen.restraint,
         edit=chosen.result.edit,
         plain=candidates[0].result.edit,
@@ -178,7 +203,7 @@ def clinic(
         heads=heads,
         generations=generations,
         seconds=time.perf_counter() - start,
-        seed=seed,
+        seed=visit.seed,
     )
 
 

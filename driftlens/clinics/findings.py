@@ -17,9 +17,9 @@ from driftlens.evaluation.generation import generate
 from driftlens.models import LensModel
 from driftlens.models.prompts import tokenize_prompt
 
-__all__ = ["Progress", "Visit", "answers_table", "drift_tables", "empty", "generations_table", "path_table"]
+__all__ = ["OnProgress", "Visit", "answers_table", "drift_tables", "empty", "generations_table", "path_table"]
 
-Progress: TypeAlias = Callable[[str, int, int], None]
+OnProgress: TypeAlias = Callable[[str, int, int], None]
 
 _SHOWN_TOKENS = 50
 
@@ -31,7 +31,7 @@ class Visit:
     model: LensModel
     seed: int
     batch_size: int
-    on_progress: Progress
+    on_progress: OnProgress
 
     def note(self, what: str, done: int = 0, total: int = 0) -> None:
         """Tell whoever watches."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from driftlens.clinics.answers import Answer, greedy_answers, says
+from driftlens.clinics.answers import GreedyAnswer, greedy_answers, says
 from driftlens.clinics.english import asked_of
 from driftlens.clinics.relation import WRAPPED, Relation, with_article_of
 from driftlens.data import Fact, Record, TaskPrompt
@@ -171,7 +171,7 @@ def examine(
     return replace(found, objection=_objection(found, answer, subject, text, target_new))
 
 
-def _objection(found: Knowledge, answer: Answer, subject: str, text: str, new: str) -> str | None:
+def _objection(found: Knowledge, answer: GreedyAnswer, subject: str, text: str, new: str) -> str | None:
     said = (
         f"the model goes on with {answer.continuation.strip()[:40]!r}"
         if not answer.says_something

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from driftlens.clinics.answers import Answer, greedy_answers, says
+from driftlens.clinics.answers import GreedyAnswer, greedy_answers, says
 from driftlens.clinics.english import asked_of
 from driftlens.clinics.generated import Generated
 from driftlens.clinics.relation import WRAPPED, Relation, normal, with_article_of
@@ -236,7 +236,7 @@ def _entailed(model: LensModel, fact: Fact, relation: Relation | None, batch_siz
     return found
 
 
-def _probe(kind: Kind, text: str, group: str, answer: Answer, fact: Fact) -> Probe | None:
+def _probe(kind: Kind, text: str, group: str, answer: GreedyAnswer, fact: Fact) -> Probe | None:
     """The candidate as a probe, or None where its answer is no ground to judge an edit on."""
     if kind == "paraphrase":
         if not says(answer.continuation, fact.target_true):
@@ -294,5 +294,5 @@ def _split(probes: Sequence[Probe]) -> list[Probe]:
     return [replace(probe, held_out=probe.group in held_out) for probe in probes]
 
 
-def _sure(answer: Answer) -> bool:
+def _sure(answer: GreedyAnswer) -> bool:
     return answer.says_something and answer.probability >= SURE

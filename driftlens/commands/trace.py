@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from driftlens.commands.fetch import fetch_first
 from driftlens.commands.trace_doubts import doubts
 from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.trace_study import Run, Study, choose_study
+from driftlens.commands.trace_study import TraceRun, TraceStudy, choose_study
 from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
+def _run(options: TraceOptions, study: TraceStudy, errors: Terminal) -> TraceRun:
     from driftlens.display.terminal import progress_bars
 
     corpus = _corpus(options, study, errors)
@@ -110,7 +110,7 @@ def _run(options: TraceOptions, study: Study, errors: Terminal) -> Run:
             from driftlens.commands.trace_explore import explore_page
 
             page = explore_page(options, study, model, editor, result.edit, progress)
-    return Run(
+    return TraceRun(
         study=study,
         editor=editor,
         result=result,
@@ -126,7 +126,7 @@ def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
     return {"true": (true,), "new": (new,), "both": (true, new)}[options.target]
 
 
-def _corpus(options: TraceOptions, study: Study, errors: Terminal) -> Corpus | None:
+def _corpus(options: TraceOptions, study: TraceStudy, errors: Terminal) -> Corpus | None:
     corpus = choose_corpus(
         options.model, options.corpus, study.records, given=options.second_moment, editor=options.editor
     )
@@ -136,7 +136,7 @@ def _corpus(options: TraceOptions, study: Study, errors: Terminal) -> Corpus | N
     return corpus
 
 
-def _check_lengths(model: LensModel, study: Study, targets: Sequence[tuple[str, ...]]) -> None:
+def _check_lengths(model: LensModel, study: TraceStudy, targets: Sequence[tuple[str, ...]]) -> None:
     """Tokenise what will be run: a prompt that does not fit is an error now, not after the edit."""
     from driftlens.models.prompts import tokenize_prompt
 
@@ -165,14 +165,14 @@ def _with_second_moments(
     return complete
 
 
-def _edit(model: LensModel, editor: Editor, study: Study, progress: Progress) -> EditResult:
+def _edit(model: LensModel, editor: Editor, study: TraceStudy, progress: Progress) -> EditResult:
     shown = progress.add_task("edit, steps", total=editor.most_steps)
     results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
     progress.update(shown, completed=editor.most_steps)
     return results[0]
 
 
-def _probabilities(model: LensModel, study: Study, edit: Edit) -> pd.DataFrame:
+def _probabilities(model: LensModel, study: TraceStudy, edit: Edit) -> pd.DataFrame:
     """P(o_true) and P(o_edit) in both models, of the edit's own prompt and of the traced ones."""
     import numpy as np
 
@@ -196,7 +196,7 @@ def _probabilities(model: LensModel, study: Study, edit: Edit) -> pd.DataFrame:
     return table
 
 
-def _files(run: Run, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], None]], str]:
+def _files(run: TraceRun, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], None]], str]:
     """Every file's contents, made before any is written, and in one line why there is no picture."""
     from driftlens.commands.trace_report import note, title
     from driftlens.display.spreadsheet import csv_bytes

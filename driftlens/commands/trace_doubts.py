@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from driftlens.commands.trace_study import Study
+    from driftlens.commands.trace_study import TraceStudy
     from driftlens.data import Record
     from driftlens.models import LensModel
 
@@ -25,7 +25,7 @@ TAKEN = 0.5
 _SEARCHED = 64
 
 
-def doubts(model: LensModel, study: Study, probabilities: Any) -> str:
+def doubts(model: LensModel, study: TraceStudy, probabilities: Any) -> str:
     """What is missing and what to do, in one line; empty where nothing is.
 
     Args:
@@ -72,7 +72,7 @@ def _said(model: LensModel, prompt: str) -> str:
     return " ".join(found.continuation.split())[:40]
 
 
-def _known_record(model: LensModel, study: Study) -> int | None:
+def _known_record(model: LensModel, study: TraceStudy) -> int | None:
     """The first record whose fact and whose prompts of the task the model knows, among some."""
     import numpy as np
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from driftlens.commands.trace_options import TraceOptions
-from driftlens.commands.trace_study import Study
+from driftlens.commands.trace_study import TraceStudy
 from driftlens.data import TaskPrompt
 from driftlens.data.templates import templates
 from driftlens.editors import SADR
@@ -29,7 +29,7 @@ _PROMPTS = 2
 
 def explore_page(
     options: TraceOptions,
-    study: Study,
+    study: TraceStudy,
     model: LensModel,
     editor: Editor,
     edit: Edit,
@@ -64,7 +64,7 @@ def explore_page(
     )
 
 
-def _exhibits(options: TraceOptions, study: Study) -> list[Exhibit]:
+def _exhibits(options: TraceOptions, study: TraceStudy) -> list[Exhibit]:
     if options.typed:
         fact = study.fact
         own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)

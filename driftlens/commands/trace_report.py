@@ -12,7 +12,7 @@ from driftlens.analyses.windows import window_layers
 from driftlens.options.editing import editor_text
 
 if TYPE_CHECKING:
-    from driftlens.commands.trace_study import Run
+    from driftlens.commands.trace_study import TraceRun
     from driftlens.display.terminal import Terminal
 
 __all__ = ["note", "report", "title"]
@@ -22,19 +22,19 @@ FLOOR = 0.001
 """Effects below it, a tenth of a percent, are not ranked."""
 
 
-def title(run: Run) -> str:
+def title(run: TraceRun) -> str:
     """The figure's title: the edit."""
     fact = run.study.fact
     return f"{fact.text} {fact.target_true} → {fact.target_new}"
 
 
-def note(run: Run) -> str:
+def note(run: TraceRun) -> str:
     """For the figure's subtitle: how it was edited, and what is traced."""
     text = f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
     return f"{text} · caution: {run.doubts.partition(':')[0].partition(';')[0]}" if run.doubts else text
 
 
-def report(run: Run, written: Sequence[Path], console: Terminal) -> None:
+def report(run: TraceRun, written: Sequence[Path], console: Terminal) -> None:
     """Print the tables."""
     fact = run.study.fact
     steps = f"{len(run.result.history)} of {run.editor.most_steps}"
@@ -58,7 +58,7 @@ def report(run: Run, written: Sequence[Path], console: Terminal) -> None:
     console.print(f"wrote {written[0].parent}: {', '.join(path.name for path in written)}", soft_wrap=True)
 
 
-def _probabilities(run: Run, width: int) -> Table:
+def _probabilities(run: TraceRun, width: int) -> Table:
     table = _table("probabilities, before → after the edit")
     table.add_column("prompt", no_wrap=True)
     table.add_column("P(o_true)", no_wrap=True)
@@ -83,7 +83,7 @@ def _probabilities(run: Run, width: int) -> Table:
     return table
 
 
-def _strongest(run: Run) -> Table:
+def _strongest(run: TraceRun) -> Table:
     """The cells that change a target most, for every module and target."""
     trace = run.trace
     n_cases, n_layers = len(run.study.prompts), len(set(trace.table["layer"]))

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from driftlens.editors.base import Editor
     from driftlens.edits import EditResult
 
-__all__ = ["Run", "Study", "choose_study"]
+__all__ = ["TraceRun", "TraceStudy", "choose_study"]
 
 _DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class TraceStudy:
     """A fact, the prompts whose prediction is traced, and `name`, `task` and `notes` for the people who read it.
 
     `records` are those of the data set, where one was read.
@@ -40,14 +40,14 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class TraceRun:
     """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
 
     `doubts` says in a line why there is little to see, if there is a reason (`driftlens.commands.trace_doubts`);
     `page` is the explorer's, where it was asked for.
     """
 
-    study: Study
+    study: TraceStudy
     editor: Editor
     result: EditResult
     seconds: float
@@ -57,7 +57,7 @@ class Run:
     page: bytes | None = None
 
 
-def choose_study(options: TraceOptions) -> Study:
+def choose_study(options: TraceOptions) -> TraceStudy:
     """The typed fact or the record that the options name, and the prompts of its task."""
     data = options.data or _default_data(options.model)
     records = tuple(load_records(data)) if options.data or not options.typed else ()
@@ -78,7 +78,7 @@ def _default_data(model: str) -> str:
     return "demo" if model == "demo" or Path(model).expanduser().exists() else "real"
 
 
-def _recorded(options: TraceOptions, data: str, records: Sequence[Record]) -> Study:
+def _recorded(options: TraceOptions, data: str, records: Sequence[Record]) -> TraceStudy:
     number = options.record or 0
     if number >= len(records):
         last = f"records 0 to {len(records) - 1}" if records else "no records"
@@ -90,13 +90,13 @@ def _recorded(options: TraceOptions, data: str, records: Sequence[Record]) -> St
         if not tasks[options.task]:
             there = ", ".join(task for task, prompts in tasks.items() if prompts)
             raise DriftlensError(f"{name} has no prompts of task {options.task}; it has {there}")
-        return Study(fact=record.fact, task=options.task, prompts=tasks[options.task], name=name)
+        return TraceStudy(fact=record.fact, task=options.task, prompts=tasks[options.task], name=name)
     task = next(task for task in _DEFAULT_TASKS if tasks[task])
     notes = () if task == _DEFAULT_TASKS[0] else (f"{name} has no {_DEFAULT_TASKS[0]} prompts; tracing {task}",)
-    return Study(fact=record.fact, task=task, prompts=tasks[task], name=name, notes=notes)
+    return TraceStudy(fact=record.fact, task=task, prompts=tasks[task], name=name, notes=notes)
 
 
-def _typed(options: TraceOptions) -> Study:
+def _typed(options: TraceOptions) -> TraceStudy:
     subject, prompt, true, new = (part or "" for part in (options.subject, options.prompt, options.true, options.new))
     if "{}" in prompt:
         fact = Fact(subject=subject, prompt=prompt, target_true=true, target_new=new)
@@ -106,7 +106,7 @@ def _typed(options: TraceOptions) -> Study:
     if not options.test_prompt:
         if options.task not in (None, "rewrite"):
             raise DriftlensError(f"task {options.task} of a typed fact needs prompts; give them with --test-prompt")
-        return Study(fact=fact, task=task, prompts=(_own_prompt(fact),), name="typed fact")
+        return TraceStudy(fact=fact, task=task, prompts=(_own_prompt(fact),), name="typed fact")
     targets = options.test_target or (fact.target_true,)
     targets = targets * len(options.test_prompt) if len(targets) == 1 else targets
     before = distractor(fact.text, fact.target_new) if task.startswith("distract_") else ""
@@ -114,7 +114,7 @@ def _typed(options: TraceOptions) -> Study:
         TaskPrompt(text=before + fact.filled(text), target_true=target, target_new=fact.target_new, distractor=before)
         for text, target in zip(options.test_prompt, targets, strict=True)
     )
-    return Study(fact=fact, task=task, prompts=prompts, name="typed fact")
+    return TraceStudy(fact=fact, task=task, prompts=prompts, name="typed fact")
 
 
 def _own_prompt(fact: Fact) -> TaskPrompt:

@@ -26,7 +26,7 @@ from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
 from driftlens.models.sites import Site
 
-__all__ = ["Drawn", "Losses", "Rows", "edit_losses", "factors_of"]
+__all__ = ["Drawn", "ExampleRows", "Losses", "edit_losses", "factors_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Losses:
     drift: Float[Tensor, " edits"]
 
 
-class Rows:
+class ExampleRows:
     """Examples' token rows at the first edited block, run there when first asked for and then kept.
 
     The rows of an example are run together and with nothing else: its numbers never depend on what ran before, so that
@@ -78,7 +78,7 @@ class Rows:
 
 
 def factors_of(
-    model: LensModel, rows: Rows, examples: Sequence[Example], sites: Sequence[Site], *, together: int = 1
+    model: LensModel, rows: ExampleRows, examples: Sequence[Example], sites: Sequence[Site], *, together: int = 1
 ) -> tuple[dict[Site, Factors], Float[Tensor, " edits"]]:
     """The gradient factors of the edit prompts, and each edit's NLL before it is made."""
     entry = rows.entry(examples, [0] * len(examples))
@@ -89,7 +89,7 @@ def factors_of(
 
 def edit_losses(
     model: LensModel,
-    rows: Rows,
+    rows: ExampleRows,
     network: Hypernetwork,
     drawn: Sequence[Drawn],
     *,
@@ -124,7 +124,7 @@ def edit_losses(
 
 def _edit_loss(
     model: LensModel,
-    rows: Rows,
+    rows: ExampleRows,
     drawn: Sequence[Drawn],
     updates: Mapping[Site, tuple[Tensor, Tensor]],
     edit_of: Int[Tensor, " rows"],
@@ -164,7 +164,7 @@ def _edit_loss(
 
 def _locality_loss(
     model: LensModel,
-    rows: Rows,
+    rows: ExampleRows,
     drawn: Sequence[Drawn],
     updates: Mapping[Site, tuple[Tensor, Tensor]],
     edit_of: Int[Tensor, " rows"],

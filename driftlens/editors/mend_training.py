@@ -26,7 +26,7 @@ from torch import Tensor
 from driftlens.data import Record
 from driftlens.editors.mend_data import Example, Split, examples, split_records
 from driftlens.editors.mend_files import About, TrainedMEND, cached_path, read_about
-from driftlens.editors.mend_losses import Drawn, Rows, edit_losses, factors_of
+from driftlens.editors.mend_losses import Drawn, ExampleRows, edit_losses, factors_of
 from driftlens.editors.mend_network import Hypernetwork
 from driftlens.editors.mend_settings import MENDTraining
 from driftlens.editors.mend_state import TrainingState
@@ -131,7 +131,7 @@ def optimizer_for(network: Hypernetwork, settings: MENDTraining) -> torch.optim.
 
 
 def training_step(
-    model: LensModel, rows: Rows, state: TrainingState, drawn: Sequence[Drawn], settings: MENDTraining
+    model: LensModel, rows: ExampleRows, state: TrainingState, drawn: Sequence[Drawn], settings: MENDTraining
 ) -> float:
     """One update of the network by the edits that are drawn; the loss before it.
 
@@ -202,7 +202,7 @@ class _Training:
         self.settings = settings
         self.train = examples(model, split.train, rephrase=settings.rephrase)
         self.validation = examples(model, split.validation, rephrase=settings.rephrase)
-        self.rows = Rows(model, sites[0].layer)
+        self.rows = ExampleRows(model, sites[0].layer)
         self._orders: dict[int, list[int]] = {}
 
     def begun(self, path: Path, told: Mapping[str, Any]) -> TrainingState:

@@ -1,7 +1,7 @@
 """Models: loading, running parts of them with hooks, and everything that differs between families and backends."""
 
 from driftlens.models.batch import Batch
-from driftlens.models.chat import RAW, Frame
+from driftlens.models.chat import RAW, ChatFrame
 from driftlens.models.encoding import Encoding
 from driftlens.models.families import Family, register_family
 from driftlens.models.key_values import KeyValues
@@ -11,9 +11,9 @@ from driftlens.models.loading import load_model
 __all__ = [
     "RAW",
     "Batch",
+    "ChatFrame",
     "Encoding",
     "Family",
-    "Frame",
     "KeyValues",
     "LensModel",
     "check_loaded",

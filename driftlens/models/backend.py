@@ -17,15 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
+from driftlens.hooks import Hook
 from driftlens.models.families import Family
 from driftlens.models.key_values import PassCache
 from driftlens.models.placement import at_home
 from driftlens.models.sites import Site
 
-__all__ = ["Backend", "Columns", "Dimensions", "Hook", "chosen"]
-
-Hook = tuple[str, Callable[..., Any]]
-"""A hook point's name and a TransformerLens hook function, `(tensor, hook) -> tensor | None`."""
+__all__ = ["Backend", "Columns", "Dimensions", "chosen"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from driftlens.errors import DriftlensError
 
-__all__ = ["RAW", "Frame", "chat_frame"]
+__all__ = ["RAW", "ChatFrame", "chat_frame"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class ChatFrame:
     """The text `before` and `after` a prompt.
 
     `complete` says that all special tokens stand in the text already, so that the tokenizer adds none.
@@ -32,13 +32,13 @@ class Frame:
         return f"{self.before}{prompt}{self.after}"
 
 
-RAW = Frame()
+RAW = ChatFrame()
 """The prompt as it is."""
 
 _STAND_INS = ("the-message-of-the-user-stands-here", "another-message-stands-here")
 
 
-def chat_frame(tokenizer: Any, system: str | None = None) -> Frame:
+def chat_frame(tokenizer: Any, system: str | None = None) -> ChatFrame:
     """The frame of the tokenizer's chat template around a single message of the user, after `system` if given.
 
     None leaves the system prompt to the template, which may have a default of its own; "" is an empty one, as Hugging
@@ -64,7 +64,7 @@ def chat_frame(tokenizer: Any, system: str | None = None) -> Frame:
     return frame
 
 
-def _split(tokenizer: Any, system: str | None, stand_in: str) -> Frame:
+def _split(tokenizer: Any, system: str | None, stand_in: str) -> ChatFrame:
     from jinja2 import TemplateError
 
     messages = [{"role": "user", "content": stand_in}]
@@ -81,4 +81,4 @@ def _split(tokenizer: Any, system: str | None, stand_in: str) -> Frame:
             "the tokenizer's chat template does not hold the user's message once; write the prompts with the "
             "template's words yourself, as plain text"
         )
-    return Frame(before=before, after=after, complete=True)
+    return ChatFrame(before=before, after=after, complete=True)

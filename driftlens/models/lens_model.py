@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.chat import RAW, Frame, chat_frame
+from driftlens.models.chat import RAW, ChatFrame, chat_frame
 from driftlens.models.encoding import Encoding, adds_bos, encode, own_tokenizer, special_tokens
 from driftlens.models.export import export
 from driftlens.models.families import Family
@@ -40,7 +40,7 @@ class LensModel(WrappedModel):
     does differently, where driftlens does not know it.
     """
 
-    frame: Frame = RAW
+    frame: ChatFrame = RAW
     """What stands around every prompt: nothing, or a chat template (`chat`)."""
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from driftlens.data.joints import join, without_blanks
 from driftlens.errors import DriftlensError
-from driftlens.models import RAW, Batch, Encoding, Frame, LensModel
+from driftlens.models import RAW, Batch, ChatFrame, Encoding, LensModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class TokenizedPrompt:
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
     n_prompt: int
-    frame: Frame = RAW
+    frame: ChatFrame = RAW
 
     @property
     def read(self) -> str:

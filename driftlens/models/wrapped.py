@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.errors import DriftlensError
-from driftlens.models.backend import Backend, Columns, Hook, chosen
+from driftlens.hooks import Hook
+from driftlens.models.backend import Backend, Columns, chosen
 from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.families import Family
 from driftlens.models.grouping import read_pays

@@ -15,7 +15,7 @@ from driftlens.statistics.roles import ROLES, SUBJECT_ROLES, average_by_role
 __all__ = ["plot_heads", "plot_score_grid", "plot_trace", "plot_traces"]
 
 
-class Trace(Protocol):
+class TraceLike(Protocol):
     """What a trace's heatmaps are drawn from; `driftlens.analyses.substitution.Trace` says what each is."""
 
     @property
@@ -51,7 +51,7 @@ class Trace(Protocol):
 _MODULE_TITLES = {"resid": "Hidden state", "mlp": "MLP output", "attn": "Attention output"}
 
 
-def plot_trace(trace: Trace, *, title: str | None = None, note: str = "") -> go.Figure:
+def plot_trace(trace: TraceLike, *, title: str | None = None, note: str = "") -> go.Figure:
     """The trace's heatmaps: a column for each module, a row for each target, one colour scale for all.
 
     One case shows its tokens, the edited subject's marked with an asterisk; several show token roles, each with its
@@ -61,7 +61,7 @@ def plot_trace(trace: Trace, *, title: str | None = None, note: str = "") -> go.
 
 
 def plot_traces(
-    traces: Sequence[Trace], *, heads: Sequence[str] = (), title: str | None = None, note: str = ""
+    traces: Sequence[TraceLike], *, heads: Sequence[str] = (), title: str | None = None, note: str = ""
 ) -> go.Figure:
     """Several traces under one another, on the same colour scale: of different windows (Figure 9a), or of groups.
 
@@ -223,13 +223,13 @@ def _axis(window: int) -> str:
     return "layer" if window == 1 else f"layer at the centre of a window of {window} layers"
 
 
-def _shown(trace: Trace, name: str) -> str:
+def _shown(trace: TraceLike, name: str) -> str:
     """A target's name, or for a single one without a name its text."""
     texts: Any = trace.baselines.loc[trace.baselines["target_name"] == name, "target"].unique()
     return escaped(texts[0]) if name == "target" and len(texts) == 1 else escaped(name)
 
 
-def _baseline(trace: Trace, name: str) -> str:
+def _baseline(trace: TraceLike, name: str) -> str:
     rows: Any = trace.baselines[trace.baselines["target_name"] == name]
     texts = rows["target"].unique()
     quoted = f" = “{escaped(texts[0])}”" if len(texts) == 1 and name != "target" else ""

@@ -43,7 +43,7 @@ from experiments.tuning import tuned
 from experiments.words import number
 
 SCORES = ("Avg.S", "ES", "PS", "NS", "RS", "DNS")
-FACTORS = (0.25, 0.5, 1.0, 2.0)
+FACTORS = (0.5, 1.0, 2.0, 4.0)
 """The curve, in units of the model's weight."""
 GOAL = 10.0
 """Points of Avg. S above SADR's."""

@@ -1,8 +1,8 @@
 """Edits that add up: 1, 10 and 100 facts in one model, in sequence and together (future work in the paper).
 
-For ROME, MEMIT and AlphaEdit, without restraint, with SADR and, in sequence, with guards (`experiments.guards`): all
-scores of all edited facts after the last edit, perplexity, and how far attention has drifted.  At 1 each fact is edited
-alone, as in every other table.
+For ROME, MEMIT and AlphaEdit, without restraint and with SADR, ROME in sequence also with guards
+(`experiments.guards`): all scores of all edited facts after the last edit, perplexity, and how far attention has
+drifted.  At 1 each fact is edited alone, as in every other table.
 
 --records chooses how many facts there are at most (default 100).
 """
@@ -39,6 +39,8 @@ from experiments.words import number
 
 COUNTS = (1, 10, 100)
 EDITORS = ("rome", "memit", "alphaedit")
+GUARDED = ("rome",)
+"""Editors that are measured with guards, too, in sequence."""
 TASKS_MEASURED = ("rewrite", "paraphrase", "neighborhood", "relation", "distract_neighborhood")
 SCORES = ("ES", "PS", "NS", "RS", "DNS")
 PANELS = {
@@ -94,7 +96,7 @@ def settings(study: Study, ways: Ways) -> dict[str, Setting]:
         plain = Setting(editor=editor, lr=chosen.lr, texts=False)
         sadr = Setting(editor=editor, sadr=True, gamma=chosen.gamma, lr=chosen.lr, texts=False)
         found |= {plain.name: plain, sadr.name: sadr}
-        if ways.guards:
+        if ways.guards and editor in GUARDED:
             guards = Setting(editor=editor, guards=weight(study), lr=chosen.lr, texts=False)
             found[guards.name] = guards
     return found

@@ -109,7 +109,7 @@ def test_force_edits_and_ships_all_the_same(arguments: list[str], capsys: pytest
     assert list(Edit.load("edit.safetensors").updates) == [1]
     assert (Path("model") / "config.json").is_file()
     document = json.loads(Path("out/clinic.json").read_text())
-    names = ["plain", "SADR γ = 0.1", "SADR γ = 0.2", "guards μ = ν = 2"]
+    names = ["plain", "SADR γ = 0.1", "SADR γ = 0.2", "guards μ = ν = 1"]
     assert [row["restraint"] for row in document["path"]] == names
     assert document["editor"] == f"{editor.upper()} at layer 1"
 

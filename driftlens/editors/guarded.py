@@ -35,8 +35,8 @@ from driftlens.models import LensModel
 __all__ = ["GuardedSADR", "guard_weight"]
 
 WEIGHTS = {"demo": 0.25, "counterfact": 0.25}
-USUAL = 2.0
-"""μ = ν by the beginning of a model's name; chosen on validation records, the last on SmolLM2-135M's."""
+USUAL = 1.0
+"""μ = ν by the beginning of a model's name, else SmolLM2-135M's; see ``docs/guarded-sadr.md``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,8 @@ class GuardedSADR(Guards):
 
     gamma: float = 0.0
     gamma_guards: float = 0.0
-    mu: float = 2.0
-    nu: float = 2.0
+    mu: float = 1.0
+    nu: float = 1.0
     heads: Literal["selected", "all"] = "selected"
     guard_heads: Literal["selected", "all"] = "selected"
     layers: tuple[int, ...] | None = None
@@ -181,6 +181,6 @@ class GuardedSADR(Guards):
 
 
 def guard_weight(model: LensModel) -> float:
-    """μ = ν where nobody gives them: what was chosen on validation records of this model, or of a real one."""
+    """μ = ν where nobody gives them: this model's, or what SmolLM2-135M, a real one, has."""
     name = model.name.rpartition("/")[2].lower()
     return next((weight for begin, weight in WEIGHTS.items() if name.startswith(begin)), USUAL)

@@ -71,6 +71,13 @@ class _Row:
     def __len__(self) -> int:
         return len(self.tokens.ids)
 
+    def by_prompt(self) -> list[_Row]:
+        """A row for each of its prompts."""
+        under: dict[int, list[_Cell]] = {}
+        for cell in self.cells:
+            under.setdefault(cell.entry, []).append(cell)
+        return [_Row(edit=self.edit, cells=tuple(own)) for own in under.values()]
+
 
 Problem = tuple[int, str, int, str]
 """Record, task, prompt index, and why the model cannot read that prompt with one of its targets."""
@@ -219,8 +226,16 @@ class _Values:
     @torch.no_grad()
     def fill(self) -> None:
         """All cells of all rows."""
-        groups = passes([len(row) for row in self.rows], self.model.pass_cost, most=self.most)
-        in_groups(self.rows, groups, self.most, self._read)
+        self._run(self.rows)
+        # What is not finite in one prompt reaches all of its row, since 0 times NaN is NaN: there each is asked alone.
+        spoiled = [row for row in self.rows if not all(math.isfinite(self.found[cell]) for cell in row.cells)]
+        alone = [own for row in spoiled for own in row.by_prompt()]
+        if len(alone) > len(spoiled):
+            self._run(alone)
+
+    def _run(self, rows: Sequence[_Row]) -> None:
+        groups = passes([len(row) for row in rows], self.model.pass_cost, most=self.most)
+        in_groups(rows, groups, self.most, self._read)
 
     def _read(self, batch: Sequence[_Row]) -> Sequence[_Row]:
         tokens, _ = pad_rows(self.model, [row.tokens.ids for row in batch], until=[row.tokens.until for row in batch])

@@ -12,12 +12,12 @@ from driftlens.clinics.relation import find_relation, with_article_of
 from driftlens.clinics.templates import other_relations, peers_of
 from driftlens.clinics.verdict import judge, scarce
 from driftlens.commands.trace_doubts import doubts
-from driftlens.commands.trace_study import Study
+from driftlens.commands.trace_study import TraceStudy
 from driftlens.data import Fact, TaskPrompt
 
 FACT = Fact(subject="Eiffel Tower", prompt="{} is in", target_true="Paris", target_new="Rome")
 PROMPT = TaskPrompt(text="Big Ben is in", target_true="London", target_new="Rome")
-STUDY = Study(fact=FACT, task="neighborhood", prompts=(PROMPT,), name="typed fact")
+STUDY = TraceStudy(fact=FACT, task="neighborhood", prompts=(PROMPT,), name="typed fact")
 
 
 def seen(own: float, traced: float, edited: float) -> pd.DataFrame:

@@ -64,9 +64,15 @@ def _path(report: ClinicReport) -> Table:
     for one in report.path.itertuples():
         shares = [percent(share) for share in (one.paraphrase, one.relation, one.neighbour, one.distractor)]
         drift = f"{one.drift:.3g}" if one.drift == one.drift else "–"
-        cells = [f"{'▸' if one.recommended else ' '} {one.restraint}", "yes" if one.takes else "no", f"{one.p_new:.2f}"]
+        mark = "▸" if one.recommended else " "
+        cells = [f"{mark} {_short(one.restraint)}", "yes" if one.takes else "no", f"{one.p_new:.2f}"]
         table.add_row(*cells, *shares, drift, style="bold" if one.recommended else "")
     return table
+
+
+def _short(restraint: str) -> str:
+    """As it fits into a terminal of 80 columns."""
+    return restraint.replace("γ = ", "").replace("μ = ν = ", "")
 
 
 def _tell_changed(report: ClinicReport, console: Terminal) -> None:

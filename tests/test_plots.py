@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from driftlens.analyses.substitution import Trace
-from driftlens.plots import figure_html, figure_png, plot_table, plot_trace, save_figure
+from driftlens.plots import figure_html, figure_png, plot_table, plot_trace, plot_tradeoffs, save_figure
 
 ROLES = ["first subject token", "last subject token", "after subject", "test prompt", "last token"]
 TEXTS = ["Eif", "fel <b>", " in", " Ben", " is"]
@@ -209,3 +209,13 @@ def test_cells_of_a_table_are_shown_as_they_are():
     assert "&lt;i&gt;x&lt;/i&gt;" in texts
     assert "<b>a &amp; b</b>" in texts
     assert "W<sub>l</sub>" in texts
+
+
+def test_no_two_of_many_series_look_alike():
+    """There are fewer colours than series; what comes back in one colour has another dash and another mark."""
+    points = [
+        {"panel": "p", "series": f"series {n}", "x": x, "y": float(n), "text": ""} for n in range(9) for x in (1, 10)
+    ]
+    figure: Any = plot_tradeoffs(pd.DataFrame(points), axes={"p": ("x", "y")}, title="t")
+    looks = {(trace.line.color, trace.line.dash, trace.marker.symbol) for trace in figure.data}
+    assert len(looks) == 9

@@ -79,10 +79,11 @@ def _longest(table: pd.DataFrame, name: str) -> int:
 
 def _line(at: int) -> dict[str, Any]:
     colour = PALETTE[at % len(PALETTE)]
+    shape = at + at // len(PALETTE)  # where the colours begin again, they come with other dashes and marks
     return {
         "mode": "lines+markers",
-        "line": {"color": colour, "width": 2.2, "dash": _DASHES[at % len(_DASHES)]},
-        "marker": {"size": 8, "color": colour, "symbol": _SYMBOLS[at % len(_SYMBOLS)]},
+        "line": {"color": colour, "width": 2.2, "dash": _DASHES[shape % len(_DASHES)]},
+        "marker": {"size": 8, "color": colour, "symbol": _SYMBOLS[shape % len(_SYMBOLS)]},
     }
 
 

@@ -22,7 +22,7 @@ from driftlens.clinics.path import Candidate, choose, measure, scores, takes
 from driftlens.clinics.probes import KINDS, Probe, UserProbe, build_probes
 from driftlens.clinics.relation import find_relation
 from driftlens.clinics.report import ClinicReport
-from driftlens.clinics.restraints import PLAIN, Restraint, editor_for, guards_beside, restraints, take_moments
+from driftlens.clinics.restraints import PLAIN, Restraint, editor_for, guards_beside, restraints
 from driftlens.clinics.templates import known_relations, other_relations, peers_of
 from driftlens.clinics.verdict import Verdict, judge, scarce
 from driftlens.data import Fact, Record, load_records
@@ -208,7 +208,7 @@ def _examined(
 
 
 def _prepared(model: LensModel, plain: Editor, prepare: Callable[[Editor], Editor] | None) -> Editor:
-    return take_moments(model, plain) if prepare is None else prepare(plain)
+    return plain.settled(model) if prepare is None else prepare(plain)
 
 
 def _edits(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from driftlens.clinics.probes import Probe
 from driftlens.data import Fact
-from driftlens.editors import SADR, sadr_gamma, second_moments
+from driftlens.editors import SADR, sadr_gamma
 from driftlens.editors.base import Editor
 from driftlens.editors.guarded import GuardedSADR, guard_weight
 from driftlens.editors.guards import QUESTIONS
@@ -24,7 +24,6 @@ __all__ = [
     "gamma_path",
     "guards_beside",
     "restraints",
-    "take_moments",
 ]
 
 FACTORS = (0.2, 0.4, 1.0, 2.0, 4.0)
@@ -76,15 +75,6 @@ def editor_for(
     if isinstance(editor, Editor):
         return with_sadr(model, editor, gamma)
     return editor(gamma)
-
-
-def take_moments(model: LensModel, editor: Editor) -> Editor:
-    """The editor with the second moments of its layers, over its own corpus or the model's default."""
-    layers = editor.missing_second_moments
-    if not layers:
-        return editor
-    moments = second_moments(model, layers, editor.moment_corpus(model), samples=editor.moment_samples)
-    return editor.with_second_moments(moments)
 
 
 def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None) -> tuple[float, ...]:

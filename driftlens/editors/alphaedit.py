@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.base import undisturbed
+from driftlens.editors.histories import joint_history
 from driftlens.editors.memit import MEMIT
 from driftlens.editors.multilayer import MultiLayerEditor
 from driftlens.editors.presets import PRESETS, Preset
@@ -164,12 +165,10 @@ def null_space_factor(projected: Float[Tensor, "all d_mlp"], facts: int, ridge: 
 def _joint(result: EditResult | JointEditResult) -> JointEditResult:
     if isinstance(result, JointEditResult):
         return result
-    history = result.history.copy()
-    history.insert(0, "fact", 0)
     return JointEditResult(
         facts=(result.fact,),
         edit=result.edit,
-        history=history,
+        history=joint_history([result.history]),
         keys={layer: key[None] for layer, key in result.keys.items()},
         values={layer: value[None] for layer, value in result.values.items()},
     )

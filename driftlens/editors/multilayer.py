@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +17,7 @@ from driftlens.editors.base import undisturbed
 from driftlens.editors.contexts import ContextSampling
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
+from driftlens.editors.histories import joint_history
 from driftlens.editors.requests import asked_together, check_facts
 from driftlens.editors.second_moment import SecondMoment
 from driftlens.editors.spread import Factors, SpreadUpdate, least_squares_factor, spread
@@ -175,13 +175,10 @@ class MultiLayerEditor(ValueEditor):
 
         values = in_batches(facts, batch_size, optimize_batch, on_done=on_facts)
         (update,) = self._spread(model, [facts], values, contexts, factors, batch_size)
-        histories = [value.history.copy() for value in values]
-        for number, history in enumerate(histories):
-            history.insert(0, "fact", number)
         return JointEditResult(
             facts=facts,
             edit=self._edit(model, facts, update, moments),
-            history=pd.concat(histories, ignore_index=True),
+            history=joint_history([value.history for value in values]),
             keys=update.keys,
             values=update.values,
         )

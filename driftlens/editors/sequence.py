@@ -21,6 +21,7 @@ import torch
 from driftlens.data import Fact
 from driftlens.editors.base import Editor
 from driftlens.editors.failures import Failure
+from driftlens.editors.histories import joint_history
 from driftlens.editors.requests import asked_together, check_facts
 from driftlens.edits import Edit, EditResult, EditSequence, JointEditResult
 from driftlens.errors import DriftlensError
@@ -74,7 +75,7 @@ def edit_together(model: LensModel, editor: Editor, facts: Sequence[Fact]) -> Jo
             facts=facts,
             provenance=editor.provenance(model, *facts),
         ),
-        history=_counted([result.history for result in results]),
+        history=joint_history([result.history for result in results]),
         keys={layer: torch.stack([result.keys[layer] for result in results]) for layer in results[0].keys},
         values={layer: torch.stack([result.values[layer] for result in results]) for layer in results[0].values},
     )
@@ -138,7 +139,7 @@ def _next(model: LensModel, editor: Editor, sequence: EditSequence, facts: tuple
             (outcome,) = editor.try_many(model, facts)
             if isinstance(outcome, Failure):
                 return outcome
-            edit, history = outcome.edit, _counted([outcome.history])
+            edit, history = outcome.edit, joint_history([outcome.history])
         else:
             result = edit_together(model, editor, facts)
             edit, history = result.edit, result.history
@@ -183,11 +184,3 @@ def _extended(sequence: EditSequence, facts: tuple[Fact, ...], part: Edit, histo
         sizes=(*sequence.sizes, len(facts)),
         history=counted if sequence.history.empty else pd.concat([sequence.history, counted], ignore_index=True),
     )
-
-
-def _counted(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Histories in one table, whose first column ``fact`` counts them from 0."""
-    copies = [history.copy() for history in histories]
-    for number, history in enumerate(copies):
-        history.insert(0, "fact", number)
-    return pd.concat(copies, ignore_index=True)

@@ -30,6 +30,7 @@ from driftlens.editors.base import Editor, undisturbed
 from driftlens.editors.contexts import ContextSampling, check_contexts, sample_contexts
 from driftlens.editors.failures import Failure, delivered, finite
 from driftlens.editors.fitting import edit_batch_size
+from driftlens.editors.histories import joint_history
 from driftlens.editors.merging import Memory, merged_memories
 from driftlens.editors.presets import Preset
 from driftlens.editors.regularizers import parts_of
@@ -250,9 +251,7 @@ class WISE(Editor):
             (outcome,) = self._train(model, [fact], mask, how, on_step, start=filling.delta)
             if isinstance(outcome, Failure):
                 raise DriftlensError(f"{outcome.reason}; or leave this fact out")
-            history = outcome.history.copy()
-            history.insert(0, "fact", number)
-            histories.append(history)
+            histories.append(outcome.history)
             filling = Memory(outcome.delta, (*filling.facts, fact), min(filling.last_step, outcome.last_step))
             if (number + 1) % self.save_freq == 0:
                 memories.append(filling)
@@ -270,7 +269,7 @@ class WISE(Editor):
                 facts=facts,
                 provenance=self.provenance(model, *facts),
             ),
-            history=pd.concat(histories, ignore_index=True),
+            history=joint_history(histories),
             keys={},
             values={},
         )

@@ -3,7 +3,7 @@
 #
 #   make trace ARGS="--record 12 --module mlp"     options of `driftlens trace`
 #   make trace MODEL=smollm2-135m                  a real model (fetched once) and a real fact
-#   make test ARGS="tests/test_data.py -k limit"   options of pytest
+#   make test ARGS="tests/data -k limit"   options of pytest
 #   make test PYTHON=python3.12 VENV=/tmp/venv     another Python, another place for the environment
 
 PYTHON ?= python3
@@ -68,7 +68,7 @@ docs: $(VENV)/.installed-docs
 
 # docs/families.md: what is proven of each model family, measured.
 families: $(VENV)/.installed
-	$(python) tests/family_table.py
+	$(python) -m tests.models.family_table
 
 dist: $(VENV)/.installed-dev
 	$(python) -m hatchling build -d dist

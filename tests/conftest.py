@@ -1,5 +1,4 @@
 import os
-import warnings
 
 # Before anything imports transformers: a test that reached the network would be a bug.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,43 +11,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0":
     from jaxtyping import install_import_hook
 
-    install_import_hook("driftlens", "shapes.checked")
+    from tests.support import shapes
 
-from importlib.metadata import version
+    install_import_hook("driftlens", f"{shapes.__name__}.checked")
+
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint
 
-BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
-
-wrong_shapes = pytest.mark.skipif(
-    os.environ.get("DRIFTLENS_CHECK_SHAPES", "0") != "0", reason="gives wrong shapes on purpose"
-)
-
-_loaded: dict[str, Any] = {}
-
-
-def load_tiny(folder: Path, *, exact: bool = False) -> Any:
-    """The checkpoint as a LensModel on the backend that this environment's transformer-lens has."""
-    from driftlens.models import LensModel, load_model
-
-    if BRIDGE:
-        return load_model(folder, device="cpu", dtype="float64" if exact else None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        hooked = hooked_transformer(folder)
-        return LensModel(hooked.to(torch.float64, print_details=False) if exact else hooked)
-
-
-def shared(folder: Path, *, exact: bool = False) -> Any:
-    """:func:`load_tiny`, once a session for all tests: leave its weights as they were."""
-    name = f"{folder.name} in float64" if exact else folder.name
-    if name not in _loaded:
-        _loaded[name] = load_tiny(folder, exact=exact)
-    return _loaded[name]
+from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.tiny import BRIDGE, shared
 
 
 @pytest.fixture(scope="session")

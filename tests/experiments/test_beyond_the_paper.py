@@ -1,0 +1,107 @@
+"""Guards against SADR and edits that add up, end to end on a tiny checkpoint; the paired difference of Avg. S."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from driftlens.evaluation import summarize
+from driftlens.options.program import run_command
+from experiments import guards, sequences
+from experiments.benchmarks import NONE, BenchmarkRun
+from experiments.comparisons import average_difference
+from tests.experiments.test_benchmark_tables import arguments, data  # noqa: F401 (fixtures)
+from tests.experiments.test_experiments import cache, corpus  # noqa: F401 (fixtures)
+from tests.support.tiny import BRIDGE
+
+TASKS = ("rewrite", "paraphrase", "neighborhood", "relation", "distract_neighborhood")
+end_to_end = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
+
+
+def random_run(seed: int, records: int = 8) -> BenchmarkRun:
+    generator = np.random.default_rng(seed)
+    rows = [
+        {"record": record, "task": task, "prompt_index": prompt, "group": None,
+         "nll_true": generator.uniform(0, 4), "nll_new": generator.uniform(0, 4)}
+        for record in range(records) for task in TASKS for prompt in range(3)
+    ]  # fmt: skip
+    return BenchmarkRun(
+        setting=NONE, editor=None, nlls=pd.DataFrame(rows), records=pd.DataFrame({"record": range(records)})
+    )
+
+
+def harmonic(nlls: pd.DataFrame) -> float:
+    """Avg. S from its definition."""
+    shares: list[float] = []
+    for task in TASKS:
+        of = nlls[nlls["task"] == task]
+        wins = of["nll_new"] < of["nll_true"] if task in TASKS[:2] else of["nll_true"] < of["nll_new"]
+        shares.append(100 * float(wins.mean()))
+    return 5 / sum(1 / share for share in shares) if all(shares) else 0.0
+
+
+def test_the_difference_of_two_averages():
+    before, after = random_run(1), random_run(2)
+    gain = average_difference(before, after)
+    assert gain is not None
+    assert gain.value == pytest.approx(harmonic(after.nlls) - harmonic(before.nlls), rel=1e-12)
+    assert gain.value == pytest.approx(
+        summarize(after.nlls)["value"]["Avg.S"] - summarize(before.nlls)["value"]["Avg.S"], rel=1e-12
+    )
+    # The interval is that of both averages over the same records, drawn with replacement.
+    generator = np.random.default_rng(5)
+    drawn: list[float] = []
+    for _ in range(2000):
+        chosen = generator.integers(0, 8, 8)
+        draws = [pd.concat([run.nlls[run.nlls["record"] == one] for one in chosen]) for run in (before, after)]
+        drawn.append(harmonic(draws[1]) - harmonic(draws[0]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    # Both are estimates from draws; their ends scatter by a few percent of the width.
+    assert (gain.low, gain.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+
+
+def test_against_itself_nothing_is_gained_and_without_a_part_nothing_is_said():
+    run = random_run(3)
+    gain = average_difference(run, run)
+    assert gain is not None
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+    lacking = BenchmarkRun(
+        setting=NONE, editor=None, nlls=run.nlls[run.nlls["task"] != "relation"], records=run.records
+    )
+    assert average_difference(lacking, run) is None
+
+
+@end_to_end
+def test_guards_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
+    assert run_command(guards.main, arguments("--gammas", "0.1")) == 0
+    table = pd.read_csv(tmp_path / "out" / "guards_table.csv")
+    assert list(dict.fromkeys(table["row"])) == ["unedited", "ROME", "ROME + SADR", "ROME + guards"]
+    told = json.loads((tmp_path / "out" / "guards_table.json").read_text())
+    assert "guarded_sadr" in str(told["configuration"]).lower() or "GuardedSADR" in str(told["configuration"])
+    assert "0 are, or end like, a prompt that is measured" in (tmp_path / "out" / "guards_table.md").read_text()
+    points = pd.read_csv(tmp_path / "out" / "guards_curve.csv")
+    assert set(points["series"]) == {"ROME", "SADR", "guards"}
+    assert len(points[(points["panel"] == "Relation") & (points["series"] == "guards")]) == len(guards.FACTORS)
+
+
+@end_to_end
+def test_sequences_end_to_end(arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    monkeypatch.setattr(sequences, "COUNTS", (1, 2))
+    monkeypatch.setattr(sequences, "EDITORS", ("rome", "memit"))
+    call = arguments()
+    at = call.index("--layer")
+    del call[at : at + 2]  # of ROME alone
+    assert run_command(sequences.main, call) == 0
+    table = pd.read_csv(tmp_path / "out" / "edits_in_sequence.csv")
+    names = ["ROME", "ROME+SADR", "ROME+guards", "MEMIT", "MEMIT+SADR"]
+    assert list(table["row"]) == [name for name in names for _ in range(2)]
+    assert list(table["edits"]) == [1, 2] * len(names)
+    together = pd.read_csv(tmp_path / "out" / "edits_together.csv")
+    assert set(together["row"]) == set(names) - {"ROME+guards"}
+    # Alone is alone, however several are written.
+    for name in set(together["row"]):
+        first, second = (of[(of["row"] == name) & (of["edits"] == 1)]["ES"].iloc[0] for of in (table, together))
+        assert first == second

@@ -1,68 +1,166 @@
-"""The cells of contaminating substitution, as rows of batched passes that compute no more than they change.
+"""The cell engine: what one model computes at a place, put into the other one, for every place of a grid.
 
-A cell puts the edited model's output z of one module at one token `t`, in a window of layers, into the vanilla model
-and reads the probability of the targets. One full pass per cell would do; this is what it comes down to:
+Contaminating substitution and attention patching are *interventions* of one form. Of the vanilla and the edited model
+one is run, the *base*; in some layers it gets what the other one, the *source*, has at a *site*; and the probability of
+the targets is read. A *cell* of the grid is a token and a window of layers at a site:
 
-1. A vanilla pass per passage keeps the input of every block and every column's keys and values. An edited pass, which
-   starts at the edited layer with the vanilla input, records z.
-2. Below the edit z *is* the vanilla output. So a cell starts at the first layer `a` of its window whose z differs; a
-   cell whose whole window lies below has the vanilla probability, and so has one whose token is never looked at again.
-3. In block `a` no column but `t` can change: attention there still sees vanilla inputs. So block `a` runs for that one
-   column, and the blocks above run for the columns from `t` on. What stands before `t` comes from the vanilla keys and
-   values, cut by the mask to columns < t, from which positions follow as well.
-4. All targets of a prompt are branches behind it, in one row: they share all that stands before them.
-5. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
-   and a cell's row joins it at its own block `a`.
+| intervention | base | source | site | module |
+| --- | --- | --- | --- | --- |
+| contaminating substitution | vanilla | edited | output of the block, its MLP or its attention | `substitution_cells` |
+| patching attention weights | edited | vanilla | the whole pattern of a layer | `patch_cells` |
+| patching attention scores | edited | vanilla | the score of last token → token t | `patch_cells` |
+
+One full pass per cell would do; this is what it comes down to:
+
+1. Each passage is run twice. The base's pass keeps the input of every block, and keys and values. Up to the lowest
+   edited layer both models are one, so the source's pass starts there, and records what it has at the sites.
+2. A cell starts at the first layer of its window where the two differ: an edit changes the output of its own MLP and
+   block, and attention one layer later. A cell without such a layer has the base's probability, and windows that come
+   down to the same layers are one cell.
+3. Passages of similar length are measured together, and their cells share passes. Which do, and what a pass has to
+   compute, is the intervention's business.
+4. Out of memory halves the rows of a pass, for the rest of the call.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftlens.analyses.cases import Passage, target_probabilities
-from driftlens.analyses.cell_rows import SITES, Cell, CellGroup, CellRows
 from driftlens.analyses.windows import window_layers
-from driftlens.edits import edit_hooks
-from driftlens.hooks import Hook, record
-from driftlens.models import LensModel
+from driftlens.edits import Edit, edit_hooks
+from driftlens.hooks import Hook, HookFunction, record
+from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.grouping import passes
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import pad_rows
 
-__all__ = ["PassageEffects", "substitution_effects"]
+__all__ = ["Cell", "CellGroup", "Intervention", "PassageEffects", "Put", "cell_effects", "hooks_of_cells"]
+
+Put: TypeAlias = Callable[[int, int, Int[Tensor, " covered"]], HookFunction]
+"""From a site, by its number, a layer and the rows whose cells cover them: what puts the source's activation there."""
+
+
+class Cell(NamedTuple):
+    """A token and the layers in which the base gets what the source has at a site."""
+
+    passage: int  # in its group
+    token: int
+    site: int
+    first: int  # layers first … stop - 1
+    stop: int
+
+    def covers(self, site: int, layer: int) -> bool:
+        """Whether the base gets what the source has at this site of this layer."""
+        return site == self.site and self.first <= layer < self.stop
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PassageEffects:
-    """Probabilities of a passage's targets: in both models, and with every single substitution."""
+    """Probabilities of a passage's targets: in both models, and in the base with every single cell."""
 
     vanilla: Float[Tensor, " targets"]
     edited: Float[Tensor, " targets"]
-    substituted: Float[Tensor, "modules tokens layers targets"]
+    grid: Float[Tensor, "sites tokens layers targets"]
 
 
-def substitution_effects(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CellGroup:
+    """Some passages and all that their cells share; right-padded, so a column is a token's place in its passage.
+
+    Layers are those from the lowest edited one on; ``inputs`` has the output of the last block too, as the model's
+    number of layers.
+    """
+
+    passages: Sequence[Passage]
+    batch: Batch
+    base_edits: Sequence[Edit] | None
+    inputs: Mapping[int, Float[Tensor, "passages columns d_model"]]  # of the base's blocks
+    past: KeyValues | None  # of the base, where the cells read it
+    source: Sequence[Mapping[int, Tensor]]  # what the source has, by site, then layer
+    vanilla: Float[Tensor, "passages targets"]
+    edited: Float[Tensor, "passages targets"]
+
+    def base_hooks(self, model: LensModel, passage: Int[Tensor, " rows"]) -> list[Hook]:
+        """The hooks that make the base of the model, in a pass over rows of these passages.
+
+        An edit of several layers (MEMIT) reaches above the lowest of them.
+        """
+        return [] if self.base_edits is None else edit_hooks(model, self.base_edits, passage)
+
+
+class Intervention(ABC):
+    """What the base gets from the source, and in which passes.
+
+    Attributes:
+        base: the model that the cells are run in.
+        sites: what of the source is put into it, as sites of :meth:`LensModel.hook_name`: the grid's first axis.
+        keeps_past: whether the cells read the base's keys and values.
+    """
+
+    base: ClassVar[Literal["vanilla", "edited"]]
+    keeps_past: ClassVar[bool] = True
+    sites: Sequence[str]
+
+    def tokens(self, passage: Passage) -> range:
+        """The tokens that a passage has cells at."""
+        return range(passage.n_prompt)
+
+    def is_read(self, model: LensModel, passage: Passage, token: int, first: int) -> bool:  # noqa: ARG002 (most are)
+        """Whether anything that is read depends on a token from this layer on."""
+        return True
+
+    def cost(self, model: LensModel) -> tuple[int, float]:  # noqa: ARG002 (of few it depends on the model)
+        """About how many rows a passage has, as long as itself, in how many passes: what passages are grouped by."""
+        return 1, 1
+
+    @abstractmethod
+    def batches(
+        self, model: LensModel, passages: Sequence[Passage], cells: Sequence[Cell], most: int
+    ) -> list[list[int]]:
+        """Which cells may share passes, by their places; what has over `most` cells is cut."""
+
+    @abstractmethod
+    def probabilities(
+        self, model: LensModel, group: CellGroup, cells: Sequence[Cell]
+    ) -> Float[Tensor, "cells targets"]:
+        """One pass: of each cell the probabilities of its passage's targets."""
+
+
+def cell_effects(
     model: LensModel,
     passages: Sequence[Passage],
-    modules: Sequence[str],
+    intervention: Intervention,
     window: int,
     *,
     batch_size: int,
     on_cells: Callable[[int, int], None] | None = None,
+    on_passages: Callable[[int], None] | None = None,
 ) -> list[PassageEffects]:
-    """What every cell does to the targets of its passage: all prompt tokens × all layers, for each of `modules`.
+    """What every cell does to the targets of its passage: all sites × tokens × windows of `window` layers.
 
-    `batch_size` is in rows of a pass; out of memory halves it and goes on. `on_cells` is called with the number of
-    cells done and the number of all that need a pass.
+    Args:
+        model: the vanilla model.
+        passages: each with its own edit.
+        intervention: what a cell does.
+        window: layers per cell, around each layer.
+        batch_size: rows of a pass; out of memory halves it and goes on.
+        on_cells: called with the number of cells done and the number of all that need a pass.
+        on_passages: called with the number of passages done.
     """
-    work = _Work(model, modules, window, batch_size, passages, on_cells)
+    work = _Work(model, passages, intervention, window, batch_size, on_cells)
     # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
     most = max(1, batch_size // model.n_layers)
-    groups = passes([len(passage.ids) for passage in passages], model.pass_cost, most=most)
-    return in_groups(passages, groups, most, work.on)
+    rows, times = intervention.cost(model)
+    groups = passes(
+        [len(passage.ids) for passage in passages], model.pass_cost, most=most, rows=[rows] * len(passages), times=times
+    )
+    return in_groups(passages, groups, most, work.on, on_done=on_passages)
 
 
 class _Work:
@@ -71,124 +169,137 @@ class _Work:
     def __init__(
         self,
         model: LensModel,
-        modules: Sequence[str],
+        passages: Sequence[Passage],
+        intervention: Intervention,
         window: int,
         batch_size: int,
-        passages: Sequence[Passage],
         on_cells: Callable[[int, int], None] | None,
     ) -> None:
         self.model = model
-        self.modules = modules
+        self.intervention = intervention
         self.windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
         self.batch_size = batch_size
         self.on_cells = on_cells
         self.done = 0
-        self.total = sum(len(self.cells(passage, 0)) for passage in passages)
+        self.total = sum(len(set(self.cells(passage, 0)) - {None}) for passage in passages)
 
     @torch.no_grad()
     def on(self, passages: Sequence[Passage]) -> list[PassageEffects]:
         """The grids of these passages."""
-        group = _vanilla_and_edited(self.model, passages, self.modules)
-        cells = [cell for number, passage in enumerate(passages) for cell in self.cells(passage, number)]
-        suffixes = [len(passages[cell.passage].ids) - cell.token for cell in cells]
-        # A pass of cells runs a block for every layer where some of them join it.
-        batches, largest = passes(suffixes, self.model.pass_cost, most=self.batch_size, times=3), 0
+        model, intervention = self.model, self.intervention
+        group = _both_models(model, passages, intervention)
+        by_passage = [self.cells(passage, number) for number, passage in enumerate(passages)]
+        # Windows that clip to the same layers are one.
+        cells = list(dict.fromkeys(cell for own in by_passage for cell in own if cell is not None))
+        batches, largest = intervention.batches(model, passages, cells, self.batch_size), 0
 
         def work(batch: Sequence[Cell]) -> list[Tensor]:
             nonlocal largest
-            probabilities = _substituted(self.model, group, self.modules, batch)
+            probabilities = intervention.probabilities(model, group, batch).cpu()
             largest = max(largest, len(batch))
-            return probabilities
+            return list(probabilities)
 
-        found = dict(zip(cells, in_groups(cells, batches, self.batch_size, work, on_done=self._tell), strict=True))
+        values = in_groups(cells, batches, self.batch_size, work, on_done=self._tell)
         if largest < max(map(len, batches), default=0):
             self.batch_size = largest  # what did not fit into memory once is not tried again
         self.done += len(cells)
-        return [self._grid(group, number, found) for number in range(len(passages))]
+        found = dict(zip(cells, values, strict=True))
+        return [self._grid(group, number, own, found) for number, own in enumerate(by_passage)]
 
-    def cells(self, passage: Passage, number: int) -> list[Cell]:
-        """The different cells of a passage that need a pass: windows that clip to the same layers are one."""
-        cells = (
-            self.cell(passage, number, token, module, window)
-            for module in range(len(self.modules))
-            for token in range(passage.n_prompt)
+    def cells(self, passage: Passage, number: int) -> list[Cell | None]:
+        """The cells of a passage, sites × tokens × layers; None where the base's probability stays."""
+        return [
+            self._cell(passage, number, token, site, window)
+            for site in range(len(self.intervention.sites))
+            for token in self.intervention.tokens(passage)
             for window in self.windows
-        )
-        return list(dict.fromkeys(cell for cell in cells if cell is not None))
+        ]
 
-    def cell(self, passage: Passage, number: int, token: int, module: int, window: range) -> Cell | None:
-        """What a window at a token comes down to; None where it cannot change the probability of a target."""
-        if passage.edit.first_site is None:
+    def _cell(self, passage: Passage, number: int, token: int, site: int, window: range) -> Cell | None:
+        changed = passage.edit.first_site
+        if changed is None:
             return None
-        # Attention sees an edit of its own layer's MLP one layer later.
-        changed = passage.edit.first_site.layer + (self.modules[module] == "attn")
-        first = max(window.start, changed)
-        # In the last block a change reaches no column but its own.
-        unread = first == self.model.n_layers - 1 and token < passage.n_prompt - 1
-        return None if first >= window.stop or unread else Cell(number, token, module, first, window.stop)
+        first = max(window.start, _differs_from(changed.layer, self.intervention.sites[site]))
+        if first >= window.stop or not self.intervention.is_read(self.model, passage, token, first):
+            return None
+        return Cell(number, token, site, first, window.stop)
 
-    def _grid(self, group: CellGroup, number: int, found: Mapping[Cell, Tensor]) -> PassageEffects:
+    def _grid(
+        self, group: CellGroup, number: int, cells: Sequence[Cell | None], found: Mapping[Cell, Tensor]
+    ) -> PassageEffects:
         passage, n_targets = group.passages[number], len(group.passages[number].targets)
-        vanilla = group.vanilla[number, :n_targets]
-        grid = vanilla.repeat(len(self.modules), passage.n_prompt, self.model.n_layers, 1)
-        for module in range(len(self.modules)):
-            for token in range(passage.n_prompt):
-                for layer, window in enumerate(self.windows):
-                    cell = self.cell(passage, number, token, module, window)
-                    if cell is not None:
-                        grid[module, token, layer] = found[cell][:n_targets]
-        return PassageEffects(vanilla=vanilla, edited=group.edited[number, :n_targets], substituted=grid)
+        vanilla, edited = group.vanilla[number, :n_targets], group.edited[number, :n_targets]
+        base = vanilla if self.intervention.base == "vanilla" else edited
+        grid = base.repeat(len(cells), 1)
+        for place, cell in enumerate(cells):
+            if cell is not None:
+                grid[place] = found[cell][:n_targets]
+        axes = len(self.intervention.sites), len(self.intervention.tokens(passage)), len(self.windows), n_targets
+        return PassageEffects(vanilla=vanilla, edited=edited, grid=grid.view(axes))
 
     def _tell(self, done: int) -> None:
         if self.on_cells is not None:
             self.on_cells(self.done + done, self.total)
 
 
-def _vanilla_and_edited(model: LensModel, passages: Sequence[Passage], modules: Sequence[str]) -> CellGroup:
+def _differs_from(edited: int, site: str) -> int:
+    """The first layer where both models differ at a site; attention sees its own layer's MLP one layer later."""
+    return edited if site in ("mlp_out", "resid_post") else edited + 1
+
+
+def _both_models(model: LensModel, passages: Sequence[Passage], intervention: Intervention) -> CellGroup:
     """Step 1 of the module docstring, for passages side by side, each with its own edit."""
     batch, _ = pad_rows(model, [own.ids for own in passages], until=[own.until for own in passages])
-    kept: dict[int, Tensor] = {}
-    hooks: list[Hook] = [(model.hook_name("resid_pre", n), record(kept, n)) for n in range(model.n_layers)]
-    out, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1])
-    inputs = [*(kept[n] for n in range(model.n_layers)), out]
-    vanilla = edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
+    edits, first_columns = [own.edit for own in passages], [0] * len(passages)
+    lowest = min((edit.first_site.layer for edit in edits if edit.first_site), default=model.n_layers)
+    of_edited = edit_hooks(model, edits)
+    of_base, of_source = ([], of_edited) if intervention.base == "vanilla" else (of_edited, [])
 
-    z: list[dict[int, Tensor]] = [{} for _ in modules]
-    changed = [layer for passage in passages for layer in passage.edit.layers]
-    if changed:
-        first = min(changed)
+    inputs: dict[int, Tensor] = {}
+    hooks = [*of_base, *((model.hook_name("resid_pre", n), record(inputs, n)) for n in range(lowest, model.n_layers))]
+    past = None
+    if intervention.keeps_past:
+        out, past = model.keys_values(batch, hooks=hooks, columns=batch.shape[1])
+    else:
+        out = model.run(batch, hooks=hooks)
+    inputs[model.n_layers] = out
+    base = source = target_probabilities(model, out, passages, first_columns).cpu()
+
+    seen: list[dict[int, Tensor]] = [{} for _ in intervention.sites]
+    if lowest < model.n_layers:
         # Behind the edit's own hooks, so that what is recorded is the edited output.
-        hooks = edit_hooks(model, [passage.edit for passage in passages])
-        for module, store in zip(modules, z, strict=True):
-            hooks += [(model.hook_name(SITES[module], n), record(store, n)) for n in range(first, model.n_layers)]
-        out = model.run(batch, hooks=hooks, start=first, resid=inputs[first])
-        edited = target_probabilities(model, out, passages, [0] * len(passages)).cpu()
+        hooks = [*of_source]
+        for site, store in zip(intervention.sites, seen, strict=True):
+            layers = range(_differs_from(lowest, site), model.n_layers)
+            hooks += [(model.hook_name(site, n), record(store, n)) for n in layers]
+        out = model.run(batch, hooks=hooks, start=lowest, resid=inputs[lowest])
+        source = target_probabilities(model, out, passages, first_columns).cpu()
+    vanilla, edited = (base, source) if intervention.base == "vanilla" else (source, base)
     return CellGroup(
         passages=passages,
         batch=batch,
+        base_edits=None if intervention.base == "vanilla" else edits,
         inputs=inputs,
         past=past,
-        z=z,
+        source=seen,
         vanilla=vanilla,
         edited=edited,
     )
 
 
-def _substituted(
-    model: LensModel, group: CellGroup, modules: Sequence[str], cells: Sequence[Cell]
-) -> list[Float[Tensor, " targets"]]:
-    """Steps 2 to 4: one pass with a row for each cell, whose own token stands in column 0."""
-    order = sorted(range(len(cells)), key=lambda at: cells[at].first)
-    rows = CellRows(model, group, modules, [cells[at] for at in order])
-    starts = sorted({cell.first for cell in cells})
-    resid: Tensor | None = None
-    joined = 0
-    for start, following in zip(starts, [*starts[1:], model.n_layers - 1], strict=True):
-        joining = slice(joined, joined + sum(cell.first == start for cell in cells))
-        new = rows.entering(joining, start)
-        resid = new if resid is None else torch.cat([resid, new])
-        joined = joining.stop
-        resid = rows.run(slice(0, joined), start + 1, following + 1, resid)
-    assert resid is not None
-    found = dict(zip(order, rows.read(resid), strict=True))
-    return [found[at] for at in range(len(cells))]
+def hooks_of_cells(
+    model: LensModel,
+    sites: Sequence[str],
+    cells: Sequence[Cell],
+    layers: range,
+    put: Put,
+) -> list[Hook]:
+    """For each of the layers and sites that any cell covers, a hook that puts the source's activation into its rows."""
+    hooks: list[Hook] = []
+    for layer in layers:
+        for site, name in enumerate(sites):
+            covered = [row for row, cell in enumerate(cells) if cell.covers(site, layer)]
+            if covered:
+                at = torch.tensor(covered, device=model.device)
+                hooks.append((model.hook_name(name, layer), put(site, layer, at)))
+    return hooks

@@ -9,7 +9,7 @@ If over-attention is why an edited model fails, then giving it the vanilla model
 The vanilla attention is that of the same prompt.  A target of several tokens is read with all of its tokens but the
 last behind the prompt.  Whole weights are replaced in every row of the pattern, single scores in the rows of the last
 prompt token and of the target tokens behind it, which predict the target as well.  How all cells are computed in few
-passes is told in :mod:`driftlens.analyses.patch_cells`.
+passes is told in :mod:`driftlens.analyses.cells` and :mod:`driftlens.analyses.patch_cells`.
 
 The paper's window is 10 of GPT-J's 28 layers;
 :func:`driftlens.analyses.windows.scaled_window` gives that of another depth.
@@ -21,15 +21,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
-from driftlens.analyses.cases import Case, make_cases, name_targets, token_texts
-from driftlens.analyses.patch_cells import Patched, patched_patterns, patched_scores
-from driftlens.analyses.roles import prompt_parts, token_roles
+from driftlens.analyses.case_tables import baselines_table, edited_layers, extent, parts_of_cases, target_grids
+from driftlens.analyses.cases import make_cases
+from driftlens.analyses.patch_cells import PatternPatches, ScorePatches
 from driftlens.analyses.windows import window_layers
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edited
-from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.statistics.roles import average_by_role
 
@@ -60,7 +60,7 @@ class AttentionPatch:
     edited_layers: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        return f"AttentionPatch({_extent(self.baselines)}, window of {self.window}, {self.model!r})"
+        return f"AttentionPatch({extent(self.baselines)}, window of {self.window}, {self.model!r})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import attention_patch
@@ -95,7 +95,7 @@ class ScorePatch:
     edited_layers: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        return f"ScorePatch({_extent(self.baselines)}, window of {self.window}, {self.model!r})"
+        return f"ScorePatch({extent(self.baselines)}, window of {self.window}, {self.model!r})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import score_patch
@@ -143,27 +143,23 @@ def patch_attention(
     Raises:
         DriftlensError: lists of different lengths, an empty target, a window below 1, a prompt too long.
     """
-    windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
     cases = make_cases(model, edit, prompt, target)
-    names = name_targets(target_names, len(cases[0].targets))
-    passages = [passage for case in cases for passage in case.passages]
-    measured = iter(patched_patterns(model, passages, windows, batch_size=batch_size, on_done=on_cases))
-    rows: list[dict[str, object]] = []
-    baselines: list[dict[str, object]] = []
-    for number, case in enumerate(cases):
-        seen = [next(measured) for _ in case.passages]
-        for name, at in zip(names, range(len(case.targets)), strict=True):
-            named, baseline, probability = _one_target(number, case, at, name, seen)
-            baselines.append({**named, **baseline})
-            for layer, (w, p) in enumerate(zip(windows, probability[0], strict=True)):
-                place = {"layer": layer, "first": w.start, "last": w.stop - 1}
-                rows.append({**named, **place, "probability": p, "effect": p - baseline["edited"]})
+    grids = target_grids(
+        model, cases, PatternPatches(), window, target_names, batch_size=batch_size, on_passages=on_cases
+    )
+    windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
+    tables: list[pd.DataFrame] = []
+    for grid in grids:
+        _, _, layer = grid.places
+        first, last = (np.array(ends)[layer] for ends in ([w.start for w in windows], [w.stop - 1 for w in windows]))
+        place = {"layer": layer, "first": first, "last": last}
+        tables.append(pd.DataFrame({**grid.named, **place, **grid.measured(grid.edited)}))
     return AttentionPatch(
-        table=pd.DataFrame(rows),
-        baselines=_with_prompts(baselines, cases),
+        table=pd.concat(tables, ignore_index=True),
+        baselines=baselines_table(cases, grids),
         window=window,
         model=model.title,
-        edited_layers=_edited_layers(cases),
+        edited_layers=edited_layers(cases),
     )
 
 
@@ -186,68 +182,24 @@ def patch_scores(
     :func:`driftlens.contaminating_substitution`; the other arguments and the errors are those of
     :func:`patch_attention`.
     """
-    windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
-    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
-    subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
-    if len(subjects) != len(prompts):
-        raise DriftlensError(f"{len(prompts)} prompts and {len(subjects)} subjects; give one of each for every prompt")
     cases = make_cases(model, edit, prompt, target)
-    names = name_targets(target_names, len(cases[0].targets))
-    passages = [passage for case in cases for passage in case.passages]
-    measured = iter(patched_scores(model, passages, windows, batch_size=batch_size, on_done=on_cases))
-    rows: list[dict[str, object]] = []
-    baselines: list[dict[str, object]] = []
-    for number, case in enumerate(cases):
-        given = prompts[number] if isinstance(prompts[number], TaskPrompt) else case.prompt
-        parts = prompt_parts(given, case.edit, subject=subjects[number], templates=templates)
-        seen = [next(measured) for _ in case.passages]
-        for name, at in zip(names, range(len(case.targets)), strict=True):
-            named, baseline, probability = _one_target(number, case, at, name, seen)
-            baselines.append({**named, **baseline})
-            tokenized = case.tokenized[at]
-            labels = zip(token_texts(model, tokenized), token_roles(tokenized, parts), strict=True)
-            for token, ((text, role), by_layer) in enumerate(zip(labels, probability, strict=False)):
-                place = {**named, "token": token, "token_text": text, "role": role}
-                rows += [
-                    {**place, "layer": layer, "probability": p, "effect": p - baseline["edited"]}
-                    for layer, p in enumerate(by_layer)
-                ]
+    parts = parts_of_cases(cases, prompt, subject, templates)
+    grids = target_grids(
+        model, cases, ScorePatches(), window, target_names, batch_size=batch_size, on_passages=on_cases
+    )
+    tables: list[pd.DataFrame] = []
+    for grid in grids:
+        _, token, layer = grid.places
+        place = {**grid.token_columns(model, parts[grid.case], token), "layer": layer}
+        tables.append(pd.DataFrame({**grid.named, **place, **grid.measured(grid.edited)}))
     return ScorePatch(
-        table=pd.DataFrame(rows),
-        baselines=_with_prompts(baselines, cases),
+        table=pd.concat(tables, ignore_index=True),
+        baselines=baselines_table(cases, grids),
         window=window,
         model=model.title,
-        edited_layers=_edited_layers(cases),
+        edited_layers=edited_layers(cases),
     )
-
-
-def _one_target(
-    number: int, case: Case, at: int, name: str, seen: Sequence[Patched]
-) -> tuple[dict[str, object], dict[str, float], list[list[float]]]:
-    """What names a case's target in a table, its two baselines, and its probabilities by token and layer."""
-    passage, place = case.read[at]
-    of = seen[passage]
-    named: dict[str, object] = {"case": number, "target_name": name, "target": case.targets[at]}
-    baseline = {"vanilla": float(of.vanilla[place]), "edited": float(of.edited[place])}
-    return named, baseline, of.grid[..., place].double().tolist()
-
-
-def _with_prompts(baselines: list[dict[str, object]], cases: Sequence[Case]) -> pd.DataFrame:
-    table = pd.DataFrame(baselines)
-    numbers: list[int] = table["case"].tolist()
-    table.insert(1, "prompt", [cases[number].prompt for number in numbers])
-    return table
-
-
-def _edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
-    return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
 
 
 def _note(model: str, note: str) -> str:
     return " · ".join(part for part in (model, note) if part)
-
-
-def _extent(baselines: pd.DataFrame) -> str:
-    n_cases = len(set(baselines["case"]))
-    targets = ", ".join(map(str, baselines["target_name"].unique()))
-    return f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}, P of {targets}"

@@ -8,14 +8,15 @@
    rises, the edit contaminates the flow of information through that cell (Figures 3 and 9).
 
 A target of several tokens is read with all of its tokens but the last behind the prompt; these are never substituted.
-How all cells are computed in few passes is told in `driftlens.analyses.cells`.
+How all cells are computed in few passes is told in `driftlens.analyses.cells` and
+`driftlens.analyses.substitution_cells`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from driftlens.errors import DriftlensError, unknown_name
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from driftlens.analyses.cases import Case
-    from driftlens.analyses.cells import PassageEffects
-    from driftlens.analyses.roles import PromptParts
     from driftlens.data import TaskPrompt
     from driftlens.edits import Edited
     from driftlens.models import LensModel
@@ -60,10 +58,10 @@ class Trace:
     edited_layers: tuple[int, ...]
 
     def __repr__(self) -> str:
-        n_cases = len(set(self.baselines["case"]))
-        modules, targets = (", ".join(map(str, self.table[name].unique())) for name in ("module", "target_name"))
-        prompts = f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}"
-        return f"Trace({prompts}, P of {targets}, {modules}, window of {self.window}, {self.model!r})"
+        from driftlens.analyses.case_tables import extent
+
+        modules = ", ".join(map(str, self.table["module"].unique()))
+        return f"Trace({extent(self.baselines)}, {modules}, window of {self.window}, {self.model!r})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import trace
@@ -123,89 +121,40 @@ def contaminating_substitution(
         DriftlensError: an unknown module, a window below 1, lists of different lengths, an empty target, a prompt that
             is too long for the model, or an edit of another model.
     """
-    import pandas as pd
-
-    from driftlens.analyses.cases import make_cases, name_targets
-    from driftlens.analyses.cells import substitution_effects
-    from driftlens.analyses.roles import prompt_parts
-    from driftlens.data import TaskPrompt
-
-    modules = _modules(module)
-    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
-    subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
-    if len(subjects) != len(prompts):
-        raise DriftlensError(f"{len(prompts)} prompts and {len(subjects)} subjects; give one of each for every prompt")
-    cases = make_cases(model, edit, prompt, target)
-    names = name_targets(target_names, len(cases[0].targets))
-    effects = iter(
-        substitution_effects(
-            model,
-            [passage for case in cases for passage in case.passages],
-            modules,
-            window,
-            batch_size=batch_size,
-            on_cells=on_cells,
-        )
-    )
-    tables: list[pd.DataFrame] = []
-    for number, case in enumerate(cases):
-        given = prompts[number] if isinstance(prompts[number], TaskPrompt) else case.prompt
-        parts = prompt_parts(given, case.edit, subject=subjects[number], templates=templates)
-        seen = [next(effects) for _ in case.passages]
-        tables += _tables(model, number, case, seen, parts, modules=modules, window=window, names=names)
-    table = pd.concat(tables, ignore_index=True)
-    baselines: Any = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
-    baselines.insert(1, "prompt", baselines["case"].map([case.prompt for case in cases].__getitem__))
-    return Trace(
-        table=table,
-        baselines=baselines,
-        model=model.title,
-        window=window,
-        edited_layers=tuple(sorted({layer for case in cases for layer in case.edit.layers})),
-    )
-
-
-def _tables(
-    model: LensModel,
-    number: int,
-    case: Case,
-    effects: Sequence[PassageEffects],
-    parts: PromptParts,
-    *,
-    modules: Sequence[str],
-    window: int,
-    names: Sequence[str],
-) -> list[pd.DataFrame]:
-    """A case's cells, a table for each target."""
     import numpy as np
     import pandas as pd
 
-    from driftlens.analyses.cases import token_texts
-    from driftlens.analyses.roles import token_roles
+    from driftlens.analyses.case_tables import baselines_table, edited_layers, parts_of_cases, target_grids
+    from driftlens.analyses.cases import make_cases
+    from driftlens.analyses.substitution_cells import Substitution
 
+    modules = _modules(module)
+    cases = make_cases(model, edit, prompt, target)
+    parts = parts_of_cases(cases, prompt, subject, templates)
+    grids = target_grids(
+        model, cases, Substitution(modules), window, target_names, batch_size=batch_size, on_cells=on_cells
+    )
     tables: list[pd.DataFrame] = []
-    for name, target, prompt, (passage, place) in zip(names, case.targets, case.tokenized, case.read, strict=True):
-        seen = effects[passage]
-        vanilla, edited = float(seen.vanilla[place]), float(seen.edited[place])
-        probability = seen.substituted[..., place].double().numpy()
-        module, token, layer = (axis.ravel() for axis in np.indices(probability.shape))
+    for grid in grids:
+        site, token, layer = grid.places
         columns = {
-            "case": number,
-            "target_name": name,
-            "target": target,
-            "module": np.array(modules, dtype=object)[module],
-            "token": token,
-            "token_text": np.array(token_texts(model, prompt), dtype=object)[token],
-            "role": np.array(token_roles(prompt, parts), dtype=object)[token],
+            **grid.named,
+            "module": np.array(modules, dtype=object)[site],
+            **grid.token_columns(model, parts[grid.case], token),
             "layer": layer,
             "window": window,
-            "probability": probability.ravel(),
-            "effect": probability.ravel() - vanilla,
-            "vanilla": vanilla,
-            "edited": edited,
+            **grid.measured(grid.vanilla),
+            "vanilla": grid.vanilla,
+            "edited": grid.edited,
         }
         tables.append(pd.DataFrame(columns))
-    return tables
+    return Trace(
+        table=pd.concat(tables, ignore_index=True),
+        baselines=baselines_table(cases, grids),
+        model=model.title,
+        window=window,
+        edited_layers=edited_layers(cases),
+    )
 
 
 def _modules(module: str | Sequence[str]) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 
 from driftlens.analyses.cases import Case, make_cases, token_texts
-from driftlens.analyses.cells import substitution_effects
+from driftlens.analyses.cells import cell_effects
 from driftlens.analyses.roles import prompt_parts, token_roles
 from driftlens.analyses.substitution import MODULES
+from driftlens.analyses.substitution_cells import Substitution
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edit, edit_hooks, routed
 from driftlens.hooks import Hook, record
@@ -80,7 +81,7 @@ def read(model: LensModel, edit: Edit, prompt: TaskPrompt, *, templates: Sequenc
     candidates = tuple(dict.fromkeys(int(token) for token in likeliest.flatten()))
     # The answers' own probabilities, over all of their tokens, come with those of the candidates.
     case = _with_candidates(case, candidates)
-    seen = substitution_effects(model, case.passages, (), 1, batch_size=8)
+    seen = cell_effects(model, case.passages, Substitution(()), 1, batch_size=8)
     roles = token_roles(tokenized, prompt_parts(prompt, edit, templates=templates))
     last_of_subject = [at for at, role in enumerate(roles) if role == "last subject token"]
     return Reading(
@@ -110,10 +111,12 @@ def grids(
     Out of memory halves `batch_size` and goes on.
     """
     passages = [passage for reading in readings for passage in reading.case.passages]
-    effects = iter(substitution_effects(model, passages, MODULES, window, batch_size=batch_size, on_cells=on_cells))
+    effects = iter(
+        cell_effects(model, passages, Substitution(MODULES), window, batch_size=batch_size, on_cells=on_cells)
+    )
     found: list[Floats] = []
     for reading in readings:
-        parts = [next(effects).substituted for _ in reading.case.passages]
+        parts = [next(effects).grid for _ in reading.case.passages]
         # Should the answers' passages differ in their last prompt token, the cells they have in common are shown.
         n_tokens = min(part.shape[1] for part in parts)
         grid = _values(reading.case, [part[:, :n_tokens] for part in parts])

@@ -202,6 +202,25 @@ def test_a_batch_equals_its_cases_one_by_one(lens_model: Any, patch: Any):
         pd.testing.assert_frame_equal(together, other, rtol=1e-5, atol=1e-7)
 
 
+def test_memory_that_runs_out_halves_the_batch_once(lens_model: Any, monkeypatch: pytest.MonkeyPatch):
+    arguments: tuple[Any, ...] = (lens_model, random_edit(lens_model, 0), PROMPTS * 4, TARGETS * 4, 2)
+    expected = patch_scores(*arguments).table
+    failed: list[int] = []
+    run = LensModel.run
+
+    def tight(self: Any, batch: Any, **options: Any) -> Tensor:
+        if batch.shape[0] > 12:
+            failed.append(batch.shape[0])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, batch, **options)
+
+    monkeypatch.setattr(LensModel, "run", tight)
+    with pytest.warns(RuntimeWarning, match="going on with batches of") as warned:
+        found = patch_scores(*arguments, batch_size=24).table
+    assert len(warned) == len(failed) == 1  # several groups of passages, each with more cells than that
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
+
+
 def test_tables_name_what_they_hold(lens_model: Any):
     fact = {"subject": "Eiffel Tower", "prompt": "The {} is in", "target_new": "Rome"}
     prompt = TaskPrompt(

@@ -1,0 +1,161 @@
+"""From the effects of cells to tidy tables, a row for each case, target and cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from driftlens.analyses.cases import Case, name_targets, token_texts
+from driftlens.analyses.cells import Intervention, cell_effects
+from driftlens.analyses.roles import PromptParts, prompt_parts, token_roles
+from driftlens.data import TaskPrompt
+from driftlens.errors import DriftlensError
+from driftlens.models import LensModel
+from driftlens.models.prompts import TokenizedPrompt
+
+__all__ = ["TargetGrid", "baselines_table", "edited_layers", "extent", "parts_of_cases", "target_grids"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetGrid:
+    """The probability of one target of one case: in both models, and in every cell."""
+
+    case: int
+    target_name: str
+    target: str
+    tokenized: TokenizedPrompt
+    vanilla: float
+    edited: float
+    probability: npt.NDArray[np.float64]  # [sites, tokens, layers]
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The columns that every row of the target begins with."""
+        return {"case": self.case, "target_name": self.target_name, "target": self.target}
+
+    @property
+    def places(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Site, token and layer of every cell, in the order of :meth:`measured`."""
+        site, token, layer = (axis.ravel() for axis in np.indices(self.probability.shape))
+        return site, token, layer
+
+    def token_columns(
+        self, model: LensModel, parts: PromptParts, token: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Of each of these tokens its index, its text and its role."""
+        return {
+            "token": token,
+            "token_text": np.array(token_texts(model, self.tokenized), dtype=object)[token],
+            "role": np.array(token_roles(self.tokenized, parts), dtype=object)[token],
+        }
+
+    def measured(self, base: float) -> dict[str, npt.NDArray[np.float64]]:
+        """The probability in every cell, and its difference to the model's that the cells are run in."""
+        probability = self.probability.ravel()
+        return {"probability": probability, "effect": probability - base}
+
+
+def target_grids(
+    model: LensModel,
+    cases: Sequence[Case],
+    intervention: Intervention,
+    window: int,
+    target_names: Sequence[str] | None,
+    *,
+    batch_size: int,
+    on_cells: Callable[[int, int], None] | None = None,
+    on_passages: Callable[[int], None] | None = None,
+) -> list[TargetGrid]:
+    """The grid of every target of every case, in their order; see :func:`driftlens.analyses.cells.cell_effects`.
+
+    Raises:
+        DriftlensError: a window below 1, or names that do not fit the targets.
+    """
+    names = name_targets(target_names, len(cases[0].targets))
+    effects = iter(
+        cell_effects(
+            model,
+            [passage for case in cases for passage in case.passages],
+            intervention,
+            window,
+            batch_size=batch_size,
+            on_cells=on_cells,
+            on_passages=on_passages,
+        )
+    )
+    grids: list[TargetGrid] = []
+    for number, case in enumerate(cases):
+        seen = [next(effects) for _ in case.passages]
+        for name, target, tokenized, (passage, place) in zip(
+            names, case.targets, case.tokenized, case.read, strict=True
+        ):
+            of = seen[passage]
+            grids.append(
+                TargetGrid(
+                    case=number,
+                    target_name=name,
+                    target=target,
+                    tokenized=tokenized,
+                    vanilla=float(of.vanilla[place]),
+                    edited=float(of.edited[place]),
+                    probability=of.grid[..., place].double().numpy(),
+                )
+            )
+    return grids
+
+
+def baselines_table(cases: Sequence[Case], grids: Sequence[TargetGrid]) -> pd.DataFrame:
+    """`case, prompt, target_name, target, vanilla, edited`: the probabilities without any cell."""
+    return pd.DataFrame(
+        [
+            {
+                "case": grid.case,
+                "prompt": cases[grid.case].prompt,
+                "target_name": grid.target_name,
+                "target": grid.target,
+                "vanilla": grid.vanilla,
+                "edited": grid.edited,
+            }
+            for grid in grids
+        ]
+    )
+
+
+def parts_of_cases(
+    cases: Sequence[Case],
+    prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
+    subject: str | Sequence[str | None] | None,
+    templates: Sequence[str],
+) -> list[PromptParts]:
+    """Each case's prompt by parts; `subject` is one for all of them, or one for each.
+
+    Raises:
+        DriftlensError: not one subject for each prompt.
+    """
+    prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
+    subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
+    if len(subjects) != len(prompts):
+        raise DriftlensError(f"{len(prompts)} prompts and {len(subjects)} subjects; give one of each for every prompt")
+    return [
+        prompt_parts(
+            given if isinstance(given, TaskPrompt) else case.prompt, case.edit, subject=own, templates=templates
+        )
+        for case, given, own in zip(cases, prompts, subjects, strict=True)
+    ]
+
+
+def edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
+    """The layers that any of the cases' edits changes."""
+    return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
+
+
+def extent(baselines: pd.DataFrame) -> str:
+    """How many prompts, and which targets: what a result says of itself."""
+    n_cases = len(set(baselines["case"]))
+    targets = ", ".join(map(str, baselines["target_name"].unique()))
+    return f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}, P of {targets}"

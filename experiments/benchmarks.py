@@ -250,9 +250,12 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
 
 def other_subjects(study: Study) -> tuple[str, ...]:
     """Subjects for guards, of whom no prompt of a record that a table may be measured on says a word."""
-    told = "\n".join(_texts(spread_over_tasks(study.records, max(MAIN, study.options.records or 0))))
-    names = dict.fromkeys(record.fact.subject for record in study.all_records)
-    return tuple(name for name in names if name not in told)[:_OTHERS]
+    key = "other subjects"
+    if key not in study.measured:
+        told = "\n".join(_texts(spread_over_tasks(study.records, max(MAIN, study.options.records or 0))))
+        names = dict.fromkeys(record.fact.subject for record in study.all_records)
+        study.measured[key] = tuple(name for name in names if name not in told)[:_OTHERS]
+    return study.measured[key]
 
 
 def overlap(study: Study, records: Sequence[Record], guards: GuardedSADR) -> tuple[int, int]:

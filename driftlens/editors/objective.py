@@ -63,6 +63,21 @@ class Terms:
         return torch.stack([self.nll, self.kl, self.weight_decay, *self.penalties.values()]).sum(dim=0)
 
 
+def together(parts: Sequence[Terms]) -> Terms:
+    """The terms of facts whose rows came in several passes, the contexts in the first; of δ itself it tells all."""
+    first, *others = parts
+    if not others:
+        return first
+    return Terms(
+        nll=first.nll,
+        kl=first.kl,
+        weight_decay=first.weight_decay,
+        penalties={name: torch.stack([part.penalties[name] for part in parts]).sum(dim=0) for name in first.penalties},
+        probability=first.probability,
+        certain=first.certain,
+    )
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a pass is compared with: what the regularisers see of the vanilla model, by set of rows, and its

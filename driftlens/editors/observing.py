@@ -39,7 +39,7 @@ def row_sets(rows: Rows, regularizers: Sequence[Regularizer]) -> dict[int, RowSe
     """The sets that the regularisers look at."""
     sets: dict[int, RowSet] = {}
     of_contexts = [wants_of(one) for one in regularizers if not isinstance(one, BringsPrompts)]
-    if of_contexts:
+    if of_contexts and len(rows.contexts):
         wants = reduce(or_, of_contexts)
         sets[CONTEXTS] = RowSet(rows=rows.contexts, wants=wants)
     for place, one in enumerate(regularizers):

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
-from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta
+from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta, together
 from driftlens.editors.regularizers import Regularizer, own_prompts
 from driftlens.editors.rows import Place, Rows, vanilla_rows
+from driftlens.editors.strips import strips_of
 from driftlens.models import LensModel
 
 
@@ -104,7 +105,15 @@ def optimize_values(
     final = delta.detach().clone()
     histories: list[list[dict[str, float]]] = [[] for _ in vanilla.facts]
     overflown: dict[int, int] = {}  # the step of it, by fact
-    groups = [_Group(rows, members, members.tolist(), delta.new_ones(len(members))) for members, rows in vanilla.groups]
+    groups = [
+        _Group(
+            [_Strip(rows) for rows in strips_of(whole, model.pass_cost)],
+            members,
+            members.tolist(),
+            delta.new_ones(len(members)),
+        )
+        for members, whole in vanilla.groups
+    ]
 
     for step in range(settings.steps if groups else 0):
         optimizer.zero_grad()
@@ -113,20 +122,24 @@ def optimize_values(
         for group in groups:
             # Forward and backward as one: a thread that writes an edit in between would spoil the graph.
             with model.exclusive(), torch.enable_grad():
-                terms, now = evaluate_delta(
-                    model,
-                    group.rows,
-                    delta[group.running],
-                    layer=layer,
-                    places=places,
-                    settings=settings,
-                    vanilla=group.vanilla,
-                    target_norm=target_norm[group.running],
-                    nll_factor=group.nll_factor,
-                )
+                parts: list[Terms] = []
+                for strip in group.strips:
+                    part, now = evaluate_delta(
+                        model,
+                        strip.rows,
+                        delta[group.running],
+                        layer=layer,
+                        places=places,
+                        settings=settings,
+                        vanilla=strip.vanilla,
+                        target_norm=target_norm[group.running],
+                        nll_factor=group.nll_factor,
+                    )
+                    if strip.vanilla is None:  # δ is zero at step 0: what was just computed is the vanilla model
+                        strip.vanilla = now.detach()
+                    parts.append(part)
+                terms = together(parts)
                 loss = terms.loss
-                if group.vanilla is None:  # δ is zero at step 0, so what was just computed is the vanilla model
-                    group.vanilla = now.detach()
                 told = {"loss": loss, **_columns(terms)}
                 names = tuple(told)
                 columns = torch.stack([column.detach() for column in told.values()])
@@ -180,14 +193,23 @@ def optimize_values(
 
 
 @dataclass
-class _Group:
-    """The facts of a pass that still run: their rows, their numbers, and what they bring along from step to step."""
+class _Strip:
+    """Rows of a group that share a pass, and what they are compared with."""
 
     rows: Rows
+    vanilla: Reference | None = None
+
+
+@dataclass
+class _Group:
+    """The facts that still run of those that share passes: their rows, their numbers, and what they bring along from
+    step to step.
+    """
+
+    strips: list[_Strip]
     running: Int[Tensor, "facts"]
     numbers: list[int]  # the same on the host
     nll_factor: Float[Tensor, "facts"]
-    vanilla: Reference | None = None
 
     def settled(
         self, table: Float[Tensor, "measurements facts"], regularizers: Sequence[Regularizer]
@@ -204,12 +226,14 @@ class _Group:
         told = [(number, [row[at] for row in measured], finite[at] > 0) for at, number in enumerate(self.numbers)]
         if not all(staying):
             stays = table[-1].bool().to(self.running.device)
-            if self.vanilla is not None:
-                self.vanilla = self.vanilla.of(self.rows, regularizers, stays)
             self.running, self.nll_factor = self.running[stays], self.nll_factor[stays]
             self.numbers = [number for number, stay in zip(self.numbers, staying, strict=True) if stay]
-            if self.numbers:
-                self.rows = self.rows.of(stays)
+            # A fact may have no row in a strip, and a strip may be left without any.
+            self.strips = [strip for strip in self.strips if bool(stays[strip.rows.fact].any())]
+            for strip in self.strips:
+                if strip.vanilla is not None:
+                    strip.vanilla = strip.vanilla.of(strip.rows, regularizers, stays)
+                strip.rows = strip.rows.of(stays)
         return told
 
 

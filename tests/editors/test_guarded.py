@@ -118,6 +118,40 @@ def test_together_as_alone_in_every_editor(model: LensModel, kind: type[Any]):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("kind", [ROME, PMET])
+def test_any_number_of_passes_gives_the_same(model: LensModel, kind: type[Any], monkeypatch: pytest.MonkeyPatch):
+    moment = torch.eye(model.d_mlp)
+    place: dict[str, Any] = {"layer": 1, "second_moment": moment}
+    if kind is not ROME:
+        place = {"layers": (0, 1), "second_moment": {0: moment, 1: moment}, "second_moment_weight": 1.0}
+    settings = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=3, own_words=2, subjects=SUBJECTS)
+    editor = kind(**place, steps=6, lr=1.0, contexts=CONTEXTS, early_stop_loss=3.0, regularizers=settings)
+    widths: list[int] = []
+    run = LensModel.run
+
+    def see(self: LensModel, batch: Any, **how: Any) -> Any:
+        widths.append(batch.shape[1])
+        return run(self, batch, **how)
+
+    found: dict[int, list[Any]] = {}
+    passes: dict[int, int] = {}
+    for cost in (0, 10**9):  # a pass for every width, and one for all rows
+        monkeypatch.setattr(model, "pass_cost", cost)
+        editor.edit_many(model, [FACT, OTHER])  # contexts and guards are made
+        monkeypatch.setattr(LensModel, "run", see)
+        widths.clear()
+        found[cost] = editor.edit_many(model, [FACT, OTHER])
+        passes[cost] = len(widths)
+        monkeypatch.setattr(LensModel, "run", run)
+    assert passes[0] > 2 * passes[10**9]
+    for many, one in zip(*found.values(), strict=True):
+        assert len(many.history) == len(one.history)
+        # A float64 model, 6 steps.
+        assert (many.history - one.history).abs().max().max() < 1e-9
+        for layer, value in many.values.items():
+            torch.testing.assert_close(value, one.values[layer], rtol=0, atol=1e-9)
+
+
 def test_made_twice_and_beside_others_they_are_the_same(lens_model: LensModel):
     guards = Guards(asked=0, own_words=4, distracted=4, tokens=8)
     first = anew(guards, lens_model, FACT, OTHER)

@@ -1,0 +1,71 @@
+"""Strips: the rows of a group of facts in passes of their own, narrow rows apart from wide ones.
+
+A step's pass is as wide as its widest row, counted from ``subject_last``.  Contexts end soon behind the subject, and so
+do questions about it, but a guard that begins with the edited statement goes on for a sentence.  In one pass nearly all
+columns of the others would be padding.  The contexts and the essence prompts stay together: they come first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from driftlens.editors.rows import Rows
+from driftlens.models import Batch
+from driftlens.models.grouping import group_by_width
+
+__all__ = ["strips_of"]
+
+
+def strips_of(rows: Rows, cost: float) -> tuple[Rows, ...]:
+    """The rows in the passes that cost least, contexts first; each has all facts' numbers, some maybe without a row.
+
+    Args:
+        rows: of a group of facts.
+        cost: that of one more pass, in tokens.
+    """
+    own = (rows.owner < 0).nonzero().squeeze(1)
+    brought = (rows.owner >= 0).nonzero().squeeze(1)
+    width = rows.batch.mask.long().cumsum(dim=1).argmax(dim=1) + 1
+    widths = [int(width[own].max()) if len(own) else 0, *width[brought].tolist()]
+    groups = group_by_width(widths, [len(own), *[1] * len(brought)], cost)
+    if len(groups) < 2:
+        return (rows,)
+    sets = [
+        torch.cat([own if 0 in group else own[:0], brought[[at - 1 for at in group if at]]]).sort().values
+        for group in sorted(groups, key=lambda group: 0 not in group)
+    ]
+    return tuple(_strip(rows, kept) for kept in sets)
+
+
+def _strip(rows: Rows, kept: Int[Tensor, "kept"]) -> Rows:
+    """Only some rows, no wider than they need; all facts keep their numbers."""
+    place = torch.full_like(rows.fact, -1)
+    place[kept] = torch.arange(len(kept), device=kept.device)
+    targets = (place[rows.target_row] >= 0).nonzero().squeeze(1)
+    essence = None if rows.essence_row is None else place[rows.essence_row]
+    mask = rows.batch.mask[kept]
+    columns = int(mask.any(dim=0).nonzero().max()) + 1
+    read = int((rows.last_place[kept] + rows.target_length[kept]).max())
+    return replace(
+        rows,
+        fact=rows.fact[kept],
+        is_context=rows.is_context[kept],
+        owner=rows.owner[kept],
+        essence_row=None if essence is None or bool((essence < 0).any()) else essence,
+        batch=Batch(tokens=rows.batch.tokens[kept, :columns], mask=mask[:, :columns]),
+        resid=rows.resid[kept, :columns],
+        entry=None if rows.entry is None else rows.entry[kept],
+        past=None if rows.past is None else rows.past.select(kept),
+        last=rows.last[kept],
+        last_place=rows.last_place[kept],
+        read=rows.read[kept, :read],
+        weight=rows.weight[kept],
+        target_row=place[rows.target_row[targets]],
+        target_place=rows.target_place[targets],
+        target_id=rows.target_id[targets],
+        target_length=rows.target_length[kept],
+    )

@@ -45,7 +45,8 @@ def gammas(study: Study, paper: tuple[float, ...] | None = None) -> tuple[float,
 def alone(study: Study, **changes: Any) -> Setting:
     """The editor without SADR."""
     editor = study.options.editor
-    return Setting(**{"editor": editor, "lr": tuned(study, editor).lr, **changes})
+    given: dict[str, Any] = {"editor": editor, "lr": tuned(study, editor).lr}
+    return Setting(**(given | changes))
 
 
 def restrained(study: Study, gamma: float, **changes: Any) -> Setting:
@@ -67,12 +68,13 @@ def configured(study: Study, settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 def success(run: BenchmarkRun, scores: Sequence[str] = SUCCESS) -> float:
     """Edit Success as 6.1 has it: the mean of ES and PS."""
-    return float(run.scores["value"][list(scores)].mean())
+    values: Any = run.scores["value"]
+    return float(values[list(scores)].mean())
 
 
 def specificity(run: BenchmarkRun) -> float:
     """Specificity as 6.1 has it: the mean of NS, RS and DNS."""
-    return float(run.scores["value"][list(SPECIFICITY)].mean())
+    return success(run, SPECIFICITY)
 
 
 def drawn(runs: Mapping[str, BenchmarkRun]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,11 @@ __all__ = [
     "MAIN",
     "NONE",
     "BenchmarkRun",
+    "Optimizing",
     "Setting",
     "computed",
     "editor_of",
+    "optimizing",
     "other_subjects",
     "overlap",
     "records_for",
@@ -128,17 +130,16 @@ class BenchmarkRun:
     def with_texts_of(self, run: BenchmarkRun) -> BenchmarkRun:
         """The same with the fluency and perplexity that `run` measured on some of the records."""
         texts = ["fluency", "perplexity"]
-        measured = run.records.set_index("record")[texts].reindex(self.records["record"])
+        measured: Any = run.records.set_index("record")[texts].reindex(self.records["record"])
         return replace(self, records=self.records.assign(**{name: measured[name].to_numpy() for name in texts}))
 
     def of(self, records: Sequence[Record]) -> BenchmarkRun:
         """The same on some of the records."""
-        indices = {record.index for record in records}
-        return replace(
-            self,
-            nlls=self.nlls[self.nlls["record"].isin(indices)].reset_index(drop=True),
-            records=self.records[self.records["record"].isin(indices)].reset_index(drop=True),
+        indices = [record.index for record in records]
+        nlls, chosen = (
+            table[table["record"].isin(indices)].reset_index(drop=True) for table in (self.nlls, self.records)
         )
+        return replace(self, nlls=nlls, records=chosen)
 
 
 def records_for(study: Study, default: int = MAIN) -> list[Record]:
@@ -246,6 +247,31 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
         study.measured[key] = complete.given_second_moments
     return editor.with_second_moments(study.measured[key])
+
+
+@runtime_checkable
+class Optimizing(Protocol):
+    """An editor that optimises for a number of steps."""
+
+    @property
+    def steps(self) -> int:
+        """Its steps."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Its learning rate."""
+        ...
+
+
+def optimizing(editor: Editor | None) -> Optimizing:
+    """The editor, where a figure or `--tune` varies its learning rate or steps."""
+    if not isinstance(editor, Optimizing):
+        name = "no edit" if editor is None else type(editor).__name__
+        raise DriftlensError(
+            f"{name} has no learning rate and no steps to vary; choose another editor, such as --editor rome"
+        )
+    return editor
 
 
 def other_subjects(study: Study) -> tuple[str, ...]:

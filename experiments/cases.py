@@ -225,7 +225,7 @@ def _shown(study: Study, name: str, texts: pd.DataFrame) -> pd.DataFrame:
         edited: Any = texts[texts["writer"] == study.editor_name]
         failed = edited[edited["first_names_new"]]["record"].tolist()
         records = [*failed, *(record for record in records if record not in failed)]
-    some = pd.concat([texts[texts["record"] == record] for record in records[:SHOWN]])
+    some: Any = pd.concat([texts[texts["record"] == record] for record in records[:SHOWN]])
     return some.reset_index(drop=True)
 
 
@@ -238,6 +238,7 @@ def _told(case: Any) -> list[str]:
 def _lines(shown: pd.DataFrame) -> pd.DataFrame:
     """Long texts over several lines of the picture."""
     rows: list[dict[str, str]] = []
+    case: Any
     for _, case in shown.groupby("record", sort=False):
         first: Any = case.iloc[0]
         entries = [("Request", first["request"]), ("Prompt", first["prompt"])]

@@ -128,13 +128,15 @@ def apart(before: BenchmarkRun, after: BenchmarkRun, score: str) -> bool:
 
 def wrong_magnitude(run: BenchmarkRun, task: str) -> float:
     """The mean P(o_edit) on a task where o_true is right, in percent."""
-    nlls = run.nlls[run.nlls["task"] == task]["nll_new"].to_numpy(dtype=float)
+    of_task: Any = run.nlls[run.nlls["task"] == task]
+    nlls = of_task["nll_new"].to_numpy(dtype=float)
     return float(100 * np.exp(-nlls).mean()) if len(nlls) else float("nan")
 
 
 def value_of(run: BenchmarkRun, score: str) -> float:
     """In percent; NaN where the data has no such prompts."""
-    return float(run.scores["value"].get(score, float("nan")))
+    values: Any = run.scores["value"]
+    return float(values.get(score, float("nan")))
 
 
 def cell(run: BenchmarkRun, score: str, digits: int = 1) -> str:
@@ -156,7 +158,7 @@ def score_table(rows: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
         run.scores.rename_axis("score").reset_index().assign(row=unedited(name)).dropna(subset=["value"])
         for name, run in rows.items()
     ]
-    table = pd.concat(tables, ignore_index=True)
+    table: Any = pd.concat(tables, ignore_index=True)
     return table[["row", *(name for name in table.columns if name != "row")]]
 
 

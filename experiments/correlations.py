@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -57,7 +58,7 @@ def drift_points(study: Study) -> list[Points]:
     """Both tasks, and behind each its groups."""
     found: list[Points] = []
     for task in TASKS:
-        table = measurements.drift(study, task)
+        table: Any = measurements.drift(study, task)
         found.append(Points(task=task, group=None, table=table))
         groups = [group for group in dict.fromkeys(table["group"]) if isinstance(group, str)]
         if len(groups) > 1:

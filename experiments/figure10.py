@@ -36,7 +36,7 @@ def figure10b(study: Study) -> Artifact:
 def _figure(study: Study, name: str, number: str, task: str) -> Artifact:
     found = measurements.score_patch(study, task)
     groups = [group for group in dict.fromkeys(found.table["group"]) if isinstance(group, str)]
-    parts: dict[str, pd.DataFrame] = {"pooled": found.table}
+    parts: dict[str, Any] = {"pooled": found.table}
     if len(groups) > 1:
         parts |= {group: found.table[found.table["group"] == group] for group in groups}
     shown = {part: table for part, table in parts.items() if part != "pooled"} or found.table
@@ -131,7 +131,7 @@ def _whole_matrix(study: Study, task: str, table: pd.DataFrame) -> dict[str, flo
     prompts = study.cases(task, prompts=study.options.prompts)
     chosen = {(prompts[case].record.index, prompts[case].prompt.text) for case in set(table["case"])}
     every = study.cases(task)
-    cases = {at for at, case in enumerate(every) if (case.record.index, case.prompt.text) in chosen}
+    cases = [at for at, case in enumerate(every) if (case.record.index, case.prompt.text) in chosen]
     rows: Any = found.table[found.table["case"].isin(cases)]
     means = rows.groupby(["target_name", "layer"])["effect"].mean()
     # A patch that only makes things worse is no patch at all.

@@ -87,12 +87,13 @@ def cell_text(cell: Any) -> str:
 
 def caption(study: Study, trace: Trace, task: str, target: str) -> str:
     """What is shown, of what."""
-    n_records = trace.baselines["record"].nunique()
+    baselines: Any = trace.baselines
+    n_records = baselines["record"].nunique()
     return (
         f"Change of P({target}) when the output of a module at one token and in a window of {trace.window} layers is "
-        f"taken from the edited model and put into the vanilla one. {study.about}; mean of {len(trace.baselines)} "
+        f"taken from the edited model and put into the vanilla one. {study.about}; mean of {len(baselines)} "
         f"{TASK_NAMES[task]} prompts of {n_records} records, averaged by what a token is to the edit. P({target}) is "
-        f"{percent(trace.baselines['vanilla'].mean())} in the vanilla and {percent(trace.baselines['edited'].mean())} "
+        f"{percent(baselines['vanilla'].mean())} in the vanilla and {percent(baselines['edited'].mean())} "
         "in the edited model; brackets are 95 % intervals over prompts."
     )
 

@@ -88,7 +88,7 @@ def _drawn(table: pd.DataFrame) -> pd.DataFrame:
         f"(vanilla {c.edit_vanilla:.4f})<br>P(o_true) {c.true_vanilla:.4f} → {c.true_edited:.4f}"
         for c in rows.itertuples()
     ]
-    return table.assign(panel=table["task"].map(TASK_NAMES), hover=hover)
+    return table.assign(panel=rows["task"].map(TASK_NAMES), hover=hover)
 
 
 ARTIFACTS = {"figure4": figure4}

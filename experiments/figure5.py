@@ -87,7 +87,7 @@ def figure5(study: Study) -> Artifact:
 
 
 def _curves(study: Study, task: str) -> list[Curve]:
-    found = measurements.attention_patch(study, task)
+    found: Any = measurements.attention_patch(study, task)
     curves = [Curve(task=task, group=None, table=found.table, baselines=found.baselines)]
     groups = [group for group in dict.fromkeys(found.table["group"]) if isinstance(group, str)]
     for group in groups if len(groups) > 1 else []:
@@ -126,7 +126,8 @@ def _numbers(curve: Curve) -> list[Number]:
 def _claims(study: Study, curve: Curve, window: int) -> list[Claim]:
     layer, true, edit = curve.best()
     means, before = curve.means(), curve.unpatched()
-    vanilla = curve.baselines[curve.baselines["target_name"] == "o_true"]["vanilla"].mean()
+    of_true: Any = curve.baselines[curve.baselines["target_name"] == "o_true"]
+    vanilla = float(of_true["vanilla"].mean())
     lost, regained = vanilla - before["o_true"], means.loc[layer, "o_true"] - before["o_true"]
     harmed = lost > 0.005
     above = f"The best window is centred on layer {layer} of {study.model.n_layers}"

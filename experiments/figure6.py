@@ -81,7 +81,7 @@ def _points(runs: dict[str, BenchmarkRun], gammas: Sequence[float]) -> pd.DataFr
         for heads in HEADS:
             for gamma in gammas:
                 run = runs[f"{heads} heads, γ = {gamma:g}"]
-                scores = run.scores["value"][["ES", "PS", "NS", "RS", "DNS"]]
+                scores: Any = run.scores["value"][["ES", "PS", "NS", "RS", "DNS"]]
                 text = f"γ = {gamma:g}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
                 rows.append({"panel": measure, "series": f"{heads} heads", "x": gamma, "y": of(run), "text": text})
     return pd.DataFrame(rows)
@@ -95,8 +95,8 @@ def _value(points: pd.DataFrame, measure: str, heads: str, gamma: float) -> floa
 def _claim(runs: dict[str, BenchmarkRun], measure: str, gammas: Sequence[float], seed: int) -> Claim:
     """At how many γ the selected heads are ahead for sure, record by record."""
     claim = f"Restraining the selected heads outperforms restraining all heads on {measure}, whatever γ."
-    pairs = [[runs[f"{heads} heads, γ = {gamma:g}"] for heads in ("all", "selected")] for gamma in gammas]
-    found = [mean_difference(*pair, PARTS[measure], seed=seed) for pair in pairs]
+    pairs = [(runs[f"all heads, γ = {gamma:g}"], runs[f"selected heads, γ = {gamma:g}"]) for gamma in gammas]
+    found = [mean_difference(all_heads, selected, PARTS[measure], seed=seed) for all_heads, selected in pairs]
     leads = [lead for lead in found if lead is not None]
     if len(leads) < len(gammas):
         return Claim(claim=claim, answer="cannot be told", because=f"The data lacks a part of {measure}.")

@@ -18,7 +18,7 @@ from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
 from experiments import ablations
 from experiments.artifacts import Answer, Artifact, Claim, Number
-from experiments.benchmarks import NONE, BenchmarkRun, Setting, editor_of
+from experiments.benchmarks import NONE, BenchmarkRun, Setting, editor_of, optimizing
 from experiments.command import ArtifactRecipe, command
 from experiments.comparisons import value_of
 from experiments.score_tables import prompts_of
@@ -37,8 +37,7 @@ UNEDITED = "unedited"
 def settings(study: Study) -> dict[tuple[str, str], Setting]:
     """(curve, value) → setting."""
     alone = ablations.alone(study)
-    editor = editor_of(study, alone)
-    assert editor is not None
+    editor = optimizing(editor_of(study, alone))
     name = study.editor_name
     return {
         (SADR, f"{gamma:g}"): ablations.restrained(study, gamma) for gamma in ablations.gammas(study, GAMMAS)
@@ -56,13 +55,11 @@ def figure7(study: Study) -> Artifact:
     """Specificity against edit success, a curve for each setting."""
     chosen = settings(study)
     runs = ablations.runs_of(study, {" ".join(key).strip(): setting for key, setting in chosen.items()})
-    points = _points({key: runs[" ".join(key).strip()] for key in chosen})
+    points: Any = _points({key: runs[" ".join(key).strip()] for key in chosen})
     about = ablations.about(study, runs)
     plain, restrained = (
-        runs[name].editor for name in (study.editor_name, f"{SADR} {ablations.gammas(study, GAMMAS)[0]:g}")
+        optimizing(runs[name].editor) for name in (study.editor_name, f"{SADR} {ablations.gammas(study, GAMMAS)[0]:g}")
     )
-    assert plain is not None
-    assert restrained is not None
     return Artifact(
         name="figure7",
         title="Figure 7. Trade-offs between edit success and specificity",

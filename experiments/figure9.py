@@ -154,7 +154,7 @@ def _mirrored(trace: Trace) -> Claim:
     )
 
 
-def _values(grid: pd.DataFrame) -> np.ndarray[Any, Any]:
+def _values(grid: Any) -> np.ndarray[Any, Any]:
     return grid.sort_values(["module", "role", "layer"])["effect"].to_numpy(dtype=float)
 
 

@@ -194,11 +194,11 @@ def _probabilities(study: Study, cases: Sequence[EditedPrompt]) -> pd.DataFrame:
 
 def _by_role(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The mean over a role's tokens in a prompt; `token` is the first of them, `token_text` all of them."""
-    cells = table.groupby(keys, sort=False)[["probability", "effect"]].mean().reset_index()
-    tokens = table[["case", "target_name", "role", "token", "token_text"]].drop_duplicates()
+    cells: Any = table.groupby(keys, sort=False)[["probability", "effect"]].mean()
+    tokens: Any = table[["case", "target_name", "role", "token", "token_text"]].drop_duplicates()
     tokens = tokens.sort_values("token").groupby(["case", "target_name", "role"], sort=False)
     texts = tokens.agg(token=("token", "first"), token_text=("token_text", "".join)).reset_index()
-    return cells.merge(texts, on=["case", "target_name", "role"])
+    return cells.reset_index().merge(texts, on=["case", "target_name", "role"])
 
 
 def _with_records(table: pd.DataFrame, cases: Sequence[EditedPrompt]) -> pd.DataFrame:

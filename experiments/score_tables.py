@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 
 from driftlens.plots import plot_table
 from experiments.artifacts import Number
-from experiments.benchmarks import EDITORS, BenchmarkRun, Setting, records_for, settings_configuration
+from experiments.benchmarks import EDITORS, BenchmarkRun, Optimizing, Setting, records_for, settings_configuration
 from experiments.comparisons import cell, value_of
 from experiments.main_table import main_settings, run
 from experiments.paper_numbers import Row
@@ -128,9 +127,7 @@ def settings_text(rows: Mapping[str, BenchmarkRun]) -> str:
     parts: list[str] = []
     for row in rows.values():
         if (editor := row.editor) is not None:
-            # MEND optimises nothing: it has none of these settings.
-            settable = {item.name for item in fields(editor) if item.init}
-            told = [f"lr {editor.lr:g}", f"{editor.steps} steps"] if "steps" in settable else []
+            told = [f"lr {editor.lr:g}", f"{editor.steps} steps"] if isinstance(editor, Optimizing) else []
             parts.append(", ".join([editor_text(editor), *told]))
     return f"{'; '.join(parts)}."
 

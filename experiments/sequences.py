@@ -141,7 +141,7 @@ def measured(study: Study, ways: Ways, name: str, setting: Setting, records: Seq
 def _scores(study: Study, records: Sequence[Record], edits: Sequence[Edit]) -> dict[str, float]:
     model, batch = study.model, 2 * study.options.batch_size
     nlls = evaluate(model, records, edits, tasks=[task for task in TASKS if task in TASKS_MEASURED], batch_size=batch)
-    table = summarize(nlls, resamples=1000, seed=study.options.seed)
+    table: Any = summarize(nlls, resamples=1000, seed=study.options.seed)
     found: dict[str, float] = {}
     for score in (*SCORES, "Avg.S"):
         found[score] = float(table["value"][score])
@@ -151,7 +151,7 @@ def _scores(study: Study, records: Sequence[Record], edits: Sequence[Edit]) -> d
     texts = perplexity_texts(study)
     if texts:
         different = list({id(edit): edit for edit in edits}.values())
-        told = perplexities(model, different, texts=texts, batch_size=study.options.batch_size)
+        told: Any = perplexities(model, different, texts=texts, batch_size=study.options.batch_size)
         found["PPL"] = float(told["perplexity"].mean())
     cases = [
         (edit, record.tasks["distract_neighborhood"][0].text, record.fact.subject)
@@ -160,7 +160,7 @@ def _scores(study: Study, records: Sequence[Record], edits: Sequence[Edit]) -> d
     ]
     if cases:
         each, prompts, subjects = (list(part) for part in zip(*cases, strict=True))
-        drift = attention_drift(model, each, prompts, subjects, batch_size=batch)
+        drift: Any = attention_drift(model, each, prompts, subjects, batch_size=batch)
         found["drift"] = float(drift.table["kl"].mean())
     return found
 
@@ -168,7 +168,7 @@ def _scores(study: Study, records: Sequence[Record], edits: Sequence[Edit]) -> d
 def _artifact(study: Study, ways: Ways, name: str) -> Artifact:
     records = records_for(study, COUNTS[-1])[: COUNTS[-1]]
     chosen = settings(study, ways)
-    table = pd.concat(
+    table: Any = pd.concat(
         [measured(study, ways, row, setting, records) for row, setting in chosen.items()], ignore_index=True
     )
     about = f"Model {study.model_name}, {len(records)} test records of {study.data_name}"

@@ -52,7 +52,7 @@ def _fails(editor: str, run: BenchmarkRun, none: BenchmarkRun, task: str) -> Cla
     value, before = value_of(run, score), value_of(none, score)
     if not value >= 0:
         return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
-    high = float(run.scores["cluster_high"][score])
+    high = float(run.scores.loc[score, "cluster_high"])
     answer: Answer = "no"
     if value < before:
         answer = "weakly"

@@ -88,8 +88,9 @@ def _compared(study: Study, part: Points, other: str, what: str) -> Claim:
     claim = f"On {part.name} {what}."
     if correlate(part, "max_subject", 0) is None or correlate(part, other, 0) is None:
         return Claim(claim=claim, answer="cannot be told", because="There is too little to correlate.")
-    values = (table[name] for name in ("max_subject", other, "edit_edited"))
-    difference, low, high = correlation_difference(*values, list(table["record"]), seed=study.options.seed)
+    difference, low, high = correlation_difference(
+        table["max_subject"], table[other], table["edit_edited"], list(table["record"]), seed=study.options.seed
+    )
     answer: Answer = "no" if difference <= 0 else "yes" if low > 0 else "weakly"
     text = f"|ρ| differs by {difference:+.2f} {interval(low, high)}".replace("-", "−")
     if answer == "weakly":

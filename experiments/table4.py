@@ -68,11 +68,12 @@ def _compared(study: Study, part: Points, found: dict[tuple[str, str], Any]) -> 
     texts: list[str] = []
     answers: list[Answer] = []
     for factor in others:
-        values = (table[name] for name in ("kl", factor, "edit_edited"))
-        difference, low, high = correlation_difference(*values, list(table["record"]), seed=study.options.seed)
+        difference, low, high = correlation_difference(
+            table["kl"], table[factor], table["edit_edited"], list(table["record"]), seed=study.options.seed
+        )
         answers.append("no" if difference <= 0 else "yes" if low > 0 else "weakly")
         texts.append(f"{FACTOR_NAMES[factor].lower()} {difference:+.2f} {interval(low, high)}".replace("-", "−"))
-    worst = next(answer for answer in ("no", "weakly", "yes") if answer in answers)
+    worst: Answer = "no" if "no" in answers else "weakly" if "weakly" in answers else "yes"
     return Claim(claim=claim, answer=worst, because=f"|ρ| of drift less that of: {'; '.join(texts)}.")
 
 

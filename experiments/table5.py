@@ -43,8 +43,8 @@ FEWEST = 5
 
 def table5(study: Study) -> Artifact:
     """Scores by kind of fact and editor."""
-    probabilities = edit_probabilities(study)
-    easy = set(probabilities[probabilities["ROME-AWD"] > THRESHOLD]["record"])
+    probabilities: Any = edit_probabilities(study)
+    easy = list(set(probabilities[probabilities["ROME-AWD"] > THRESHOLD]["record"]))
     nlls = measurements.evaluations(study, awd_records(study), TASKS)
     nlls = nlls.assign(kind=np.where(nlls["record"].isin(easy), "easy", "hard"))
     scores = _scores(nlls)
@@ -92,7 +92,7 @@ def _scores(nlls: pd.DataFrame) -> pd.DataFrame:
     rows: list[pd.DataFrame] = []
     for kind in ("easy", "hard"):
         for editor in EDITORS:
-            some = nlls[(nlls["kind"] == kind) & (nlls["editor"] == editor)]
+            some: Any = nlls[(nlls["kind"] == kind) & (nlls["editor"] == editor)]
             summary = summarize(some).loc[list(SCORES.values())].rename_axis("score").reset_index()
             rows.append(summary.assign(kind=kind, editor=editor))
     return pd.concat(rows, ignore_index=True)

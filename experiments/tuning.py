@@ -21,7 +21,16 @@ import numpy as np
 
 from driftlens.data import Record
 from driftlens.errors import DriftlensError
-from experiments.benchmarks import EDITORS, BenchmarkRun, Setting, computed, editor_of, records_for, spread_over_tasks
+from experiments.benchmarks import (
+    EDITORS,
+    BenchmarkRun,
+    Setting,
+    computed,
+    editor_of,
+    optimizing,
+    records_for,
+    spread_over_tasks,
+)
 from experiments.paper_numbers import AVERAGED, harmonic_mean
 
 if TYPE_CHECKING:
@@ -121,8 +130,7 @@ def _tune(study: Study, editor: str) -> Tuned:
     def measure(setting: Setting) -> TuningCandidate:
         return _candidate(computed(study, setting, records))
 
-    preset = editor_of(study, Setting(editor=editor))
-    assert preset is not None
+    preset = optimizing(editor_of(study, Setting(editor=editor)))
     rates = options.lrs or (() if options.lr is not None else tuple(factor * preset.lr for factor in LR_FACTORS))
     alone = [measure(Setting(editor=editor, lr=lr, texts=False)) for lr in rates or (preset.lr,)]
     chosen = best_lr(alone)
@@ -135,11 +143,10 @@ def _tune(study: Study, editor: str) -> Tuned:
 
 
 def _candidate(run: BenchmarkRun) -> TuningCandidate:
-    values = run.scores["value"]
+    values: Any = run.scores["value"]
     parts = [float(values[score]) for score in AVERAGED if not np.isnan(values[score])]
-    assert run.editor is not None
     return TuningCandidate(
-        lr=run.editor.lr,
+        lr=optimizing(run.editor).lr,
         gamma=run.setting.gamma,
         es=float(values["ES"]),
         ps=float(values["PS"]),

@@ -7,6 +7,7 @@ neither as an edit nor as a neighbour.  Records of one subject in ten are for va
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 
 from driftlens import load_records
 from driftlens.demo import SEED
@@ -42,9 +43,9 @@ def mend_records(world: World, tested: set[str]) -> list[Json]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the file."""
-    parser = Parser(prog="python -m training.mend_records", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m training.mend_records", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", metavar="FILE", help="a JSON file in the schema of merged_counterfact.json")
     options: argparse.Namespace = parser.parse_args(argv)
     tested = {one.fact.subject for one in load_records("demo") if one.split == "test"}

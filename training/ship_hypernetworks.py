@@ -11,6 +11,7 @@ Those of the bundled model come from
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -22,9 +23,9 @@ from driftlens.options.parsing import Parser
 from driftlens.options.program import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Round and write."""
-    parser = Parser(prog="python -m training.ship_hypernetworks", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m training.ship_hypernetworks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", metavar="FILE", nargs="+", help="what driftlens train-mend wrote")
     options: argparse.Namespace = parser.parse_args(argv)
     folder = writable_folder(SHIPPED)

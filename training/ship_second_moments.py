@@ -6,6 +6,7 @@ TEXTS is a text file, a text on each line: for SmolLM2 the validation part of Wi
 
 import argparse
 import sys
+from collections.abc import Sequence
 from itertools import islice
 
 from rich.console import Console
@@ -18,9 +19,9 @@ from driftlens.options.parsing import Parser, layer_list
 from driftlens.options.program import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compute and write."""
-    parser = Parser(prog="python -m training.ship_second_moments", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m training.ship_second_moments", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("texts", metavar="TEXTS", help="a text file, a text on each line")
     parser.add_argument("--layers", type=layer_list, required=True, metavar="L", help="such as 4-10")
     parser.add_argument("--model", default="smollm2-135m", metavar="NAME", help="smollm2-135m (default)")

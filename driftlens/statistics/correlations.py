@@ -43,9 +43,9 @@ class Correlation:
 
 
 def correlation(
-    x: Sequence[float],
-    y: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    groups: Sequence[Hashable] | npt.NDArray[Any] | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -90,10 +90,10 @@ def correlation(
 
 
 def correlation_difference(
-    x: Sequence[float],
-    other: Sequence[float],
-    y: Sequence[float],
-    groups: Sequence[Hashable],
+    x: npt.ArrayLike,
+    other: npt.ArrayLike,
+    y: npt.ArrayLike,
+    groups: Sequence[Hashable] | npt.NDArray[Any],
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -113,7 +113,7 @@ def correlation_difference(
     return observed, float(low), float(high)
 
 
-def _labels(groups: Sequence[Hashable]) -> npt.NDArray[np.object_]:
+def _labels(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.object_]:
     labels = np.empty(len(groups), dtype=object)  # of tuples NumPy would make a second dimension
     labels[:] = list(groups)
     return labels

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from driftlens.data import TASKS, Fact, Record, TaskPrompt
+from driftlens.errors import DriftlensError
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
 from experiments import (
@@ -28,12 +29,13 @@ from experiments import (
     tuning,
 )
 from experiments import all as everything
-from experiments.benchmarks import BenchmarkRun, Setting, spread_over_tasks
+from experiments.benchmarks import BenchmarkRun, Setting, optimizing, spread_over_tasks
 from experiments.command import ArtifactRecipe
 from experiments.comparisons import apart, by_gain, difference, mean_difference
 from experiments.tuning import TuningCandidate, best_gamma, best_lr
 from tests.experiments.test_experiments import cache, corpus, record  # noqa: F401 (fixtures)
 from tests.support.tiny import BRIDGE
+from tests.whole.outside import Nudge
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="load_model needs transformer-lens 4.3")
 
@@ -152,6 +154,11 @@ def test_texts_can_be_measured_on_the_first_records_only(arguments: Any, tmp_pat
             assert few[row, score] == pytest.approx(one[row, score], rel=1e-5)  # float rounding of another batch
         for score in ("ES", "RM", "DNM"):
             assert few[row, score] == pytest.approx(every[row, score], rel=1e-5)
+
+
+def test_what_has_no_steps_cannot_have_them_varied():
+    with pytest.raises(DriftlensError, match="Nudge has no learning rate and no steps to vary; choose another editor"):
+        optimizing(Nudge(layer=1))
 
 
 def test_the_ablations_share_runs(arguments: Any, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch):

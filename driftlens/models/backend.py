@@ -18,8 +18,9 @@ from torch import Tensor
 
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook
+from driftlens.models.batch import Batch, standing, visible_columns
 from driftlens.models.families import Family
-from driftlens.models.key_values import PassCache
+from driftlens.models.key_values import KeyValues, PassCache
 from driftlens.models.placement import at_home
 from driftlens.models.sites import Site
 
@@ -50,6 +51,19 @@ class Columns:
     mask: Bool[Tensor, "rows keys"]
     key_positions: Int[Tensor, "rows keys"]
     visible: Bool[Tensor, "rows seq keys"]
+
+    @classmethod
+    def of(cls, batch: Batch, past: KeyValues | None) -> "Columns":
+        """Those of a batch, after the columns of a prefix."""
+        visible = visible_columns(batch, None if past is None else past.mask)
+        positions = standing(visible)
+        before = positions[:, :0] if past is None else past.mask.cumsum(-1) - 1
+        return cls(
+            positions=positions,
+            mask=batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=-1),
+            key_positions=torch.cat([before, positions], dim=-1),
+            visible=visible,
+        )
 
     def within(self, window: int | None) -> Bool[Tensor, "rows seq keys"]:
         """What of `visible` a layer attends to that reads only the last `window` positions, the query's own included.

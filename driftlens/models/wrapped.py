@@ -8,6 +8,7 @@ once and reused.
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook
 from driftlens.models.backend import Backend, Columns, chosen
-from driftlens.models.batch import Batch, standing, visible_columns
+from driftlens.models.batch import Batch
 from driftlens.models.families import Family
 from driftlens.models.grouping import read_pays
 from driftlens.models.key_values import KeyValues, PassCache
@@ -255,12 +256,7 @@ class WrappedModel:
         with torch.autocast(self.device.type, enabled=False):
             return self._backend.unembed(resid.to(self.dtype))
 
-    def _pass(self, batch: Batch, **how: Any) -> tuple[Tensor, PassCache | None]:
-        # Autocast would round what is computed here and not what it is compared with.
-        with self.exclusive(), torch.autocast(self.device.type, enabled=False):
-            return self._exclusive_pass(batch, **how)
-
-    def _exclusive_pass(
+    def _pass(
         self,
         batch: Batch,
         *,
@@ -277,53 +273,43 @@ class WrappedModel:
             raise DriftlensError(f"cannot run blocks {start} to {stop}; the model has blocks 0 to {self.n_layers}")
         if resid is None and start > 0:
             raise DriftlensError(f"a pass that starts at block {start} needs resid, the input of that block")
-        columns = self._columns(batch, past)
-        if resid is None:
-            resid = self._backend.embed(batch.tokens, columns.positions)
-        elif resid.shape != (*batch.shape, self.d_model):
+        if resid is not None and resid.shape != (*batch.shape, self.d_model):
             raise DriftlensError(
                 f"resid has shape {tuple(resid.shape)}; this batch needs {(*batch.shape, self.d_model)}"
             )
-        cache = None
-        if past is not None or keep:
-            cache = PassCache(past, keep=keep, column_dim=self._backend.column_dim)
-        layers = range(start, stop)
-        with self._backend.attached(hooks):
-            if read is None:
-                resid = self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache)
-            # What hooks on the last block see is always all columns.
-            elif layers and not _on_block(layers[-1], hooks) and read_pays(read, *batch.shape, self.pass_cost):
-                resid = self._backend.run_blocks(resid.to(self.dtype), layers[:-1], columns, cache)
-                resid = self._backend.run_block_at(resid, layers[-1], columns, cache, read)
-            else:
-                resid = chosen(self._backend.run_blocks(resid.to(self.dtype), layers, columns, cache), read)
+        backend, layers = self._backend, range(start, stop)
+        # Autocast would round what is computed here and not what it is compared with.
+        with self.exclusive(), torch.autocast(self.device.type, enabled=False):
+            columns = self._columns(batch, past)
+            if resid is None:
+                resid = backend.embed(batch.tokens, columns.positions)
+            cache = PassCache(past, keep=keep, column_dim=backend.column_dim) if past is not None or keep else None
+            with backend.attached(hooks):
+                if read is None:
+                    resid = backend.run_blocks(resid.to(self.dtype), layers, columns, cache)
+                # What hooks on the last block see is always all columns.
+                elif layers and not _on_block(layers[-1], hooks) and read_pays(read, *batch.shape, self.pass_cost):
+                    resid = backend.run_blocks(resid.to(self.dtype), layers[:-1], columns, cache)
+                    resid = backend.run_block_at(resid, layers[-1], columns, cache, read)
+                else:
+                    resid = chosen(backend.run_blocks(resid.to(self.dtype), layers, columns, cache), read)
         return resid, cache
 
     def _columns(self, batch: Batch, past: KeyValues | None) -> Columns:
-        mask = batch.mask
-        if past is not None:
-            if past.mask.shape[0] != batch.shape[0]:
-                raise DriftlensError(
-                    f"the prefix has {past.mask.shape[0]} rows and the batch {batch.shape[0]}; "
-                    f"choose the prefix's rows with select()"
-                )
-            mask = torch.cat([past.mask, mask], dim=-1)
-        visible = visible_columns(batch, None if past is None else past.mask)
-        positions = standing(visible)
-        before = positions[:, :0] if past is None else past.mask.cumsum(-1) - 1
-        if mask.shape[1] > self.n_ctx:
-            longest = int(positions.masked_fill(~batch.mask, 0).max()) + 1
+        if past is not None and past.mask.shape[0] != batch.shape[0]:
+            raise DriftlensError(
+                f"the prefix has {past.mask.shape[0]} rows and the batch {batch.shape[0]}; "
+                f"choose the prefix's rows with select()"
+            )
+        columns = Columns.of(batch, past)
+        if columns.mask.shape[1] > self.n_ctx:
+            longest = int(columns.positions.masked_fill(~batch.mask, 0).max()) + 1
             if longest > self.n_ctx:
                 raise DriftlensError(
                     f"a row has {longest} tokens, but {self.name} reads at most {self.n_ctx}; shorten the prompt"
                 )
         # A row without a token of its own behind a full prefix would otherwise stand beyond the context.
-        return Columns(
-            positions=positions.clamp(max=self.n_ctx - 1),
-            mask=mask,
-            key_positions=torch.cat([before, positions], dim=-1),
-            visible=visible,
-        )
+        return replace(columns, positions=columns.positions.clamp(max=self.n_ctx - 1))
 
     def _layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:

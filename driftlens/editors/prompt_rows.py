@@ -16,7 +16,7 @@ from driftlens.editors.regularizers import Brought
 from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt, subject_last, tokenize_prompt
 
-__all__ = ["PromptRow", "prompt_rows"]
+__all__ = ["PromptRow", "brought_rows", "prompt_rows", "share_of"]
 
 BARE = "{}"
 
@@ -28,10 +28,10 @@ class PromptRow:
     Those of a fact come in this order: its different contexts, essence, prompts of regularisers, bare prompt.
     """
 
-    kind: Literal["context", "essence", "brought", "bare"]
+    kind: Literal["context", "essence", "brought", "bare", "irrelevant"]
     prompt: TokenizedPrompt
     ids: tuple[int, ...]  # with its target, if it has one; of essence and bare prompt, up to subject_last
-    subject: int
+    subject: int  # of irrelevant text, which a side memory must leave alone, its last token
     weight: float = 0.0
     bare: bool = False  # the prompt is the bare one, as a context or not
     essence: bool = False  # its column 0 is the essence prompt's
@@ -63,8 +63,11 @@ def prompt_rows(
 
     rows: list[PromptRow] = []
     for number, context in enumerate(distinct):
-        share = sum(context == other for other in contexts) / len(contexts)
-        rows.append(replace(row("context", context, fact.text, fact.target_new), weight=share, context=number))
+        rows.append(
+            replace(
+                row("context", context, fact.text, fact.target_new), weight=share_of(context, contexts), context=number
+            )
+        )
     bare = next((at for at, own in enumerate(rows) if own.bare), None)
     if essence is not None:
         read = replace(row("essence", essence, fact.subject), essence=True)
@@ -72,12 +75,23 @@ def prompt_rows(
             rows[bare] = replace(rows[bare], essence=True)
         else:
             rows.append(read)
+    rows += brought_rows(model, fact, brought)
+    return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
+
+
+def brought_rows(model: LensModel, fact: Fact, brought: Sequence[tuple[int, Sequence[Brought]]]) -> list[PromptRow]:
+    """The prompts of each regulariser that brings some, by its place; each stands for its share of them."""
+    rows: list[PromptRow] = []
     for owner, texts in brought:
         for text, target in texts:
             prompt = tokenize_prompt(model, text, target)
-            subject = subject_last(prompt, fact.subject)
-            own = PromptRow(
-                kind="brought", prompt=prompt, ids=prompt.forced, subject=subject, weight=1 / len(texts), owner=owner
+            subject, share = subject_last(prompt, fact.subject), 1 / len(texts)
+            rows.append(
+                PromptRow(kind="brought", prompt=prompt, ids=prompt.forced, subject=subject, weight=share, owner=owner)
             )
-            rows.append(own)
-    return rows if bare is not None else [*rows, row("bare", BARE, fact.text)]
+    return rows
+
+
+def share_of(context: str, contexts: Sequence[str]) -> float:
+    """A context that occurs twice counts twice."""
+    return sum(context == other for other in contexts) / len(contexts)

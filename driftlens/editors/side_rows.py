@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,12 +21,13 @@ from typing_extensions import override
 
 from driftlens.data import Fact
 from driftlens.editors.failures import Failure
+from driftlens.editors.prompt_rows import PromptRow, brought_rows, share_of
 from driftlens.editors.regularizers import Brought
-from driftlens.editors.rows import Rows
+from driftlens.editors.rows import Rows, told_by_prompts
 from driftlens.errors import DriftlensError
 from driftlens.hooks import Hook, HookFunction, record
 from driftlens.models import LensModel
-from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, target_positions, tokenize_prompt
+from driftlens.models.prompts import pad_rows, subject_last, tokenize_prompt
 
 __all__ = ["FactRows", "SideRows", "rows_of_facts", "side_rows"]
 
@@ -79,17 +80,7 @@ def _adding(added: Float[Tensor, "rows columns d_model"]) -> HookFunction:
     return add
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    kind: Literal["context", "irrelevant", "brought"]
-    prompt: TokenizedPrompt
-    ids: tuple[int, ...]
-    subject: int  # of irrelevant text, its last token
-    weight: float
-    owner: int = -1
-
-
-FactRows = list[_Row]
+FactRows = list[PromptRow]
 """A fact's rows: its different contexts, irrelevant text, and prompts of regularisers."""
 
 
@@ -118,30 +109,11 @@ def rows_of_facts(
         try:
             own = _contexts(model, fact, contexts, whole_target=whole_target)
             for text in irrelevant[place]:
-                prompt = tokenize_prompt(model, text)
+                prompt, share = tokenize_prompt(model, text), 1 / len(irrelevant[place])
                 own.append(
-                    _Row(
-                        kind="irrelevant",
-                        prompt=prompt,
-                        ids=prompt.ids,
-                        subject=prompt.last,
-                        weight=1 / len(irrelevant[place]),
-                    )
+                    PromptRow(kind="irrelevant", prompt=prompt, ids=prompt.ids, subject=prompt.last, weight=share)
                 )
-            for owner, texts in brought:
-                for text, target in texts[place]:
-                    prompt = tokenize_prompt(model, text, target)
-                    subject, weight = subject_last(prompt, fact.subject), 1 / len(texts[place])
-                    own.append(
-                        _Row(
-                            kind="brought",
-                            prompt=prompt,
-                            ids=prompt.forced,
-                            subject=subject,
-                            weight=weight,
-                            owner=owner,
-                        )
-                    )
+            own += brought_rows(model, fact, [(owner, texts[place]) for owner, texts in brought])
             found.append(own)
         except DriftlensError as error:
             failures[place] = Failure(fact=fact, reason=str(error))
@@ -154,13 +126,13 @@ def _contexts(model: LensModel, fact: Fact, contexts: Sequence[str], *, whole_ta
     for context in dict.fromkeys(contexts):
         prompt = tokenize_prompt(model, context.replace("{}", fact.text), fact.target_new)
         rows.append(
-            _Row(
+            PromptRow(
                 kind="context",
                 prompt=prompt,
                 ids=prompt.ids if whole_target else prompt.forced,
                 # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
                 subject=subject_last(prompt, fact.subject, start=context.index("{}")),
-                weight=sum(context == other for other in contexts) / len(contexts),
+                weight=share_of(context, contexts),
             )
         )
     return rows
@@ -187,30 +159,18 @@ def side_rows(model: LensModel, by_fact: Sequence[FactRows], *, layer: int, whol
     columns = torch.arange(batch.shape[1], device=device)
     counted = (columns >= first[:, None]) & (columns < (first + length)[:, None])
     subject = torch.tensor([row.subject for row in rows], device=device)
-    target_row, target_column, target_id = target_positions([row.prompt for row in rows], first)
     last = torch.tensor([row.prompt.last for row in rows], device=device)
-    count = torch.tensor([max(len(row.prompt.target_ids), 1) for row in rows], device=device)
-    last_column = first.to(device) + last
-    place = torch.arange(int(count.max()), device=device)
-    read = last_column[:, None] + torch.minimum(place, count[:, None] - 1)
     return SideRows(
-        fact=torch.tensor([number for number, own in enumerate(by_fact) for _ in own], device=device),
-        is_context=torch.tensor([row.kind == "context" for row in rows], device=device),
+        **told_by_prompts(
+            model, by_fact, begins=first, last=first.to(device) + last, last_place=torch.zeros_like(last)
+        ),
         is_irrelevant=torch.tensor([row.kind == "irrelevant" for row in rows], device=device),
-        owner=torch.tensor([row.owner for row in rows], device=device),
         essence_row=None,
         batch=batch,
         resid=resid,
         entry=None,
         past=None,
         last=last - subject,
-        last_place=torch.zeros_like(last),
-        read=read,
-        weight=torch.tensor([row.weight for row in rows], device=device, dtype=precision),
-        target_row=target_row,
-        target_place=target_column - last_column[target_row],
-        target_id=target_id,
-        target_length=count,
         subject_key=column,
         keys=store["mlp_post"].to(precision) * batch.mask[..., None],
         outputs=store["mlp_out"].to(precision),

@@ -32,8 +32,9 @@ from driftlens.data import Fact
 from driftlens.editors.failures import Failure
 from driftlens.editors.objective import Reference, Terms, ValueSettings, evaluate_delta, together
 from driftlens.editors.regularizers import Regularizer, own_prompts
-from driftlens.editors.rows import Place, Rows, vanilla_rows
+from driftlens.editors.rows import Place, Rows
 from driftlens.editors.strips import strips_of
+from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.models import LensModel
 
 

@@ -210,7 +210,7 @@ def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: 
         whole = measured("edit", lambda: editor.edit_many(model, facts), model.device, per="edit", share=len(facts))
         return [whole]
     from driftlens.editors.objective import evaluate_delta
-    from driftlens.editors.rows import Vanilla, vanilla_rows
+    from driftlens.editors.vanilla_rows import Vanilla, vanilla_rows
 
     layer, places = editor.edited_layers[-1], editor.places(model)
     contexts, settings = editor.contexts_for(model), editor.value_settings()

@@ -8,7 +8,7 @@ import torch
 from driftlens.data import Fact
 from driftlens.editors.prefixes import shared_prefixes
 from driftlens.editors.prompt_rows import prompt_rows
-from driftlens.editors.rows import vanilla_rows
+from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.models import LensModel
 
 CONTEXTS = ("{}", "The mayor lives by the river and plays the guitar. {}", "Paris. {}")

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from driftlens.data import Fact
 from driftlens.editors import ROME, SADR, LastTokenAttention
 from driftlens.editors.objective import evaluate_delta
-from driftlens.editors.rows import vanilla_rows
+from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from tests.support.naive import NaiveValue

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftlens.data import Fact
-from driftlens.editors.rows import vanilla_rows
+from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.models import LensModel
 from driftlens.models.grouping import group_by_width, pass_cost
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from driftlens.evaluation.scores import AVERAGED, MAGNITUDES, SCORES, harmonic_mean
-from driftlens.statistics.intervals import numbered, percentile_interval, resampled_means
+from driftlens.statistics.intervals import Clusters, numbered, percentile_interval, resampled_means
 from experiments.artifacts import Answer
 from experiments.benchmarks import BenchmarkRun
 from experiments.words import interval, number
@@ -64,10 +64,7 @@ def mean_difference(
     if any(change.empty for change in changes.values()):
         return None
     values = {score: change["points"].to_numpy(dtype=float) for score, change in changes.items()}
-    records = numbered(pd.concat([change["record"] for change in changes.values()]))
-    ends = np.cumsum([len(change) for change in changes.values()])[:-1]
-    clusters = dict(zip(scores, np.split(records, ends), strict=True))
-    draws = resampled_means(values, clusters, resamples=RESAMPLES, seed=seed)
+    draws = resampled_means(values, _records_of(changes), resamples=RESAMPLES, seed=seed)
     low, high = percentile_interval(np.mean([draws[score] for score in scores], axis=0))
     return Difference(value=float(np.mean([value.mean() for value in values.values()])), low=low, high=high)
 
@@ -80,8 +77,7 @@ def average_difference(before: BenchmarkRun, after: BenchmarkRun, *, seed: int =
     both = {score: _observed(before, after, score, None) for score in AVERAGED}
     if any(table.empty for table in both.values()):
         return None
-    records = numbered(pd.concat([table["record"] for table in both.values()]))
-    clusters = dict(zip(both, np.split(records, np.cumsum([len(table) for table in both.values()])[:-1]), strict=True))
+    clusters = _records_of(both)
     values: list[float] = []
     drawn: list[Any] = []
     for side in ("before", "after"):
@@ -91,6 +87,13 @@ def average_difference(before: BenchmarkRun, after: BenchmarkRun, *, seed: int =
         drawn.append(harmonic_mean(np.stack([draws[score] for score in AVERAGED])))
     low, high = percentile_interval(drawn[1] - drawn[0])
     return Difference(value=values[1] - values[0], low=low, high=high)
+
+
+def _records_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Clusters]:
+    """The record of each row of each table, numbered as one."""
+    records = numbered(pd.concat([table["record"] for table in tables.values()]))
+    ends = np.cumsum([len(table) for table in tables.values()])[:-1]
+    return dict(zip(tables, np.split(records, ends), strict=True))
 
 
 def _changes(before: BenchmarkRun, after: BenchmarkRun, score: str, group: str | None) -> Any:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from driftlens.options.program import run_command
 from driftlens.plots import plot_patch_curve
-from driftlens.statistics.intervals import bounded_interval, numbered
+from driftlens.statistics.intervals import interval_ends
 from experiments import measurements
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.command import command
@@ -151,11 +151,7 @@ def _intervals(curve: Curve) -> pd.DataFrame:
     cells: Any = curve.table.groupby(["target_name", "layer", "first", "last"])["probability"]
     table: Any = cells.agg(probability="mean", prompts="count").reset_index()
     records: Any = curve.table["record"]
-    intervals = [
-        bounded_interval(of.to_numpy(dtype=float), numbered(records.loc[of.index]), bounds=(0.0, 1.0))
-        for _, of in cells
-    ]
-    table["low"], table["high"] = ([interval[end] for interval in intervals] for end in (1, 2))
+    table["low"], table["high"] = interval_ends(cells, bounds=(0.0, 1.0), clusters=records)
     unpatched = table["target_name"].map(curve.unpatched())
     return table.assign(unpatched=unpatched, part=curve.name)
 

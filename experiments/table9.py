@@ -29,10 +29,11 @@ from driftlens.errors import DriftlensError
 from driftlens.evaluation.fluency import fluency_scores
 from driftlens.files import atomic_path, cache_folder
 from driftlens.human import CRITERIA, Comparison, Systems, TextPair, comparison_page, write_pairs
-from driftlens.human.agreement import OUTCOMES, Counts, pair_interval
+from driftlens.human.agreement import OUTCOMES, Counts
 from driftlens.options.program import run_command
 from driftlens.plots import plot_table
 from driftlens.runs.edit_cache import cached_edits
+from driftlens.statistics.intervals import corrected_interval
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.benchmarks import Setting, editor_of, records_for, settings_configuration
 from experiments.cases import names
@@ -215,7 +216,7 @@ def _row(judged: pd.DataFrame, editor: str, criterion: str) -> dict[str, Any]:
     for at, name in enumerate(OUTCOMES):
         share = _share_of(at)
         row[name] = share(counts)
-        row[f"{name}_low"], row[f"{name}_high"] = pair_interval(share, counts)
+        row[f"{name}_low"], row[f"{name}_high"] = corrected_interval(share, counts)
         row[f"{name}_paper"] = TABLE_9[editor, criterion][name] / 100
     return {**row, "kappa_paper": TABLE_9[editor, criterion]["kappa"] / 100}
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from driftlens.plots.style import EDITED, FAINT, INK, PALETTE, PAPER, TRUE, Frame, escaped, write
-from driftlens.statistics.intervals import bounded_interval
+from driftlens.statistics.intervals import bounded_interval, interval_ends
 
 __all__ = ["plot_histogram", "plot_patch_curve"]
 
@@ -136,11 +136,9 @@ def plot_histogram(
 def _mean_curve(cells: Any) -> Any:
     groups = cells.groupby("layer")
     curve = groups["probability"].agg(mean="mean").reset_index()
-    intervals = [bounded_interval(of.to_numpy(dtype=float), bounds=(0.0, 1.0)) for _, of in groups["probability"]]
+    ends = interval_ends(groups["probability"], bounds=(0.0, 1.0))
     # A single prompt has none: its band is the line.
-    curve["low"], curve["high"] = (
-        [interval[0] if np.isnan(interval[end]) else interval[end] for interval in intervals] for end in (1, 2)
-    )
+    curve["low"], curve["high"] = (pd.Series(end).fillna(curve["mean"]) for end in ends)
     places = groups[["first", "last"]].first().reset_index()
     return curve.merge(places, on="layer")
 

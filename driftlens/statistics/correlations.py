@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from driftlens.errors import DriftlensError
-from driftlens.statistics.intervals import numbered
+from driftlens.statistics.intervals import numbered, percentile_interval
 
 __all__ = ["Correlation", "correlation", "correlation_difference"]
 
@@ -77,7 +77,9 @@ def correlation(
     nan = float("nan")
     codes = np.zeros(0, dtype=int) if groups is None else numbered(_labels(groups))
     # A single group can be resampled in one way only, which says nothing.
-    cluster = _cluster_interval(a, b, codes, resamples, seed) if codes.size and codes.max() > 0 else (nan, nan)
+    cluster = (
+        percentile_interval(_resampled(a, b, codes, resamples, seed)) if codes.size and codes.max() > 0 else (nan, nan)
+    )
     return Correlation(
         rho=float(result.statistic),
         p=float(result.pvalue),
@@ -109,21 +111,13 @@ def correlation_difference(
     if codes.max() < 1:
         return observed, float("nan"), float("nan")
     found = [np.abs(_resampled(values, c, codes, resamples, seed)) for values in (a, b)]
-    low, high = np.nanpercentile(found[0] - found[1], [2.5, 97.5])
-    return observed, float(low), float(high)
+    return observed, *percentile_interval(found[0] - found[1])
 
 
 def _labels(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.object_]:
     labels = np.empty(len(groups), dtype=object)  # of tuples NumPy would make a second dimension
     labels[:] = list(groups)
     return labels
-
-
-def _cluster_interval(
-    a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int
-) -> tuple[float, float]:
-    low, high = np.nanpercentile(_resampled(a, b, group, resamples, seed), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int) -> Floats:

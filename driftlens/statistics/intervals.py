@@ -9,18 +9,19 @@ Ten prompts of one edit fail together, so a record's prompts are one cluster of 
 2. The clustered bootstrap: records are drawn with replacement, each with all its observations, the mean is
    taken over what was drawn, and the interval is the middle 95 % of many such means.
 
-Neither depends on the order of the observations.
+Neither depends on the order of the observations.  Of any other statistic of a table of counts,
+:func:`corrected_interval` gives a bootstrap interval that holds for few rows too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 Floats: TypeAlias = NDArray[np.float64]
 Clusters: TypeAlias = NDArray[np.int64]
@@ -72,6 +73,25 @@ def positive_interval(values: Floats, clusters: Clusters | None = None) -> tuple
         return mean, float("nan"), float("nan"), len(values)
     factor = float(np.exp(_student(count) * error / mean))
     return mean, mean / factor, mean * factor, len(values)
+
+
+def interval_ends(
+    groups: Any, *, bounds: tuple[float, float] = (0.0, 100.0), clusters: pd.Series | None = None
+) -> tuple[list[float], list[float]]:
+    """The low and the high end of :func:`bounded_interval` of each group of a grouped column, in their order.
+
+    Args:
+        groups: a column of a ``groupby``.
+        bounds: as in :func:`bounded_interval`.
+        clusters: what each row belongs to; default: each is one of its own.
+    """
+    found = [
+        bounded_interval(
+            of.to_numpy(dtype=float), None if clusters is None else numbered(clusters.loc[of.index]), bounds=bounds
+        )
+        for _, of in groups
+    ]
+    return [low for _, low, _, _ in found], [high for _, _, high, _ in found]
 
 
 def _student(clusters: int) -> float:
@@ -139,6 +159,39 @@ def percentile_interval(means: Floats) -> tuple[float, float]:
     if np.isnan(means).all():
         return float("nan"), float("nan")
     low, high = np.nanpercentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def corrected_interval(
+    statistic: Callable[[NDArray[np.int64]], float],
+    counts: NDArray[np.int64],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A bias-corrected, widened percentile interval (95 %) of a statistic of a table of counts, over draws of its rows.
+
+    Plain percentile intervals are too narrow for twenty rows, and drawing rows twice biases a statistic such as Fleiss'
+    κ downward.  So the percentiles are bias-corrected (Efron, 1987) and widened to Student's t (Hesterberg, 2015): the
+    quantiles at Φ(2 z₀ ∓ t √(n / (n − 1))), with n rows, t the 97.5 % point for n − 1 degrees of freedom, and Φ(z₀) the
+    share of draws below the estimate.
+
+    Returns:
+        Low, high; NaN with fewer than two rows, or where the statistic has no value.
+    """
+    n, value = len(counts), statistic(counts)
+    if n < 2 or np.isnan(value):
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    drawn = np.array([statistic(counts[generator.integers(n, size=n)]) for _ in range(resamples)])
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return float("nan"), float("nan")
+    # Draws that equal the estimate lie half below it; the bounds keep z₀ finite.
+    below = np.mean(drawn < value) / 2 + np.mean(drawn <= value) / 2
+    bias = ndtri(np.clip(below, 0.01, 0.99))
+    wide = np.sqrt(n / (n - 1)) * _student(n)
+    low, high = np.quantile(drawn, ndtr([2 * bias - wide, 2 * bias + wide]))
     return float(low), float(high)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from driftlens.statistics.intervals import bounded_interval
+from driftlens.statistics.intervals import interval_ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,7 @@ def average_by_role(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     per_case = cells["effect"].mean().reset_index()
     by_group: Any = per_case.groupby(groups, sort=False)["effect"]
     grid: Any = by_group.agg(effect="mean", cases="count").reset_index()
-    intervals = [bounded_interval(effects.to_numpy(dtype=float), bounds=(-1.0, 1.0)) for _, effects in by_group]
-    grid["low"], grid["high"] = ([interval[end] for interval in intervals] for end in (1, 2))
+    grid["low"], grid["high"] = interval_ends(by_group, bounds=(-1.0, 1.0))
     grid["example"] = grid["role"].map(_examples(table))
     # Keys in the order in which they stand in the table.
     orders = {**{key: list(table[key].unique()) for key in keys}, "role": list(ROLES)}

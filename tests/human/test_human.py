@@ -26,8 +26,9 @@ from driftlens.human import (
     pairs_of_texts,
     read_answers,
 )
-from driftlens.human.agreement import fleiss_kappa, pair_interval, randolph_kappa
+from driftlens.human.agreement import fleiss_kappa, randolph_kappa
 from driftlens.human.answers import checks
+from driftlens.statistics.intervals import corrected_interval
 from tests.support.comparisons import SECRETS, careful, comparison, sheet, side_of, text_pair
 
 NAMES = [criterion.name for criterion in CRITERIA]
@@ -194,7 +195,7 @@ def test_intervals_cover_what_is_known(world: str):
     for _ in range(times):
         counts = np.stack([draw.multinomial(9, kinds[kind]) for kind in draw.choice(3, size=20, p=frequencies)])
         for name, (statistic, truth) in truths.items():
-            low, high = pair_interval(statistic, counts, resamples=200, seed=0)
+            low, high = corrected_interval(statistic, counts, resamples=200, seed=0)
             held[name] += low <= truth <= high
     for name, count in held.items():
         # 3 standard deviations of 150 draws around 95 % are 5.3 points; κ of 20 pairs lacks up to 3 more.

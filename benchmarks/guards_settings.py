@@ -16,7 +16,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,20 @@ MOST = 300
 
 
 def settings(scale: float, gammas: Sequence[float], drifts: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """What is tried, by name: `gamma` alone is SADR, `steps` a factor, and the rest settings of `GuardedSADR`."""
+    """What is tried, by name: `gamma` alone is SADR, the rest are settings of `GuardedSADR`; `long` is as many steps as
+    the preset has for SADR, which SADR always has.
+    """
     middle = sorted(gammas)[len(gammas) // 2]
     found: dict[str, dict[str, Any]] = {"alone": {}}
     found |= {f"sadr {gamma:g}": {"gamma": gamma} for gamma in gammas}
 
     def guards(name: str, mu: float = 1.0, nu: float = 1.0, **own: Any) -> None:
         found[f"guards {name}"] = {"mu": mu * scale, "nu": nu * scale, **own}
+        found[f"guards {name}, long"] = {"mu": mu * scale, "nu": nu * scale, "long": True, **own}
 
     for factor in (1, 0.5, 2, 0.25, 4):
         guards(f"x{factor:g}", factor, factor)
-    for factor in (1, 4):
+    for factor in (1, 2, 4):
         guards(f"mu x{factor}", factor, 0)
         guards(f"nu x{factor}", 0, factor)
     guards("12 + 6", distracted=6)
@@ -56,13 +58,11 @@ def settings(scale: float, gammas: Sequence[float], drifts: Sequence[float]) -> 
     guards("8 + 2, 4 own words", asked=8, own_words=4)
     for drift in drifts:
         guards(f"drift {drift:g}", 0, 0, gamma_guards=drift)
+        guards(f"x0.5, drift {drift:g}", 0.5, 0.5, gamma_guards=drift)
         guards(f"x1, drift {drift:g}", gamma_guards=drift)
     for gamma in (middle / 4, middle):
         guards(f"x1, sadr {gamma:g}", gamma=gamma)
         guards(f"x0.5, sadr {gamma:g}", 0.5, 0.5, gamma=gamma)
-    for steps, factor in ((2, 1), (4, 1), (4, 0.5), (4, 2)):
-        guards(f"x{factor:g}, {steps} times the steps", factor, factor, steps=steps)
-    guards("12 + 6, x1, 4 times the steps", distracted=6, steps=4)
     return found
 
 
@@ -80,12 +80,13 @@ def editor_for(study: Study, name: str, restraint: dict[str, Any]) -> Any:
     """The preset with this restraint."""
     own = dict(restraint)
     editor: Any = editor_of(study, Setting(editor=name, texts=False))
-    factor = own.pop("steps", 1)
+    if own.pop("long", False):
+        editor = editor.changed(steps=editor.preset(study.model, regularized=True)["steps"])
     if set(own) == {"gamma"}:
         return with_sadr(study.model, editor, own["gamma"])
     if own:
-        editor = with_guards(study.model, editor, GuardedSADR(subjects=other_subjects(study), **own))
-    return replace(editor, steps=factor * editor.steps) if factor != 1 else editor
+        return with_guards(study.model, editor, GuardedSADR(subjects=other_subjects(study), **own))
+    return editor
 
 
 def measured(study: Study, name: str, restraint: dict[str, Any], records: list[Record], batch: int) -> Any:

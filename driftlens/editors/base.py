@@ -129,6 +129,14 @@ class Editor(ABC):
         """Note whether the number of steps is the preset's."""
         object.__setattr__(self, "_steps_follow", follows)
 
+    def changed(self, **changes: Any) -> Self:
+        """The same editor with other settings: ``dataclasses.replace``, but the number of steps goes on being the
+        preset's, unless it is among the changes.
+        """
+        found = replace(self, **changes)
+        found.follow(follows=self.steps_follow and "steps" not in changes)
+        return found
+
     def edit(self, model: LensModel, fact: Fact) -> EditResult:
         """Edit one fact; the model itself stays as it is."""
         check_facts([fact])
@@ -205,7 +213,7 @@ class Editor(ABC):
             DriftlensError: it cannot edit ``model`` with these.
         """
         del model
-        return replace(self, regularizers=tuple(regularizers))
+        return self.changed(regularizers=tuple(regularizers))
 
     @property
     def missing_second_moments(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -81,7 +81,7 @@ class MultiLayerEditor(ValueEditor):
 
     @override
     def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
-        return replace(self, second_moment={layer: moments[layer] for layer in self.layers})
+        return self.changed(second_moment={layer: moments[layer] for layer in self.layers})
 
     @override
     @undisturbed

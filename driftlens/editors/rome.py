@@ -13,7 +13,7 @@ prompt's in the residual.  ``residual_key="mean"`` gives the paper's form.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -100,7 +100,7 @@ class ROME(ValueEditor):
 
     @override
     def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
-        return replace(self, second_moment=moments[self.layer])
+        return self.changed(second_moment=moments[self.layer])
 
     @override
     @undisturbed

@@ -79,7 +79,7 @@ class SADR:
     def penalty(self, attention: LastTokenAttention) -> Float[Tensor, "rows"]:
         """γ · Σ_l Σ_{h ∈ H_l} KL(W_{l,h} ‖ W^δ_{l,h}) per row, in float32 or better."""
         precision = torch.promote_types(attention.edited.dtype, torch.float32)
-        vanilla, edited = attention.vanilla.to(precision), attention.edited.to(precision)
+        vanilla, edited = attention.vanilla.to(precision), _Widened.apply(attention.edited, precision)
         kl = last_token_kl(vanilla, edited, eps=self.eps)
         if self.heads == "selected":
             kl = kl * over_attending(vanilla, edited, attention.subject)
@@ -98,6 +98,27 @@ def last_token_kl(
     Masked keys are zero in both and contribute nothing.
     """
     return _KL.apply(vanilla, edited, eps)
+
+
+class _Widened(torch.autograd.Function):
+    """A tensor in a wider precision, whose gradient keeps within the narrow one's range on its way back.
+
+    Where attention falls from p to almost nothing, the KL divergence's gradient is p / ε, up to 10⁸: in float16 that is
+    infinite, and the softmax in front of it makes NaN of it.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensor, precision = args
+        ctx.dtype = tensor.dtype
+        return tensor.to(precision)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        most = torch.finfo(ctx.dtype).max
+        return grad_outputs[0].clamp(-most, most).to(ctx.dtype), None
 
 
 class _KL(torch.autograd.Function):

@@ -6,7 +6,7 @@ Also where their contexts and second moments come from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, Literal, Self
 
@@ -113,7 +113,7 @@ class ValueEditor(Editor):
     def settled(self, model: LensModel) -> Self:
         """The same editor with the contexts and second moments of ``model`` as it is now, to edit on top of others."""
         self.check(model)
-        return replace(super().settled(model), contexts=self.contexts_for(model))
+        return super().settled(model).changed(contexts=self.contexts_for(model))
 
     def _second_moments(
         self, model: LensModel, layers: Sequence[int], given: Mapping[int, SecondMoment] | None

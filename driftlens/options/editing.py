@@ -115,7 +115,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
         return editor
     own: Any = editor
     lengths = options.contexts or own.sampling.lengths
-    return replace(own, sampling=replace(own.sampling, lengths=lengths, seed=options.seed))
+    return own.changed(sampling=replace(own.sampling, lengths=lengths, seed=options.seed))
 
 
 def applicable(options: OptionsT) -> OptionsT:

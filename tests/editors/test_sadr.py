@@ -196,6 +196,21 @@ def test_half_precision_is_compared_in_float32():
 # --- mistakes ---
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_a_finite_gradient(dtype: torch.dtype):
+    """Before the softmax it is q − p, also where q has vanished and the divergence's own is p / ε."""
+    scores = torch.tensor([[[[0.0, 30.0]]]], dtype=dtype, requires_grad=True)  # [layers, rows, heads, keys]
+    vanilla = torch.tensor([[[[0.9, 0.1]]]], dtype=dtype)
+    attention = LastTokenAttention(
+        layers=(0,), vanilla=vanilla, edited=scores.softmax(dim=-1), subject=torch.tensor([1])
+    )
+    SADR(gamma=1.0).penalty(attention).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    # It still pushes the attention back, if with less than its force.
+    assert scores.grad[0, 0, 0, 1] >= 0 >= scores.grad[0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,9 +25,12 @@ from driftlens import (
 from driftlens.data import TASKS
 from driftlens.data.tasks import Asked, all_tasks
 from driftlens.editors.restrained import with_sadr
+from driftlens.editors.second_moment import SecondMoment
 from driftlens.edits import EditResult
 from driftlens.models.loading import depth
 from driftlens.models.names import suggestion
+from driftlens.options.editing import make_editor
+from driftlens.options.editor import EditorOptions
 from driftlens.options.parsing import Parser
 from tests.support.edited import random_edit
 from tests.support.tiny import BRIDGE, load_tiny
@@ -145,6 +148,16 @@ def test_steps_follow_gamma_unless_they_were_given(model: LensModel):
     for steps in (7, without):  # also where it is the preset's number
         given = ROME.for_model(model, steps=steps)
         assert with_sadr(model, given, 0.5).steps == steps
+    # What is filled in later does not make the number somebody's.
+    moment = {usual.layer: SecondMoment(torch.eye(model.d_mlp))}
+    for later in (
+        usual.with_second_moments(moment),
+        usual.with_second_moments(moment).settled(model),
+        usual.changed(contexts=("{}",)),
+        make_editor(model, EditorOptions(editor="rome", contexts=((2, 1),))),
+    ):
+        assert with_sadr(model, later, 0.5).steps == restrained
+        assert with_sadr(model, later.changed(steps=7), 0.5).steps == 7
     heads = ROME.for_model(model, regularizers=SADR(heads="all"))
     assert with_sadr(model, heads, 0.5).regularizers == (SADR(gamma=0.5, heads="all"),)
 

@@ -34,16 +34,18 @@ MOST = 300
 
 
 def settings(scale: float, gammas: Sequence[float], drifts: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """What is tried, by name: `gamma` alone is SADR, the rest are settings of `GuardedSADR`; `long` is as many steps as
-    the preset has for SADR, which SADR always has.
+    """What is tried, by name: `gamma` alone is SADR, the rest are settings of `GuardedSADR`.
+
+    `short` is as many steps as the preset has for an editor without a restraint.
     """
     middle = sorted(gammas)[len(gammas) // 2]
     found: dict[str, dict[str, Any]] = {"alone": {}}
     found |= {f"sadr {gamma:g}": {"gamma": gamma} for gamma in gammas}
+    found |= {f"sadr {gamma:g}, short": {"gamma": gamma, "short": True} for gamma in gammas}
 
     def guards(name: str, mu: float = 1.0, nu: float = 1.0, **own: Any) -> None:
         found[f"guards {name}"] = {"mu": mu * scale, "nu": nu * scale, **own}
-        found[f"guards {name}, long"] = {"mu": mu * scale, "nu": nu * scale, "long": True, **own}
+        found[f"guards {name}, short"] = {**found[f"guards {name}"], "short": True}
 
     for factor in (1, 0.5, 2, 0.25, 4):
         guards(f"x{factor:g}", factor, factor)
@@ -80,8 +82,8 @@ def editor_for(study: Study, name: str, restraint: dict[str, Any]) -> Any:
     """The preset with this restraint."""
     own = dict(restraint)
     editor: Any = editor_of(study, Setting(editor=name, texts=False))
-    if own.pop("long", False):
-        editor = editor.changed(steps=editor.preset(study.model, regularized=True)["steps"])
+    if own.pop("short", False):
+        editor = editor.changed(steps=editor.steps)  # given, they stay
     if set(own) == {"gamma"}:
         return with_sadr(study.model, editor, own["gamma"])
     if own:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from driftlens.editors.base import Editor
 from driftlens.editors.guarded import GuardedSADR
@@ -17,28 +17,29 @@ __all__ = ["with_guards", "with_sadr"]
 def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     """``editor`` with SADR at ``gamma`` in place of the SADR that it has, or, with None or 0, without.
 
-    SADR needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
+    A restrained edit needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
     (``for_model``), it chooses again; a number that somebody gave stays.
     """
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
-    regularizers = (*_others(editor), replace(own, gamma=gamma)) if gamma else _others(editor)
-    restrained: Any = editor.with_regularizers(model, regularizers)
-    if not editor.steps_follow:
-        return restrained
-    chosen = editor.preset(model, regularized=bool(regularizers))
-    if "steps" not in chosen:
-        return restrained
-    found: Editor = replace(restrained, steps=chosen["steps"])
-    found.follow(follows=True)
-    return found
+    return _with(model, editor, (*_others(editor), replace(own, gamma=gamma)) if gamma else _others(editor))
 
 
 def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor:
-    """``editor`` with ``guards`` in place of the SADR that it has, and with as many steps as it has.
+    """``editor`` with ``guards`` in place of the SADR that it has, and with as many steps as :func:`with_sadr` gives.
 
-    More steps, as SADR takes them, fit the edit better and protect less, at twice the cost (``docs/guarded-sadr.md``).
+    With fewer steps, edits protect about as much and are worse remembered (``docs/guarded-sadr.md``).
     """
-    return editor.with_regularizers(model, (*_others(editor), guards))
+    return _with(model, editor, (*_others(editor), guards))
+
+
+def _with(model: LensModel, editor: Editor, regularizers: Sequence[Regularizer | HasParts]) -> Editor:
+    restrained = editor.with_regularizers(model, regularizers)
+    chosen = editor.preset(model, regularized=bool(regularizers)) if editor.steps_follow else {}
+    if "steps" not in chosen:
+        return restrained
+    found = restrained.changed(steps=chosen["steps"])
+    found.follow(follows=True)
+    return found
 
 
 def _others(editor: Editor) -> tuple[Regularizer | HasParts, ...]:

@@ -23,6 +23,7 @@ from driftlens.files import output_folder
 from driftlens.options.program import run_command
 from experiments import (
     cases,
+    damage,
     figure3,
     figure4,
     figure5,
@@ -73,7 +74,7 @@ ARTIFACTS: dict[str, Make | ArtifactRecipe] = {
 }
 """In the order of the paper."""
 
-BEYOND = {**guards.ARTIFACTS, **sequences.ARTIFACTS}
+BEYOND = {**guards.ARTIFACTS, **damage.ARTIFACTS, **sequences.ARTIFACTS}
 """Made by their own modules only; the gallery shows those that are there."""
 
 OF_ROME_ALONE = {*figure11.ARTIFACTS, *table5.ARTIFACTS}

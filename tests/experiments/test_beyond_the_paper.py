@@ -10,7 +10,7 @@ import pytest
 
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
-from experiments import guards, sequences
+from experiments import damage, guards, sequences
 from experiments.benchmarks import NONE, BenchmarkRun
 from experiments.comparisons import average_difference
 from tests.experiments.test_benchmark_tables import arguments, data  # noqa: F401 (fixtures)
@@ -88,9 +88,27 @@ def test_guards_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
 
 
 @end_to_end
+def test_what_attention_carries_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
+    assert run_command(damage.main, arguments("--gamma", "0.1")) == 0
+    table = pd.read_csv(tmp_path / "out" / "damage.csv")
+    assert list(dict.fromkeys(table["row"])) == ["ROME", "ROME + SADR", "ROME + guards"]
+    assert set(table["task"]) == set(damage.TASKS)
+    # The file has six decimals.
+    assert ((table["edited"] - table["restored"]) - table["carried"]).abs().max() < 2e-6
+    shares = table[["vanilla", "edited", "restored"]]
+    assert shares.min().min() >= 0
+    assert shares.max().max() <= 100
+    # The unedited model is the same in every row.
+    prompts = table[table["row"] == "ROME"]["vanilla"].to_numpy()
+    for row in ("ROME + SADR", "ROME + guards"):
+        assert np.array_equal(table[table["row"] == row]["vanilla"].to_numpy(), prompts)
+
+
+@end_to_end
 def test_sequences_end_to_end(arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     monkeypatch.setattr(sequences, "COUNTS", (1, 2))
     monkeypatch.setattr(sequences, "EDITORS", ("rome", "memit"))
+    monkeypatch.setattr(sequences, "GUARDED", ("rome",))
     call = arguments()
     at = call.index("--layer")
     del call[at : at + 2]  # of ROME alone

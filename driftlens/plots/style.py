@@ -128,8 +128,7 @@ class Frame:
         )
 
 
-def write(
-    figure: go.Figure,
+def placed(
     text: str,
     *,
     x: float,
@@ -141,12 +140,18 @@ def write(
     angle: float = 0,
     vertical: str = "bottom",
     size: float = 13,
-) -> None:
-    """Text, `up` and `right` so many pixels from a place given in shares of the inner width and height."""
-    figure.add_annotation(
-        text=text, x=x, y=y, xref="paper", yref="paper", xanchor=anchor, yanchor="middle" if angle else vertical,
-        align=anchor, showarrow=False, xshift=right, yshift=up, font={"size": size, "color": ink}, textangle=angle,
-    )  # fmt: skip
+) -> dict[str, Any]:
+    """An annotation: text, `up` and `right` so many pixels from a place in shares of the inner width and height."""
+    return {
+        "text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": anchor,
+        "yanchor": "middle" if angle else vertical, "align": anchor, "showarrow": False, "xshift": right, "yshift": up,
+        "font": {"size": size, "color": ink}, "textangle": angle,
+    }  # fmt: skip
+
+
+def write(figure: go.Figure, text: str, **place: Any) -> None:
+    """Add what :func:`placed` makes of the text."""
+    figure.add_annotation(**placed(text, **place))
 
 
 def signed(value: float, digits: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from driftlens.plots.style import FAINT, FONT, INK, escaped, lines_of, plain, write
+from driftlens.plots.style import FAINT, FONT, INK, escaped, lines_of, placed, plain
 
 __all__ = ["plot_table"]
 
@@ -71,17 +72,20 @@ def plot_table(
         figure.add_hline(height, line={"color": INK, "width": weight})
     for row in rules:
         figure.add_hline(inner - _HEAD - _ROW * row, line={"color": _RULE, "width": 0.8})
-    at = 0.0
+    at, written = 0.0, list[dict[str, Any]]()
     for number, (column, cells, own) in enumerate(zip(columns, texts, widths, strict=True)):
         x = (at + 10 if number < left else at + own - 10) / sum(widths)
         anchor = "left" if number < left else "right"
         parts = column.split("\n")
         head = "<br>".join(f"<b>{escaped(part)}</b>" for part in parts)
-        write(figure, head, x=x, y=(inner - _HEAD) / inner, anchor=anchor, up=12 if len(parts) == 1 else 4, ink=INK)
+        written.append(
+            placed(head, x=x, y=(inner - _HEAD) / inner, anchor=anchor, up=12 if len(parts) == 1 else 4, ink=INK)
+        )
         for row, cell in enumerate(cells):
             shown = cell if column in html else escaped(cell)
             text = f"<b>{shown}</b>" if (row, number) in bold else shown
             y = (inner - _HEAD - _ROW * (row + 1)) / inner
-            write(figure, text, x=x, y=y, anchor=anchor, up=4, ink=INK)
+            written.append(placed(text, x=x, y=y, anchor=anchor, up=4, ink=INK))
         at += own
+    figure.update_layout(annotations=written)  # one by one plotly would check all before it again
     return figure

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.checkpoints import KINDS, tiny_checkpoint
 from tests.support.tiny import BRIDGE, shared
 
 
@@ -36,9 +36,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=KINDS)
 def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
-    """A tiny random checkpoint, one of every family."""
+    """A tiny random checkpoint, one of every kind; `one_family` takes a single one."""
     return checkpoints(request.param)
 
 
@@ -46,7 +46,7 @@ def checkpoint_folder(request: pytest.FixtureRequest, checkpoints: Any) -> Path:
 def lens_model(checkpoint_folder: Path) -> Any:
     """The tiny checkpoint as a LensModel. Shared by all tests: leave its weights as they were.
 
-    A module with a `checkpoint_folder` of its own needs a fixture like this of its own, too: pytest keeps a session's
+    What has a `checkpoint_folder` of its own needs a fixture like this of its own, too: pytest keeps a session's
     fixture by the parameters of the one that it was first made from.
     """
     return shared(checkpoint_folder)

@@ -17,6 +17,7 @@ from driftlens.models import Batch
 from driftlens.statistics.correlations import correlation_difference
 from tests.analyses.test_patch import random_edit
 from tests.support.checkpoints import LAYERS
+from tests.support.tiny import one_family
 
 PROMPTS = ("The Eiffel Tower is in Rome. Apple A5 is", "Toko Yasuda plays the")
 SUBJECTS = ("Eiffel Tower", "Toko Yasuda")
@@ -81,6 +82,7 @@ def test_every_factor_by_hand(exact_model: Any):
         assert abs(row["kl"]) > 1e-3
 
 
+@one_family
 @pytest.mark.backend
 def test_heads_and_layers_add_up_to_the_table(lens_model: Any):
     edits = [random_edit(lens_model, 0), random_edit(lens_model, 0, seed=1)]
@@ -99,6 +101,7 @@ def test_heads_and_layers_add_up_to_the_table(lens_model: Any):
     assert "2 prompts" in repr(drift)
 
 
+@one_family
 @pytest.mark.backend
 def test_identical_models_do_not_drift(lens_model: Any):
     nothing = LowRankUpdate(left=torch.zeros(lens_model.d_mlp, 1), right=torch.zeros(1, lens_model.d_model))
@@ -132,6 +135,7 @@ def test_a_batch_equals_its_cases_one_by_one(lens_model: Any):
         pd.testing.assert_frame_equal(own.assign(case=0), alone.heads, rtol=1e-4, atol=1e-5)
 
 
+@one_family
 @pytest.mark.backend
 def test_mistakes_are_told(lens_model: Any):
     edit = random_edit(lens_model, 0)

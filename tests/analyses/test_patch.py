@@ -17,6 +17,7 @@ from driftlens.hooks import patch_pattern
 from driftlens.models import Batch, LensModel
 from tests.support.checkpoints import LAYERS
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -202,6 +203,7 @@ def test_a_batch_equals_its_cases_one_by_one(lens_model: Any, patch: Any):
         pd.testing.assert_frame_equal(together, other, rtol=1e-5, atol=1e-7)
 
 
+@one_family
 def test_memory_that_runs_out_halves_the_batch_once(lens_model: Any, monkeypatch: pytest.MonkeyPatch):
     arguments: tuple[Any, ...] = (lens_model, random_edit(lens_model, 0), PROMPTS * 4, TARGETS * 4, 2)
     expected = patch_scores(*arguments).table
@@ -244,6 +246,7 @@ def test_tables_name_what_they_hold(lens_model: Any):
     assert "1 prompt" in repr(scores)
 
 
+@one_family
 def test_figures_show_the_tables(lens_model: Any):
     edits = [random_edit(lens_model, 0), random_edit(lens_model, 1, seed=1)]
     curve = patch_attention(lens_model, edits, PROMPTS, TARGETS, 2)
@@ -289,6 +292,7 @@ def test_half_precision_runs(checkpoints: Any):
     assert np.isfinite(patch_scores(model, edit, PROMPTS, TARGETS, 2).table["probability"]).all()
 
 
+@one_family
 def test_mistakes_are_told(lens_model: LensModel):
     edit = random_edit(lens_model, 0)
     for arguments, part in (

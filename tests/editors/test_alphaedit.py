@@ -12,6 +12,7 @@ from driftlens.editors import MEMIT, SADR, SecondMoment
 from driftlens.editors.alphaedit import null_space_factor
 from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -120,6 +121,7 @@ def test_a_sequence_solves_the_equation_with_the_earlier_keys(exact_model: LensM
     assert third.edit.provenance["model_hash"] == before
 
 
+@one_family
 def test_earlier_keys_keep_their_values_better_than_without_them(exact_model: LensModel):
     """The second of two facts whose keys are alike disturbs the first one's value."""
     editor = alphaedit(exact_model, layers=(1,), ridge=1e-6, second_moment={1: 1e-3 * moments(exact_model)[1]})
@@ -146,6 +148,7 @@ def test_hooks_and_weights_are_the_same_edit(exact_model: LensModel):
     assert float((hooked - written).abs().max()) < (1e-9 if exact_model.family == "gpt2" else 1e-4)
 
 
+@one_family
 def test_with_all_directions_free_and_a_unit_moment_it_is_memit(exact_model: LensModel):
     """λ I in place of λ C: both are ridge regressions then."""
     unit = {layer: torch.eye(exact_model.d_mlp, dtype=torch.float64) for layer in (0, 1)}
@@ -167,6 +170,7 @@ def test_the_bundled_model_is_edited_out_of_the_box(demo_model: LensModel):
     assert scores["NS"] >= 75
 
 
+@one_family
 def test_mistakes_are_one_line(lens_model: LensModel):
     for name in ("null_space_threshold", "ridge"):
         with pytest.raises(DriftlensError, match=f"{name} is 0.0; expected a number above 0"):

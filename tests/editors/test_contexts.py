@@ -15,6 +15,7 @@ from driftlens.editors.keys import subject_keys
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -37,6 +38,7 @@ def model(checkpoints: Any) -> LensModel:
     return load_tiny(checkpoints("gpt2"))
 
 
+@one_family
 @pytest.mark.backend
 def test_rome_takes_twenty_one(lens_model: LensModel, fresh: Any):
     """The bare prompt, ten prefixes of five tokens and ten of ten, from five beginnings in turn."""

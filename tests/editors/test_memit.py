@@ -25,6 +25,7 @@ from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
 from tests.support.naive_spread import NaiveMemitValue, write_layer_by_layer
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -174,6 +175,7 @@ def test_the_small_solve_is_the_large_inverse():
         assert float((found - expected).norm() / expected.norm()) < 1e-9
 
 
+@one_family
 def test_one_layer_satisfies_its_normal_equations(exact_model: LensModel):
     """Δ (λ C + K Kᵀ) = R Kᵀ with C as ROME's, for one fact and for several."""
     moment = second_moments(exact_model)[1]
@@ -191,6 +193,7 @@ def test_one_layer_satisfies_its_normal_equations(exact_model: LensModel):
         assert float((left - right).norm() / right.norm()) < 1e-9
 
 
+@one_family
 def test_a_very_large_weight_changes_nothing(exact_model: LensModel):
     result = memit(exact_model, second_moment_weight=1e30).edit(exact_model, MOTHER_TONGUE)
     for update in result.edit.updates.values():
@@ -212,7 +215,7 @@ def test_a_very_small_weight_writes_the_value_itself(exact_model: LensModel):
     assert float((outputs[0] - outputs[1]).norm() / outputs[1].norm()) < 1e-5
 
 
-def test_facts_that_repeat_each_other_are_one_line(lens_model: LensModel):
+def test_facts_that_repeat_each_other_are_one_line():
     keys = torch.ones(2, 4, dtype=torch.float64)
     with pytest.raises(DriftlensError, match="keys of 2 facts are too much alike"):
         least_squares_factor(keys, keys, 1e-30)
@@ -233,6 +236,7 @@ def test_hooks_and_weights_are_the_same_edit(exact_model: LensModel):
     assert float((hooked - written).abs().max()) < (1e-9 if precise(exact_model) else 1e-4)
 
 
+@one_family
 def test_a_gamma_of_zero_is_no_regularizer(exact_model: LensModel):
     plainly = memit(exact_model).edit(exact_model, AT_START)
     result = memit(exact_model, regularizers=(SADR(gamma=0.0),)).edit(exact_model, AT_START)
@@ -241,6 +245,7 @@ def test_a_gamma_of_zero_is_no_regularizer(exact_model: LensModel):
         assert torch.equal(result.edit.updates[layer].matrix(), update.matrix())
 
 
+@one_family
 def test_history_and_provenance(lens_model: LensModel):
     moments = {layer: moment.float() for layer, moment in second_moments(lens_model).items()}
     result = memit(lens_model, second_moment=moments, regularizers=(SADR(),)).edit(lens_model, AT_START)
@@ -253,6 +258,7 @@ def test_history_and_provenance(lens_model: LensModel):
     assert result.edit.updates[0].left.dtype == torch.float32
 
 
+@one_family
 @pytest.mark.parametrize("editor", [MEMIT, PMET])
 def test_facts_that_contradict_each_other_are_refused(lens_model: LensModel, editor: type[MEMIT | PMET]):
     other = Fact.from_text(
@@ -275,6 +281,7 @@ def test_facts_that_contradict_each_other_are_refused(lens_model: LensModel, edi
 # --- second moments ---
 
 
+@one_family
 def test_second_moments_of_all_layers_come_from_one_pass(
     lens_model: LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -323,6 +330,7 @@ def test_the_papers_settings(name: str):
     assert plainly.sampling.lengths == ((10, 5),)
 
 
+@one_family
 def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     editor = MEMIT.for_model(lens_model, steps=7)
     assert editor.layers == (1,)
@@ -383,6 +391,7 @@ def test_mistakes_are_one_line(settings: dict[str, Any], message: str):
     assert "\n" not in str(error.value)
 
 
+@one_family
 def test_mistakes_that_only_the_model_shows(lens_model: LensModel):
     with pytest.raises(DriftlensError, match=r"layer 3 is out of range; .* has layers 0 to 2"):
         MEMIT(layers=(2, 3)).edit(lens_model, AT_START)

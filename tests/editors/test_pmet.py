@@ -23,6 +23,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from tests.support.naive_spread import NaivePmetValue, write_layer_by_layer
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -226,6 +227,7 @@ def test_an_edit_is_what_writing_layer_by_layer_gives(exact_model: LensModel, pl
         assert_same_updates(exact_model, edit.updates, changes)
 
 
+@one_family
 def test_a_gamma_of_zero_is_no_regularizer(exact_model: LensModel):
     plainly = pmet(exact_model).edit(exact_model, AT_START)
     result = pmet(exact_model, regularizers=(SADR(gamma=0.0),)).edit(exact_model, AT_START)
@@ -259,6 +261,7 @@ def test_the_papers_settings(name: str):
     assert plainly.sampling.lengths == ((10, 5),)
 
 
+@one_family
 def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     editor = PMET.for_model(lens_model)
     assert editor.layers == (1,)

@@ -10,6 +10,7 @@ from driftlens.editors.prefixes import shared_prefixes
 from driftlens.editors.prompt_rows import prompt_rows
 from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.models import LensModel
+from tests.support.tiny import one_family
 
 CONTEXTS = ("{}", "The mayor lives by the river and plays the guitar. {}", "Paris. {}")
 FACTS = [
@@ -34,6 +35,7 @@ def test_a_prefix_is_what_all_rows_of_a_context_begin_with(lens_model: LensModel
     assert max(map(len, shared_prefixes(by_fact, len(CONTEXTS)))) >= len(lens_model.encode(CONTEXTS[1][:-4]).ids) - 1
 
 
+@one_family
 def test_a_fact_alone_shares_nothing(lens_model: LensModel):
     assert shared_prefixes(rows_of(lens_model, FACTS[:1]), len(CONTEXTS)) == [(), (), ()]
 

@@ -17,6 +17,7 @@ from driftlens.edits import Edit, EditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 FACT = Fact(
     subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_true="French", target_new="English"
@@ -102,6 +103,7 @@ def test_the_key_is_given_its_value(exact_model: LensModel, plain: PlainModel, r
     assert torch.allclose(result.keys[LAYER], key, rtol=0, atol=tolerance)
 
 
+@one_family
 @pytest.mark.backend
 def test_orthogonal_keys_are_left_alone(exact_model: LensModel, plain: PlainModel):
     """Keys with kᵀ C⁻¹ k̄ = 0 give what they gave."""
@@ -129,6 +131,7 @@ def test_in_the_model_the_subject_gives_the_value(exact_model: LensModel, plain:
     assert torch.allclose(found, result.values[LAYER], rtol=0, atol=tolerance)
 
 
+@one_family
 @pytest.mark.backend
 def test_the_model_stays_as_it_is(lens_model: LensModel):
     before = [lens_model.W_out(n).clone() for n in range(lens_model.n_layers)]
@@ -169,6 +172,7 @@ def test_the_edit_raises_the_new_target(lens_model: LensModel):
 # --- what it needs ---
 
 
+@one_family
 @pytest.mark.backend
 def test_nothing_is_sampled_or_streamed_when_both_are_given(lens_model: LensModel, monkeypatch: pytest.MonkeyPatch):
     import driftlens.editors.contexts
@@ -280,6 +284,7 @@ def test_running_out_of_memory_halves_the_batch(tiny: LensModel, monkeypatch: py
 # --- provenance ---
 
 
+@one_family
 @pytest.mark.backend
 def test_provenance_says_what_made_an_edit(lens_model: LensModel, tmp_path: Path):
     editor = rome(lens_model, lr=0.125, regularizers=(SADR(gamma=0.25),))
@@ -410,6 +415,7 @@ def test_a_small_model_with_a_large_ones_name_is_told(kind: Any):
     assert editor.edited_layers == (1,)
 
 
+@one_family
 @pytest.mark.backend
 def test_a_model_nobody_has_tuned_gets_settings_of_its_scale(lens_model: LensModel):
     editor = ROME.for_model(lens_model, contexts=CONTEXTS, second_moment=torch.eye(lens_model.d_mlp))

@@ -14,6 +14,7 @@ from driftlens.editors import ROME, SADR, LastTokenAttention, Regularizer, last_
 from driftlens.editors.sadr import over_attending
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from tests.support.tiny import one_family
 
 FACT = Fact(
     subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_true="French", target_new="English"
@@ -243,6 +244,7 @@ def rome(model: LensModel, **changes: Any) -> ROME:
     return ROME(**defaults | changes)
 
 
+@one_family
 @pytest.mark.backend
 def test_gamma_zero_is_plain_rome(lens_model: LensModel):
     plain = rome(lens_model).edit(lens_model, FACT)
@@ -267,6 +269,7 @@ def test_it_starts_at_zero_and_restrains(lens_model: LensModel):
     assert drift(100.0) < 0.5 * drift(1e-6)
 
 
+@one_family
 @pytest.mark.backend
 def test_all_layers_are_the_sum_of_each(lens_model: LensModel):
     """At the second step, where δ is the same whatever is restrained: the first gradient of the term is zero."""
@@ -279,6 +282,7 @@ def test_all_layers_are_the_sum_of_each(lens_model: LensModel):
     assert second(layers=(0, 1)) == second(layers=(1,))  # the edit's own layer cannot drift
 
 
+@one_family
 @pytest.mark.parametrize(
     ("layer", "layers", "message"),
     [
@@ -307,6 +311,7 @@ class Counting:
         return torch.arange(1, rows + 1, dtype=torch.float32) + 0 * attention.edited.sum(dim=(0, 2, 3))
 
 
+@one_family
 @pytest.mark.backend
 def test_what_a_regularizer_is_shown(lens_model: LensModel):
     """Every context of every fact and no essence prompt; weights that sum to one; a mean over a fact's contexts."""

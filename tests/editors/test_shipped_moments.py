@@ -16,6 +16,7 @@ from driftlens.editors.second_moment import are_cached
 from driftlens.editors.shipped import SHIPPED, rounded, shipped_corpus, shipped_layers, shipped_moment, write_shipped
 from driftlens.errors import DriftlensError
 from driftlens.options.moments import cost_text
+from tests.support.tiny import one_family
 
 MODEL = "smollm2-135m"
 
@@ -89,6 +90,7 @@ def test_the_shipped_ones_are_the_default_and_other_layers_say_so(tmp_path: Path
         next(corpus.texts())
 
 
+@one_family
 def test_the_cost_is_told_for_the_texts_that_will_be_read(lens_model: Any):
     texts = [f"The river Vltava ends in Mělník, and that is sentence {n}." for n in range(50)]
     assert open_corpus(texts).count(1000) == 50

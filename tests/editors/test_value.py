@@ -25,6 +25,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from tests.support.naive import NaiveValue
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -230,6 +231,7 @@ def test_the_gradient_is_that_of_finite_differences(
 # --- stopping ---
 
 
+@one_family
 def test_n_steps_make_n_minus_one_updates(exact_model: LensModel):
     one = rome(exact_model, steps=1).edit(exact_model, SHORT)
     assert len(one.history) == 1
@@ -255,6 +257,7 @@ def test_it_stops_where_the_naive_loop_stops(exact_model: LensModel, plain: Plai
     assert_same(exact_model, result, reference, delta, history)
 
 
+@one_family
 def test_the_whole_loss_has_to_be_low_not_the_likelihoods_alone(exact_model: LensModel):
     settings: dict[str, Any] = {"weight_decay": 300.0, "steps": 4}
     free = rome(exact_model, **settings).edit(exact_model, AT_END).history
@@ -307,12 +310,14 @@ class Overflowing:
         return drift * math.inf  # 0 · ∞ is NaN at step 0
 
 
+@one_family
 def test_a_loss_that_is_not_finite_is_one_line(lens_model: LensModel):
     with pytest.raises(DriftlensError, match=r"'The mother .*' → 'national library' is not finite at step 0") as e:
         rome(lens_model, regularizers=(Overflowing(),)).edit_many(lens_model, [SHORT, MOTHER_TONGUE][::-1])
     assert "\n" not in str(e.value)
 
 
+@one_family
 def test_a_prompt_that_is_too_long_is_one_line(lens_model: LensModel):
     fact = Fact(subject="Paris", prompt="the " * 80 + "{} is", target_true="a", target_new="b")
     with pytest.raises(DriftlensError, match=r"tokens with its target.*reads at most 64; shorten it"):

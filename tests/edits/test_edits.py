@@ -15,7 +15,7 @@ from driftlens.edits import Edit, LowRankUpdate, edit_hooks
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from tests.support.plain import PlainModel
-from tests.support.tiny import BRIDGE
+from tests.support.tiny import BRIDGE, one_family
 
 TEXTS = ("Toko Yasuda plays the guitar in Leiden", "The mother tongue of Danielle Darrieux is", "Paris is a")
 
@@ -73,6 +73,7 @@ def test_hooks_and_weights_give_the_same_logits(exact_model: LensModel):
     assert torch.equal(logits(exact_model, batch), vanilla)
 
 
+@one_family
 @pytest.mark.backend
 def test_the_written_weight_is_the_sum(exact_model: LensModel):
     edit = random_edit(exact_model, (1,), rank=3)
@@ -81,6 +82,7 @@ def test_the_written_weight_is_the_sum(exact_model: LensModel):
         assert torch.allclose(exact_model.W_out(1), before + edit.updates[1].matrix(), rtol=0, atol=1e-14)
 
 
+@one_family
 @pytest.mark.backend
 def test_every_bit_comes_back_after_an_exception(restored: LensModel):
     def fail() -> None:
@@ -107,6 +109,7 @@ def test_nested_edits_add_up_and_come_off_one_by_one(restored: LensModel):
     assert torch.allclose(nested, summed, rtol=0, atol=1e-4 * float(nested.abs().max()))  # float32
 
 
+@one_family
 @pytest.mark.backend
 def test_weights_that_cannot_all_be_written_are_put_back(restored: LensModel, monkeypatch: pytest.MonkeyPatch):
     edit = random_edit(restored, (0, 1, 2))
@@ -195,6 +198,7 @@ def test_many_edits_as_rows_are_each_edit_by_itself(exact_model: LensModel):
         assert torch.allclose(found[row, :length], expected[:length], rtol=0, atol=tolerance)
 
 
+@one_family
 @pytest.mark.backend
 def test_rows_without_an_index_are_the_edits_in_order(lens_model: LensModel):
     edits = [random_edit(lens_model, (0,), seed=1), None, random_edit(lens_model, (0,), seed=2)]
@@ -283,6 +287,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
 # --- the wrong model ---
 
 
+@one_family
 def test_an_edit_of_another_model_is_refused(lens_model: LensModel):
     d_mlp, d_model = lens_model.d_mlp, lens_model.d_model
 
@@ -340,6 +345,7 @@ def test_provenance_is_plain_json(tmp_path: Path):
     assert Edit.load(tmp_path / "edit.safetensors") == Edit(updates={}, provenance={"editor": "by hand"})
 
 
+@one_family
 def test_results_print_in_a_line(lens_model: LensModel):
     from driftlens.data import Fact
     from driftlens.edits import EditResult, JointEditResult

@@ -15,6 +15,7 @@ from driftlens.evaluation import evaluate
 from driftlens.models import LensModel
 from tests.support.edited import changes, random_edit
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -144,6 +145,7 @@ def test_what_prompts_begin_with_in_common_is_run_once(lens_model: LensModel):
     assert sum(columns) < 0.6 * sum(map(len, whole))
 
 
+@one_family
 def test_tasks_can_be_chosen_and_progress_is_told(lens_model: LensModel):
     seen: list[tuple[int, int]] = []
     table = evaluate(lens_model, RECORDS, tasks=["neighborhood"], on_rows=lambda *done: seen.append(done))
@@ -155,6 +157,7 @@ def test_tasks_can_be_chosen_and_progress_is_told(lens_model: LensModel):
     pd.testing.assert_frame_equal(table, expected, atol=1e-4)
 
 
+@one_family
 def test_mistakes_are_told(lens_model: LensModel):
     with pytest.raises(DriftlensError, match="4 records but 1 edits"):
         evaluate(lens_model, RECORDS, [None])

@@ -13,6 +13,7 @@ from driftlens.evaluation import generation
 from driftlens.evaluation.generation import generate
 from driftlens.models import Batch, LensModel
 from tests.support.edited import random_edit
+from tests.support.tiny import one_family
 
 pytestmark = pytest.mark.backend
 
@@ -84,6 +85,7 @@ def test_batch_size_and_order_change_no_text(exact_model: LensModel, order: list
     assert mixed == [alone[i] for i in order]
 
 
+@one_family
 def test_the_seed_and_the_place_among_equals_choose_the_text(exact_model: LensModel):
     first, second = generate(exact_model, ["Toko Yasuda", "Toko Yasuda"], max_tokens=30)
     assert first.ids != second.ids
@@ -91,6 +93,7 @@ def test_the_seed_and_the_place_among_equals_choose_the_text(exact_model: LensMo
     assert generate(exact_model, ["Toko Yasuda"], max_tokens=30, seed=1)[0].ids != first.ids
 
 
+@one_family
 def test_a_whole_text_has_as_many_tokens_as_asked_for(lens_model: LensModel):
     long, short = PROMPTS[0], "Toko"
     length = len(lens_model.encode(long).ids)
@@ -102,6 +105,7 @@ def test_a_whole_text_has_as_many_tokens_as_asked_for(lens_model: LensModel):
     assert len(limited.ids) == lens_model.n_ctx
 
 
+@one_family
 def test_eos_ends_a_text_only_when_asked(lens_model: LensModel):
     prompts = ["Toko", "Apple A5 is", "The"]
     free = generate(lens_model, prompts, max_tokens=20)
@@ -118,6 +122,7 @@ def test_eos_ends_a_text_only_when_asked(lens_model: LensModel):
         assert stopped.ids == whole.ids[: whole.n_prompt] + kept
 
 
+@one_family
 def test_one_edit_serves_all_prompts(exact_model: LensModel):
     edit = random_edit(exact_model, 3, 1)
     assert generate(exact_model, PROMPTS, edit, max_tokens=16) == generate(
@@ -125,6 +130,7 @@ def test_one_edit_serves_all_prompts(exact_model: LensModel):
     )
 
 
+@one_family
 def test_progress_counts_rows(lens_model: LensModel):
     seen: list[tuple[int, int]] = []
     generate(lens_model, PROMPTS, max_tokens=8, batch_size=2, on_rows=lambda *done: seen.append(done))
@@ -132,6 +138,7 @@ def test_progress_counts_rows(lens_model: LensModel):
     assert generate(lens_model, []) == []
 
 
+@one_family
 @pytest.mark.parametrize(
     ("options", "message"),
     [

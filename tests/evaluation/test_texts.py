@@ -24,6 +24,7 @@ from driftlens.evaluation.fluency import clean, ngram_entropy
 from driftlens.models import LensModel
 from tests.support.edited import changes, random_edit
 from tests.support.plain import PlainModel
+from tests.support.tiny import one_family
 
 FACT = Fact(subject="Toko Yasuda", prompt="{} plays the", target_true="guitar", target_new="metal")
 RECORDS = [
@@ -104,6 +105,7 @@ def test_the_published_tokenizer_says_how_to_get_its_model(monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
+@one_family
 @pytest.mark.backend
 def test_continuations_are_each_records_own(lens_model: LensModel):
     edits = [random_edit(lens_model, 0, 1), None, random_edit(lens_model, 1, 1)]
@@ -141,6 +143,7 @@ def test_perplexity_is_that_of_plain_hugging_face(exact_model: LensModel, checkp
         assert found == pytest.approx(math.exp(-total / len(ids)), rel=1e-5)
 
 
+@one_family
 def test_perplexity_of_one_edit_and_of_none(exact_model: LensModel):
     edit = random_edit(exact_model, 0, 1)
     both = perplexities(exact_model, [None, edit], texts=TEXTS, records=RECORDS[:2])
@@ -150,6 +153,7 @@ def test_perplexity_of_one_edit_and_of_none(exact_model: LensModel):
     assert perplexities(exact_model, [], texts=TEXTS).empty
 
 
+@one_family
 def test_perplexity_says_what_is_missing(exact_model: LensModel):
     with pytest.raises(DriftlensError, match="tokens of text; perplexity needs 2 or more"):
         perplexities(exact_model, None, texts=["a"], max_tokens=1)

@@ -13,7 +13,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel, load_model
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.plain import PlainModel
-from tests.support.tiny import BRIDGE
+from tests.support.tiny import BRIDGE, one_family
 
 bridge_only = pytest.mark.skipif(not BRIDGE, reason="only a bridge has a Hugging Face model behind it")
 
@@ -64,6 +64,7 @@ def test_the_precision_is_kept(tmp_path: Path):
     assert load_model(tmp_path / "out", device="cpu").dtype == torch.bfloat16
 
 
+@one_family
 @bridge_only
 def test_mistakes_leave_nothing_behind(lens_model: LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     taken = tmp_path / "taken"
@@ -92,6 +93,7 @@ def test_mistakes_leave_nothing_behind(lens_model: LensModel, tmp_path: Path, mo
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
+@one_family
 @bridge_only
 def test_an_empty_folder_may_be_there(lens_model: LensModel, tmp_path: Path):
     (tmp_path / "out").mkdir()

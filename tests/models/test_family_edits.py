@@ -1,7 +1,7 @@
-"""Families that differ in their windows, norms, projections and positions: edits, optimised values and grids of cells.
+"""Families beside the three kinds that all tests run on: edits, optimised values and grids of cells.
 
-The tests are those of the first families, on other checkpoints, against plain Hugging Face in float64; where those
-have variants that do not concern the family, one is run.
+They differ in their windows, norms, projections and positions.  The tests are those of the three, on other checkpoints,
+against plain Hugging Face in float64; where those have variants that do not concern the family, one is run.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.edits.test_edits import (
     test_an_exported_edit_is_the_edited_model_in_plain_hugging_face,
     test_hooks_and_weights_give_the_same_logits,
 )
-from tests.support.checkpoints import MORE_FAMILIES
+from tests.support.checkpoints import FAMILIES, KINDS, MORE_FAMILIES
 from tests.support.edited import changes
 from tests.support.plain import PlainModel
 from tests.support.tiny import BRIDGE, shared
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # These texts are longer than what longrope is run on; docs/families.md has its edit and its grid on a short one.
-_EDITED = [family for family in MORE_FAMILIES if family != "phi3-longrope"]
+_EDITED = [family for family in (*FAMILIES, *MORE_FAMILIES) if family not in (*KINDS, "phi3-longrope")]
 
 
 @pytest.fixture(scope="session", params=_EDITED)

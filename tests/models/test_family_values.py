@@ -74,6 +74,7 @@ def lens_model(checkpoint_folder: Path) -> Any:
     return shared(checkpoint_folder)
 
 
+@pytest.mark.parametrize("checkpoint_folder", ["mistral"], indirect=True)
 def test_texts_are_longer_than_the_windows(lens_model: LensModel):
     assert len(lens_model.encode(TEXTS[0])) > 2 * WINDOW
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from driftlens.models import Batch, LensModel
 from tests.support.plain import PlainModel
-from tests.support.tiny import BRIDGE
+from tests.support.tiny import BRIDGE, one_family
 
 pytestmark = pytest.mark.skipif(not BRIDGE, reason="HookedTransformer's own norms are left as they are")
 
@@ -69,6 +69,7 @@ def test_inner_hook_points_of_a_norm_fire_and_can_be_written(exact_model: LensMo
     assert torch.equal(exact_model.run(batch), plain)
 
 
+@one_family
 def test_fusing_twice_changes_nothing(exact_model: LensModel):
     from driftlens.models.fused import FusedNorm, fuse
 

@@ -19,7 +19,7 @@ from driftlens.models import Batch, LensModel, load_model
 from driftlens.models.names import DEMO_WEIGHTS
 from tests.support.checkpoints import FAMILIES, hooked_transformer, tiny_checkpoint, tiny_model
 from tests.support.plain import PlainModel
-from tests.support.tiny import BRIDGE
+from tests.support.tiny import BRIDGE, one_family
 
 pytestmark = pytest.mark.backend
 
@@ -57,6 +57,7 @@ def change(file: Path, **values: Any) -> None:
 # --- loading ---
 
 
+@one_family
 @bridge_only
 def test_a_local_folder_needs_no_network(checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch):
     def connect(*args: Any) -> None:

@@ -12,7 +12,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from tests.support.plain import SITES, PlainModel
 from tests.support.shapes import wrong_shapes
-from tests.support.tiny import load_tiny
+from tests.support.tiny import load_tiny, one_family
 
 pytestmark = pytest.mark.backend
 
@@ -67,36 +67,41 @@ def test_residuals_and_logits_are_hugging_faces(lens_model: LensModel, plain: Pl
     assert error(lens_model.unembed(found), logits) < 1e-5
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_every_site_shows_hugging_faces_value(lens_model: LensModel, plain: PlainModel, site: str):
+def test_every_site_shows_hugging_faces_value(lens_model: LensModel, plain: PlainModel):
     batch = one_row(lens_model)
-    seen: list[Tensor] = []
-    hook = (lens_model.hook_name(site, 1), lambda tensor, hook: seen.append(tensor.clone()))
-    lens_model.run(batch, hooks=[hook])
-    expected = plain.value(site, 1, batch.tokens)
-    assert len(seen) == 1
-    assert seen[0].shape == expected.shape
-    shown = torch.ones_like(expected, dtype=torch.bool)
-    if site == "attn_scores":  # masked ones are -inf on one backend, the least number on the other
-        shown = expected > -1e30
-        assert torch.equal(seen[0] > -1e30, shown)
-    assert error(seen[0][shown], expected[shown]) < 1e-5
+    seen: list[tuple[str, Tensor]] = []
+    hooks = [
+        (lens_model.hook_name(site, 1), lambda tensor, hook, site=site: seen.append((site, tensor.clone())))
+        for site in SITES
+    ]
+    lens_model.run(batch, hooks=hooks)
+    assert sorted(site for site, _ in seen) == sorted(SITES)
+    for site, found in seen:
+        expected = plain.value(site, 1, batch.tokens)
+        assert found.shape == expected.shape, site
+        shown = torch.ones_like(expected, dtype=torch.bool)
+        if site == "attn_scores":  # masked ones are -inf on one backend, the least number on the other
+            shown = expected > -1e30
+            assert torch.equal(found > -1e30, shown)
+        assert error(found[shown], expected[shown]) < 1e-5, site
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_every_write_has_the_effect_it_has_in_hugging_face(lens_model: LensModel, plain: PlainModel, site: str):
+def test_every_write_has_the_effect_it_has_in_hugging_face(lens_model: LensModel, plain: PlainModel):
     batch = one_row(lens_model)
+    vanilla = lens_model.run(batch)
 
     def shifted(tensor: Tensor, hook: Any = None) -> Tensor:
         return tensor + 0.3 * noise(tensor)
 
-    expected, logits = plain.run(batch.tokens, edits=[(site, 1, shifted)])
-    found = lens_model.run(batch, hooks=[(lens_model.hook_name(site, 1), shifted)])
-    assert error(found, expected) < 1e-5
-    assert error(lens_model.unembed(found), logits) < 1e-5
-    assert error(found, lens_model.run(batch)) > 1e-3
+    for site in SITES:
+        expected, logits = plain.run(batch.tokens, edits=[(site, 1, shifted)])
+        found = lens_model.run(batch, hooks=[(lens_model.hook_name(site, 1), shifted)])
+        assert error(found, expected) < 1e-5, site
+        assert error(lens_model.unembed(found), logits) < 1e-5, site
+        assert error(found, vanilla) > 1e-3, site
 
 
+@one_family
 def test_unembed_takes_any_leading_shape(lens_model: LensModel):
     resid = lens_model.run(one_row(lens_model))
     logits = lens_model.unembed(resid)
@@ -161,6 +166,7 @@ def test_gradients_are_hugging_faces(lens_model: LensModel, plain: PlainModel, s
     assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < limit
 
 
+@one_family
 def test_parameters_are_frozen_and_dropout_is_off(lens_model: LensModel):
     assert not any(parameter.requires_grad for parameter in lens_model.model.parameters())
     assert not lens_model.model.training
@@ -178,6 +184,7 @@ def hooks_on(model: LensModel) -> int:
     return sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in points)
 
 
+@one_family
 def test_hooks_come_off_even_when_one_raises(lens_model: LensModel):
     batch = one_row(lens_model)
     before, expected = hooks_on(lens_model), lens_model.run(batch)
@@ -194,6 +201,7 @@ def test_hooks_come_off_even_when_one_raises(lens_model: LensModel):
     assert torch.equal(lens_model.run(batch), expected)
 
 
+@one_family
 def test_hooks_run_in_order_and_know_their_layer(lens_model: LensModel):
     name = lens_model.hook_name("mlp_out", 1)
     seen: list[tuple[int, float]] = []
@@ -207,6 +215,7 @@ def test_hooks_run_in_order_and_know_their_layer(lens_model: LensModel):
     assert seen[1][1] == 1.0
 
 
+@one_family
 def test_the_users_own_hooks_stay(lens_model: LensModel):
     batch, name = one_row(lens_model), lens_model.hook_name("attn_out", 0)
     calls: list[str] = []
@@ -220,6 +229,7 @@ def test_the_users_own_hooks_stay(lens_model: LensModel):
     assert calls == ["mine", "pass", "mine"]
 
 
+@one_family
 @pytest.mark.parametrize("name", ["blocks.9.hook_mlp_out", "ln_final.hook_scale", "blocks.0.ln1", "nonsense"])
 def test_a_hook_that_would_not_fire_is_refused(lens_model: LensModel, name: str):
     with pytest.raises(DriftlensError, match="unknown hook") as caught:
@@ -279,6 +289,7 @@ def test_a_deep_copy_is_a_model_of_its_own(lens_model: LensModel):
     assert error(other.run(batch), before) > 1e-3
 
 
+@one_family
 def test_the_fingerprint_names_the_weights(lens_model: LensModel, checkpoint_folder: Path):
     again = load_tiny(checkpoint_folder)
     assert again.model_hash == lens_model.model_hash
@@ -319,12 +330,14 @@ def test_encode_gives_ids_and_offsets(lens_model: LensModel, checkpoint_folder: 
     assert len(lens_model.encode("word " * 100)) > lens_model.n_ctx
 
 
+@one_family
 def test_many_texts_are_encoded_as_each_alone(lens_model: LensModel):
     texts = ["Paris", "The Eiffel Tower is", "Zoë ☃"]
     assert lens_model.encode_many(texts) == [lens_model.encode(text) for text in texts]
     assert lens_model.encode_many([]) == []
 
 
+@one_family
 def test_a_closing_eos_is_left_out(lens_model: LensModel):
     from tokenizers import processors
 
@@ -340,6 +353,7 @@ def test_a_closing_eos_is_left_out(lens_model: LensModel):
     assert not adds_bos(tokenizer)
 
 
+@one_family
 @wrong_shapes
 def test_mistakes_are_one_line(lens_model: LensModel):
     batch = one_row(lens_model)

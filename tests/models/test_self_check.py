@@ -9,7 +9,7 @@ from torch import Tensor
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.self_check import SelfCheck, check_rows, self_check
-from tests.support.tiny import BRIDGE, load_tiny
+from tests.support.tiny import BRIDGE, load_tiny, one_family
 
 pytestmark = pytest.mark.backend
 
@@ -23,16 +23,19 @@ def test_a_loaded_model_is_checked(lens_model: LensModel):
     assert checked.mlp_error < 1e-5
 
 
+@one_family
 def test_the_check_can_be_left_out(lens_model: LensModel):
     assert LensModel(lens_model.model, check=False).checked is None
 
 
+@one_family
 def test_the_check_leaves_no_trace(lens_model: LensModel):
     points = [module for module in lens_model.model.modules() if hasattr(module, "fwd_hooks")]
     assert points
     assert not any(point.fwd_hooks or point._forward_hooks for point in points)
 
 
+@one_family
 @pytest.mark.parametrize("site", ["pattern", "attn_scores", "z", "mlp_post", "attn_out", "mlp_out", "resid_pre"])
 def test_a_dead_hook_is_named(lens_model: LensModel, site: str):
     """Hooks that show the value and throw away what is written, as GPT-J's pattern does in transformer-lens 4.3."""
@@ -56,6 +59,7 @@ def test_a_dead_hook_is_named(lens_model: LensModel, site: str):
     assert "\n" not in str(caught.value)
 
 
+@one_family
 def test_a_hook_that_never_fires_is_named(lens_model: LensModel, monkeypatch: pytest.MonkeyPatch):
     name = lens_model.hook_name("z", 1)
     point = lens_model._backend.hook_point(name)
@@ -64,6 +68,7 @@ def test_a_hook_that_never_fires_is_named(lens_model: LensModel, monkeypatch: py
         lens_model._check()
 
 
+@one_family
 @pytest.mark.parametrize(
     ("site", "message"),
     [
@@ -81,6 +86,7 @@ def test_wrong_values_are_found(lens_model: LensModel, site: str, message: str):
         point.remove_hooks()
 
 
+@one_family
 def test_other_logits_are_found(lens_model: LensModel):
     rows = check_rows(lens_model.d_vocab, lens_model.n_ctx)
     reference = [lens_model._backend.reference_logits(row) for row in rows]

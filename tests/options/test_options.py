@@ -1,23 +1,17 @@
-"""Options declared as fields of dataclasses: what the command line makes of them, and that every command's hold."""
+"""Options declared as fields of dataclasses: what the command line makes of them."""
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 
-from driftlens.commands.agree import AgreeOptions
 from driftlens.commands.compare_options import CompareOptions
-from driftlens.commands.edit_options import EditOptions
-from driftlens.commands.evaluate_options import EvaluateOptions
-from driftlens.commands.profile import ProfileOptions
-from driftlens.commands.trace_options import TraceOptions, read_options
-from driftlens.commands.train_mend import TrainMendOptions
+from driftlens.commands.trace_options import read_options
 from driftlens.errors import DriftlensError
 from driftlens.options.declaration import REQUIRED, Further, flag, flag_of, option, read
 from driftlens.options.editor import EDITOR, RESTRAINT, EditorOptions
 from driftlens.options.parsing import any_text, whole_number
 from driftlens.registry import EDITORS
-from experiments.options import Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +85,6 @@ def test_the_help_has_groups_in_order_defaults_and_examples(capsys: pytest.Captu
     assert positions == sorted(positions)
     assert "another seed (default 7)" in out
     assert "--computed" not in out
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        AgreeOptions,
-        CompareOptions,
-        EditOptions,
-        EvaluateOptions,
-        ProfileOptions,
-        TraceOptions,
-        TrainMendOptions,
-        Options,
-    ],
-)
-def test_every_field_of_a_command_is_an_option_with_a_flag_of_its_own(kind: Any):
-    declared = [item for item in fields(kind) if item.init]
-    flags = [flag_of(item) for item in declared]
-    assert len(set(flags)) == len(flags)
 
 
 @pytest.mark.parametrize(

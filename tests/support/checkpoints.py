@@ -13,13 +13,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 FAMILIES = ("gpt2", "gptj", "neox", "neox-sequential", "llama", "llama-gqa")
-"""Those that the whole suite runs on."""
+"""Those that `tests/models` runs on."""
+
+KINDS = ("gpt2", "gptj", "llama-gqa")
+"""Those that differ in what can be seen above `driftlens.models`, for all other tests: blocks in sequence and in
+parallel, gated ones, a BOS of its own, heads that share keys.  `test_family_edits.py` has the rest."""
 
 MORE_FAMILIES = (
     "llama3", "mistral", "qwen2", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope", "olmo2",
     "gptneo", "opt", "starcoder2",
 )  # fmt: skip
-"""Those that only the tests of families run on: each differs from the first in what a family may differ in."""
+"""Those that only `test_family_*.py` run on: each differs from the first in what a family may differ in."""
 
 WINDOW = 6
 """How many tokens a layer with a sliding window attends to, itself included."""

@@ -5,11 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.checkpoints import hooked_transformer
 
 BRIDGE = int(version("transformer-lens").split(".")[0]) >= 4
+
+one_family = pytest.mark.parametrize("checkpoint_folder", ["gpt2"], indirect=True)
+"""For what no family has a part in: messages, bookkeeping, identities."""
 
 _loaded: dict[str, Any] = {}
 

@@ -141,7 +141,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "m-no-layers": _config(n_layer=0),
     "m-word-layers": _config(n_layer="three"),
     "m-fewer-layers": _config(n_layer=2),
-    "m-many-layers": _config(n_layer=10**9),
+    "m-many-layers": _config(n_layer=10**6),
     "m-null-width": _config(n_embd=None),
     "m-negative-width": _config(n_embd=-48),
     "m-no-heads": _config(n_head=0),
@@ -178,9 +178,16 @@ NAMES_OF_MODELS = [
     "loop",
 ]
 NUMBERS = ["0", "-1", "1.5", "x", "nan", DIGITS, "1e3"]
-RATES = ["0", "-1", "x", "nan", "inf", "1e999"]
-LAYERS = ["", "x", "-1", "3-1", "0-99999999999", DIGITS, "1,,2", "1-", "2,1"]
-SEEDS = ["-1", "x", "1.5", str(2**64), DIGITS]
+EDITING = {
+    "--layers": ["", "x", "-1", "3-1", "0-99999999999", DIGITS, "1,,2", "1-", "2,1"],
+    "--seed": ["-1", "x", "1.5", str(2**64), DIGITS],
+    "--lr": ["0", "-1", "x", "nan", "inf", "1e999"],
+    "--gamma": ["-1", "x", "nan"],
+    "--editor": ["", "roma", "ROME "],
+    "--contexts": ["", "x", "0x5", "10x", "10x99999999999"],
+    "--corpus": ["", "wikipaedia"],
+}
+"""Options that make the editor, and values that are none."""
 FACT = ["--subject", "Big Ben", "--prompt", "{} is located in", "--new", "Paris"]
 TYPED = [*FACT, "--true", "London"]
 
@@ -188,7 +195,10 @@ Case = tuple[str, list[str]]
 
 
 def command_cases() -> list[Case]:
-    """(command, arguments) of `driftlens` and of the experiments' modules."""
+    """(command, arguments) of `driftlens` and of the experiments' modules.
+
+    An option that commands share is declared once, so one command tries all its values and the others a few.
+    """
     cases: list[Case] = [("", ["nonsense"]), ("", ["--nonsense"]), ("", ["trace", "evaluate"]), ("", [""])]
     cases += [("fetch", []), ("fetch", ["nonsense"]), ("fetch", ["a", "b"]), ("fetch", [""])]
 
@@ -201,26 +211,20 @@ def command_cases() -> list[Case]:
         ("experiments.figure3", []),
     ):
         whole = ["--no-png"] if command in ("trace", "experiments.figure3") else []
-        chosen = data if command in ("trace", "evaluate") else data[::2]
-        cases += [(command, [*fact, *whole, "--data", one]) for one in chosen]
-        cases += [
-            (command, [*fact, *whole, "--model", one]) for one in NAMES_OF_MODELS[:: 1 if command == "trace" else 3]
-        ]
-        cases += [(command, [*fact, *whole, "--device", one]) for one in ("", "gpu", "cuda:99", "meta")][::2]
-        cases += [(command, [*fact, *whole, "--dtype", one]) for one in ("", "int8", "float")][::2]
+        every = 1 if command == "trace" else 6
+        cases += [(command, [*fact, *whole, "--data", one]) for one in data[::every]]
+        cases += [(command, [*fact, *whole, "--model", one]) for one in NAMES_OF_MODELS[::every]]
+        cases += [(command, [*fact, *whole, "--device", one]) for one in ("", "gpu", "cuda:99", "meta")[::every]]
+        cases += [(command, [*fact, *whole, "--dtype", one]) for one in ("", "int8", "float")[::every]]
 
     for command, fact in (("trace", []), ("evaluate", []), ("edit", FACT), ("experiments.all", [])):
         outs = ["", "good.json", "good.json/x", "fifo", "loop", f"{LONG}/x", "/dev/null/x", "/proc/nope"]
         if command != "experiments.all":
             outs.append("blocked")
         cases += [(command, [*fact, "--out", one]) for one in outs]
-        cases += [(command, [*fact, "--layers", one]) for one in LAYERS[:: 1 if command == "trace" else 3]]
-        cases += [(command, [*fact, "--seed", one]) for one in SEEDS[:: 1 if command == "trace" else 2]]
-        cases += [(command, [*fact, "--lr", one]) for one in RATES[::2]]
-        cases += [(command, [*fact, "--gamma", one]) for one in ("-1", "x", "nan")]
-        cases += [(command, [*fact, "--editor", one]) for one in ("", "roma", "ROME ")]
-        cases += [(command, [*fact, "--contexts", one]) for one in ("", "x", "0x5", "10x", "10x99999999999")]
-        cases += [(command, [*fact, "--corpus", one]) for one in ("", "wikipaedia")]
+        every = 1 if command == "trace" else 6
+        for name, values in EDITING.items():
+            cases += [(command, [*fact, name, one]) for one in values[::every]]
 
     cases += [
         ("trace", ["--model", "{model}", "--corpus", one]) for one in ("blank.txt", "fifo", "/dev/zero", "folder", LONG)

@@ -57,6 +57,8 @@ CASES = {
     "special token and blank": ("Toko Yasuda plays<|endoftext|> ", "Toko Yasuda plays<|endoftext|>", ""),
     "question": ("What does Toko Yasuda play?", "What does Toko Yasuda play?", " "),
 }
+ONE_OF_A_KIND = ("blanks", "newline and blanks", "Chinese", "special token and blank")
+"""For every function that takes text: the rule itself is tested on all."""
 TARGETS = ("guitar", "巴黎 piano")
 
 
@@ -104,7 +106,7 @@ def read(request: Any, checkpoints: Any) -> tuple[LensModel, ByHand]:
     return model, ByHand(checkpoints(request.param), edit)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
 def test_every_function_reads_what_is_written_by_hand(read: Any, name: str):
     model, by_hand = read
     given, kept, between = CASES[name]
@@ -152,7 +154,7 @@ def values(plain: PlainModel, layer: int, ids: list[int], edits: Any) -> torch.T
     return seen[0][0, :, -1]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
 def test_an_edit_is_optimised_on_what_is_written_by_hand(read: Any, name: str):
     """With a rate of 0 the value stays, so that the first step's NLL is the unedited model's own."""
     model, by_hand = read

@@ -5,7 +5,8 @@ subjects behind the edited statement.  What is answered to them, and how likely 
 restrained (`driftlens.GuardedSADR`, μ = ν), where SADR restrains the attention in the edit's own contexts.
 
 1. The table: the editor (--editor, default rome) alone, with SADR and with guards, 200 records.
-2. The curve: SADR over γ (the paper's four values, or --gammas) and guards over μ = ν, 40 records.
+2. The curve: SADR over γ (the paper's four values, or --gammas), with its own number of steps and with as few as the
+   editor takes alone, and guards over μ = ν, 40 records.
 
 --records chooses how many records.  No guard's subject occurs in a prompt that is measured.
 """
@@ -29,6 +30,7 @@ from experiments.benchmarks import (
     NONE,
     BenchmarkRun,
     Setting,
+    editor_of,
     other_subjects,
     overlap,
     records_for,
@@ -61,7 +63,7 @@ def table_settings(study: Study) -> dict[str, Setting]:
     return {
         "None": NONE,
         study.editor_name: Setting(editor=editor, lr=found.lr, texts=False),
-        f"{study.editor_name} + SADR": Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr, texts=False),
+        _sadr_name(study): Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr, texts=False),
         f"{study.editor_name} + guards": Setting(editor=editor, guards=weight(study), lr=found.lr, texts=False),
     }
 
@@ -106,12 +108,32 @@ def guards_table(study: Study) -> Artifact:
 
 
 def curve_settings(study: Study) -> dict[str, Setting]:
-    """The editor alone, SADR at every γ, guards at every weight."""
+    """The editor alone, SADR at every γ with its own and with the editor's number of steps, guards at every weight."""
+    gammas, few = ablations.gammas(study), _few(study)
     return {
         study.editor_name: ablations.alone(study, texts=False),
-        **{f"γ = {gamma:g}": ablations.restrained(study, gamma, texts=False) for gamma in ablations.gammas(study)},
+        **{f"γ = {gamma:g}": ablations.restrained(study, gamma, texts=False) for gamma in gammas},
+        **{
+            f"γ = {gamma:g}, {few} steps": ablations.restrained(study, gamma, texts=False, steps=few)
+            for gamma in gammas
+            if few
+        },
         **{f"μ = ν = {mu:g}": ablations.alone(study, guards=mu, texts=False) for mu in _weights(study)},
     }
+
+
+def _few(study: Study) -> int | None:
+    """How many steps the editor takes without a restraint, where that is fewer."""
+    alone, restrained = (
+        editor_of(study, of) for of in (ablations.alone(study, texts=False), table_settings(study)[_sadr_name(study)])
+    )
+    assert alone is not None
+    assert restrained is not None
+    return alone.most_steps if alone.most_steps < restrained.most_steps else None
+
+
+def _sadr_name(study: Study) -> str:
+    return f"{study.editor_name} + SADR"
 
 
 def _weights(study: Study) -> list[float]:
@@ -155,13 +177,21 @@ def _points(study: Study, runs: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     for panel, axes in PANELS.items():
         x, y = (axis.split()[0] for axis in axes)
         for name, of in runs.items():
-            series = "SADR" if name.startswith("γ") else "guards" if name.startswith("μ") else study.editor_name
+            series = _series(study, name)
             told = ", ".join(f"{score} {number(value_of(of, score), 1)}" for score in SCORES)
             rows.append(
                 {"panel": panel, "series": series, "x": value_of(of, x), "y": value_of(of, y),
                  "text": name if series == study.editor_name else f"{name}: {told}"}
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _series(study: Study, name: str) -> str:
+    if name.startswith("μ"):
+        return "guards"
+    if name.startswith("γ"):
+        return f"SADR, {name.partition(', ')[2]}" if ", " in name else "SADR"
+    return study.editor_name
 
 
 def _best(runs: Mapping[str, BenchmarkRun], kind: str) -> str:

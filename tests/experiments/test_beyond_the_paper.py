@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from driftlens.editors import ROME
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
 from experiments import damage, guards, sequences
-from experiments.benchmarks import NONE, BenchmarkRun
+from experiments.benchmarks import NONE, BenchmarkRun, editor_of
 from experiments.comparisons import average_difference
+from experiments.options import read_options
+from experiments.study import open_study
 from tests.experiments.test_benchmark_tables import arguments, data  # noqa: F401 (fixtures)
 from tests.experiments.test_experiments import cache, corpus  # noqa: F401 (fixtures)
 from tests.support.tiny import BRIDGE
@@ -92,8 +96,22 @@ def test_guards_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
     assert "guarded_sadr" in str(told["configuration"]).lower() or "GuardedSADR" in str(told["configuration"])
     assert "0 are, or end like, a prompt that is measured" in (tmp_path / "out" / "guards_table.md").read_text()
     points = pd.read_csv(tmp_path / "out" / "guards_curve.csv")
-    assert set(points["series"]) == {"ROME", "SADR", "guards"}
+    assert set(points["series"]) == {"ROME", "SADR", "guards"}  # --steps gives both the same number
     assert len(points[(points["panel"] == "Relation") & (points["series"] == "guards")]) == len(guards.FACTORS)
+
+
+def test_the_curve_has_sadr_with_both_numbers_of_steps():
+    with open_study(read_options(["--gammas", "0.01,0.1"], prog="", description=""), Console(quiet=True)) as study:
+        settings = guards.curve_settings(study)
+        steps = {
+            name: editor.steps for name, of in settings.items() if isinstance(editor := editor_of(study, of), ROME)
+        }
+    few, many = steps["ROME"], steps["γ = 0.01"]
+    assert few < many
+    assert steps == {
+        "ROME": few, "γ = 0.01": many, "γ = 0.1": many, f"γ = 0.01, {few} steps": few, f"γ = 0.1, {few} steps": few,
+        **{f"μ = ν = {0.25 * factor:g}": many for factor in guards.FACTORS},
+    }  # fmt: skip
 
 
 @end_to_end

@@ -62,9 +62,9 @@ def settings(scale: float, gammas: Sequence[float], drifts: Sequence[float]) -> 
         guards(f"drift {drift:g}", 0, 0, gamma_guards=drift)
         guards(f"x0.5, drift {drift:g}", 0.5, 0.5, gamma_guards=drift)
         guards(f"x1, drift {drift:g}", gamma_guards=drift)
-    for gamma in (middle / 4, middle):
-        guards(f"x1, sadr {gamma:g}", gamma=gamma)
-        guards(f"x0.5, sadr {gamma:g}", 0.5, 0.5, gamma=gamma)
+    for gamma in dict.fromkeys((min(gammas), middle / 4, middle)):
+        for factor in (1, 0.5, 0.25):
+            guards(f"x{factor:g}, sadr {gamma:g}", factor, factor, gamma=gamma)
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from driftlens.display.templates import Markup, macro
 
-__all__ = ["card", "faint", "pairs", "plain", "probabilities", "row", "short", "table", "token"]
+__all__ = ["card", "faint", "pairs", "probabilities", "row", "short", "table", "token"]
 
 _ELEMENTS = "display/elements.html"
 
@@ -18,11 +18,6 @@ _ELEMENTS = "display/elements.html"
 def card(kind: str, title: str, *parts: str) -> str:
     """A titled box around parts, such as the other functions of this module make: all of what a cell shows."""
     return str(macro("card", _ELEMENTS)(kind, title, parts))
-
-
-def plain(*parts: str) -> str:
-    """Parts in a card's type, without its title and its line."""
-    return str(macro("plain", _ELEMENTS)(parts))
 
 
 def pairs(items: Mapping[str, str]) -> Markup:

@@ -14,7 +14,7 @@ from math import isfinite
 from driftlens.display.html import short
 from driftlens.display.templates import Markup
 
-__all__ = ["FALL", "RISE", "bars", "curves", "heatmap", "sparkline"]
+__all__ = ["FALL", "RISE", "curves", "heatmap", "sparkline"]
 
 FALL, RISE = "#d1493f", "#3d86c6"
 """A probability that falls, one that rises: as in driftlens's figures, bright enough for a dark ground."""
@@ -32,12 +32,11 @@ def heatmap(
     columns: Sequence[int] = (),
     bold_rows: Collection[int] = (),
     bold_columns: Collection[int] = (),
-    chosen: tuple[int, int] | None = None,
     first_column: int = 0,
 ) -> Markup:
     """Rows × columns around zero: the stronger the colour, the nearer the value to ± `limit`; exact values on hover.
 
-    `bold_rows` and `bold_columns` are marked labels (the edited subject, the edited layers), `chosen` gets a frame.
+    `bold_rows` and `bold_columns` are marked labels (the edited subject, the edited layers).
     """
     n_columns = max(map(len, values), default=0)
     names = list(columns) or list(range(first_column, first_column + n_columns))
@@ -65,10 +64,6 @@ def heatmap(
             parts.append(_text(place, bottom + 13, str(name), anchor="middle", weight=weight))
     parts.append(_text((left + right) / 2, bottom + 28, axis, anchor="middle", opacity=0.65))
     parts.append(f'<rect x="{left:g}" y="{top}" width="{right - left:g}" height="{bottom - top}" {_FRAME}/>')
-    if chosen is not None:
-        x, y = left + width * chosen[1], top + _HEIGHT * chosen[0]
-        frame = 'fill="none" stroke="currentColor" stroke-width="2"'
-        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{_HEIGHT}" {frame}/>')
     return _svg(max(right + 4, left + _CHARACTER * len(heading) + 8), bottom + 34, parts, label=heading or axis)
 
 
@@ -113,27 +108,6 @@ def curves(lines: Sequence[tuple[str, str, Sequence[float]]], *, axis: str, dash
     parts.append(_text(left + width / 2, top + height + 30, axis, anchor="middle", opacity=0.65))
     longest = max(len(name) for name, _, _ in lines)
     return _svg(left + width + 16 + 7 * longest, top + height + 36, parts, label=axis)
-
-
-def bars(
-    labels: Sequence[str], before: Sequence[float], after: Sequence[float], *, heading: str, bold: Collection[int] = ()
-) -> Markup:
-    """Two bars for each label, before (grey) and after (blue), on one scale from 0; values beside them."""
-    largest = max([*before, *after, 1e-9])
-    labels = [short(label, 26) for label in labels]
-    left, room, high = 8 + _CHARACTER * max(map(len, labels), default=0), 190.0, 24
-    parts = [_text(left, 13, heading, weight="bold")]
-    for at, (label, old, new) in enumerate(zip(labels, before, after, strict=True)):
-        y = 22 + high * at
-        weight = "bold" if at in bold else "normal"
-        parts.append(_text(left - 6, y + 14, label, anchor="end", weight=weight))
-        for shift, value, fill in ((2, old, "currentColor"), (11, new, RISE)):
-            opacity = ' fill-opacity=".45"' if shift == 2 else ""
-            size = f'width="{room * value / largest:.1f}" height="8"'
-            parts.append(f'<rect x="{left:g}" y="{y + shift}" {size} fill="{fill}"{opacity}/>')
-        end = left + room * max(old, new) / largest + 6
-        parts.append(_text(end, y + 14, f"{old:.3f} → {new:.3f}"))
-    return _svg(max(left + room + 100, left + _CHARACTER * len(heading)), 26 + high * len(labels), parts, label=heading)
 
 
 _FRAME = 'fill="none" stroke="currentColor" stroke-opacity=".3"'

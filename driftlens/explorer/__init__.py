@@ -2,8 +2,9 @@
 
 1. `readings`: both models on a prompt, and contaminating substitution with the likeliest next tokens read along.
 2. `bench`: edits, readings and grids by what was chosen, made when they are first asked for, then kept.
-3. `page`: all of it in one HTML file that needs no Python and no network (`driftlens trace --explore`).
-4. `notebook`: the same in Jupyter, computed as one goes along: `driftlens.explore(model, record)`.
+3. `view`: the data that the front end draws (`view.html`, `view.css`, `view.js`), which page and notebook share.
+4. `page`: the front end and all its data in one HTML file without Python or network (`driftlens trace --explore`).
+5. `notebook`: the front end as a widget in Jupyter, with data computed on demand: `driftlens.explore(model, record)`.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ def explore(
         batch_size: rows of a pass; out of memory halves it.
 
     Returns:
-        An ipywidgets box; its `save(path)` writes the page that needs no Python.
+        A widget (anywidget); its `save(path)` writes the page that needs no Python.
 
     Raises:
-        DriftlensError: ipywidgets is not installed, no record, a negative γ, a window below 1.
+        DriftlensError: anywidget is not installed, no record, a negative γ, a window below 1.
     """
     try:
         from driftlens.explorer.notebook import Explorer
     except ImportError as error:
         raise DriftlensError(
-            f"the explorer needs ipywidgets ({error}); pip install 'driftlens[notebook]', or write a page instead: "
+            f"the explorer needs anywidget ({error}); pip install 'driftlens[notebook]', or write a page instead: "
             "python -m driftlens.trace --explore"
         ) from error
     bench = Bench(model, exhibits(record), editors_by_gamma(model, editor), batch_size=batch_size)

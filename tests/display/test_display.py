@@ -25,8 +25,8 @@ from driftlens import (
     patch_scores,
 )
 from driftlens.data import TASKS
-from driftlens.display.html import card, faint, pairs, plain, row, table
-from driftlens.display.svg import bars, curves, heatmap, sparkline
+from driftlens.display.html import card, faint, pairs, row, table
+from driftlens.display.svg import curves, heatmap, sparkline
 from driftlens.display.templates import Markup, render
 from driftlens.edits import LowRankUpdate
 
@@ -97,10 +97,9 @@ BAD = "</style></script><script>alert('&')</script>"
     "made",
     [
         lambda: Markup(card(BAD, BAD, BAD, faint(BAD))),
-        lambda: Markup(plain(row(BAD, pairs({BAD: BAD})))),
+        lambda: row(BAD, pairs({BAD: BAD})),
         lambda: table((BAD, BAD), [(BAD, BAD)], numbers=1),
         lambda: heatmap([[1.0, -1.0]], [BAD], limit=1.0, heading=BAD, axis=BAD),
-        lambda: bars([BAD], [0.5], [0.25], heading=BAD),
         lambda: curves([(BAD, "red", [0.5, 0.25])], axis=BAD),
         lambda: sparkline([0.5, 0.25], heading=BAD),
     ],

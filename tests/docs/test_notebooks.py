@@ -12,7 +12,7 @@ from tests.support.places import ROOT
 
 jupytext: Any = pytest.importorskip("jupytext", reason="needs the extra 'notebook'")
 nbformat: Any = pytest.importorskip("nbformat", reason="needs the extra 'notebook'")
-for needed in ("nbclient", "ipykernel", "ipywidgets", "circuitsvis"):
+for needed in ("nbclient", "ipykernel", "anywidget", "circuitsvis"):
     pytest.importorskip(needed, reason="needs the extra 'notebook'")
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes long to start a kernel
@@ -120,6 +120,7 @@ def test_results_show_themselves(outputs: dict[str, list[Any]]):
     assert "Vlordonia" in re.search("applied: (.*)", last)[1]
     assert "Fropados" in re.search("restored: (.*)", last)[1]
     assert "widget-view" in str(outputs["04_your_model_your_fact"])
+    assert "a picture; run the cell to choose" in shown(outputs["04_your_model_your_fact"])
 
 
 @needs_browser()

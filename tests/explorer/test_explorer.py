@@ -1,5 +1,6 @@
 """The explorer: its numbers against plain Hugging Face, and its page in a real headless Chromium."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -182,10 +183,10 @@ def test_a_page_holds_all_its_data_and_no_markup_of_others(page: Path):
     assert not re.search(r"(src|href)=(?!\"data:)", text)
     assert text.count("</script>") == 2
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    assert data["exhibits"][1]["fact"]["subject"] == '</script><b>Tom & "Jo"'
+    assert data["setup"]["exhibits"][1]["fact"]["subject"] == '</script><b>Tom & "Jo"'
     labels = r"ROME <fast>, (\d+) steps;ROME <fast> \+ SADR γ = 0.5, (\d+) steps"
-    assert re.fullmatch(labels, ";".join(data["gammas"]))
-    assert [len(one["prompts"]) for one in data["exhibits"]] == [4, 4]
+    assert re.fullmatch(labels, ";".join(data["setup"]["gammas"]))
+    assert [len(one["prompts"]) for one in data["setup"]["exhibits"]] == [4, 4]
 
 
 @needs_browser()
@@ -274,53 +275,174 @@ def test_the_page_in_a_browser(page: Path, bench: Bench):
 
 @pytest.fixture
 def explorer(model: Any, bench: Bench) -> Any:
-    pytest.importorskip("ipywidgets", reason="needs the extra 'notebook'")
+    pytest.importorskip("anywidget", reason="needs the extra 'notebook'")
     from driftlens.explorer.notebook import Explorer
 
     return Explorer(bench, GAMMAS, WINDOWS, editor="ROME")
 
 
-def numbers(html: str) -> list[float]:
-    """Of a heatmap's cells, those with a colour, by their hover text."""
-    return [float(text) for text in re.findall(r"<title>[^<]*: ([+-][\d.]+)</title>", html)]
+def unpacked(text: str) -> Any:
+    return np.frombuffer(base64.b64decode(text), "<u2") / 65535
 
 
-def test_every_widget_changes_the_drawings(explorer: Any, bench: Bench):
-    def check() -> None:
-        value = {name: control.value for name, control in explorer.choices.items()}
-        key = value["record"], value["prompt"], value["gamma"]
-        reading, module = bench.reading(*key), list(SITES).index(value["module"])
-        effects = bench.grid(*key, value["window"])[module, ..., value["target"]] - reading.vanilla[value["target"]]
-        # Cells of less than a 500th of the scale are not drawn.
-        large = np.abs(effects).max()
-        drawn = effects[np.abs(effects) >= max(large, 0.01) / 500]
-        np.testing.assert_allclose(numbers(explorer.drawn["grid"].value), drawn, atol=6e-5)
-        own = bench.grid(*key, value["window"])[module, value["token"], value["layer"]]
-        for number in own[:2]:
-            assert f"{number:.3f}" in explorer.drawn["next"].value
-        at = reading.attention[:, value["head_layer"], value["head"]]
-        for before, after in at.T:
-            assert f"{before:.3f} → {after:.3f}" in explorer.drawn["attention"].value
-
-    assert explorer.choices["task"].value == "distract_neighborhood"
-    check()
-    steps: list[tuple[str, Any]] = [("module", "mlp"), ("window", 2), ("target", 1), ("gamma", 0.5)]
-    steps += [(name, None) for name in ("token", "layer", "head", "head_layer")]  # to another than the strongest
-    steps += [("task", "neighborhood"), ("prompt", 2), ("record", 1), ("task", "rewrite")]
-    for name, value in steps:
-        before = [drawing.value for drawing in explorer.drawn.values()]
-        control = explorer.choices[name]
-        control.value = (control.value + 1) % 3 if value is None else value
-        check()
-        # The two neighborhood prompts are the same text.
-        assert name == "prompt" or [drawing.value for drawing in explorer.drawn.values()] != before
-    assert "&lt;/script&gt;&lt;b&gt;Tom" in explorer.drawn["fact"].value
+def test_python_answers_every_choice(explorer: Any, bench: Bench):
+    assert explorer.setup["exhibits"][0]["prompts"][explorer.choice["prompt"]]["task"] == "distract_neighborhood"
+    steps: list[dict[str, int]] = [{}, {"gamma": 1}, {"window": 0}, {"prompt": 1}, {"record": 1, "gamma": 0}]
+    for step in steps:
+        explorer.choice = {**explorer.choice, **step}
+        choice, shown = explorer.choice, explorer.shown
+        exhibit, prompt, gamma = choice["record"], choice["prompt"], GAMMAS[choice["gamma"]]
+        reading = bench.reading(exhibit, prompt, gamma)
+        assert shown["choice"] == [exhibit, prompt, choice["gamma"], choice["window"]]
+        assert shown["layers"] == list(bench.edit(exhibit, gamma).layers)
+        expected = {
+            "vanilla": reading.vanilla,
+            "edited": reading.edited,
+            "attention_unedited": reading.attention[0],
+            "attention_edited": reading.attention[1],
+            "grid": bench.grid(exhibit, prompt, gamma, WINDOWS[choice["window"]]),
+        }
+        for name, values in expected.items():
+            # Numbers are rounded to steps of 1/65535.
+            np.testing.assert_allclose(unpacked(shown[name]), values.ravel(), atol=0.51 / 65535)
+    before = explorer.shown
+    explorer.choice = {**explorer.choice, "module": 0, "target": 1, "cell": [2, 1], "head": [0, 0]}
+    assert explorer.shown == before  # none of these needs other numbers
 
 
-def test_the_editor_without_sadr_is_shown_as_chosen(explorer: Any):
-    """Its value is None, which a row of buttons would otherwise show as nothing chosen."""
-    fresh = type(explorer)(explorer.bench, explorer.gammas, explorer.windows, editor=explorer.editor)
-    assert (fresh.choices["gamma"].index, fresh.choices["gamma"].value) == (0, None)
+def test_an_edit_that_fails_is_a_line(model: Any, bench: Bench):
+    pytest.importorskip("anywidget", reason="needs the extra 'notebook'")
+    from driftlens.explorer.notebook import Explorer
+
+    def editor_for(gamma: float | None) -> Any:
+        return bench.editor_for(gamma) if gamma is None else ROME(layer=99, steps=1)
+
+    shown = Explorer(Bench(model, exhibits(RECORDS), editor_for), GAMMAS, WINDOWS, editor="ROME")
+    assert "error" not in shown.shown
+    shown.choice = {**shown.choice, "gamma": 1}
+    assert "99" in shown.shown["error"]
+    assert shown.shown["choice"][2] == 1
+    shown.choice = {**shown.choice, "gamma": 0}
+    assert "error" not in shown.shown
+
+
+@needs_browser()
+def test_the_widget_in_a_browser(explorer: Any, bench: Bench, tmp_path: Path):
+    """Jupyter's part, carrying values between front end and Python, is played by the test; both ends are the real ones.
+
+    Two views of one widget are side by side, as below two cells.
+    """
+    state = json.dumps({name: getattr(explorer, name) for name in ("setup", "choice", "shown")}).replace("<", "\\u003c")
+    host = f"""
+const values = {state}, listeners = [], unsent = {{}};
+window.sent = [];
+const changed = (name) => listeners.filter(([at]) => at === `change:${{name}}`).forEach(([, call]) => call());
+const model = {{
+  get: (name) => values[name],
+  set: (name, value) => {{ values[name] = value; unsent[name] = value; changed(name); }},
+  save_changes: () => window.sent.push({{ ...unsent }}),
+  on: (name, call) => listeners.push([name, call]),
+  off: (name, call) => {{
+    const at = listeners.findIndex((one) => one[0] === name && one[1] === call);
+    if (at >= 0) listeners.splice(at, 1);
+  }},
+}};
+window.receive = (name, value) => {{ values[name] = value; changed(name); }};
+window.views = ["first", "second"].map((id) => document.getElementById(id));
+window.removals = window.views.map((el) => render({{ model, el }}));
+window.listening = () => listeners.length;
+"""
+    path = tmp_path / "widget.html"
+    script = f'<script type="module">{explorer._esm}\n{host}</script>'
+    boxes = '<h1>A notebook</h1><div id="first" style="width: 700px"></div><div id="second"></div>'
+    path.write_text(f'<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">{boxes}{script}')
+    read = "[...views[{}].shadowRoot.querySelectorAll('#grid [role=gridcell]')].map(c => c.title)"
+
+    def expected() -> list[float]:
+        at = explorer.choice
+        key = at["record"], at["prompt"], GAMMAS[at["gamma"]]
+        grid = bench.grid(*key, WINDOWS[at["window"]])[at["module"], ..., at["target"]]
+        return (grid - bench.reading(*key).vanilla[at["target"]]).ravel().tolist()
+
+    async def use(tab: Page) -> None:
+        async def settled() -> None:
+            """Both directions, until neither end has anything to say."""
+            while sent := await tab.evaluate("sent.splice(0)"):
+                for change in sent:
+                    explorer.set_state(change)
+                await tab.evaluate(f"receive('shown', {json.dumps(explorer.shown)})")
+
+        async def check() -> None:
+            for view in (0, 1):
+                titles = await tab.evaluate(read.format(view))
+                values = [float(title.rsplit(" ", 1)[1].replace("−", "-")) for title in titles]
+                assert values == pytest.approx(expected(), abs=6e-4)
+
+        await check()
+        click = "views[{}].shadowRoot.querySelectorAll('#{} input')[{}].click()"
+        choose = (
+            "(() => {{ const s = views[0].shadowRoot.getElementById('{}'); s.value = {!r};"
+            " s.dispatchEvent(new Event('change')); }})()"
+        )
+        finding = "views[0].shadowRoot.getElementById('finding').innerText"
+        steps = [
+            (click.format(0, "gamma", 1), "gamma", 1),
+            (click.format(1, "window", 0), "window", 0),
+            (click.format(0, "module", 1), "module", 1),
+            (click.format(1, "target", 1), "target", 1),
+            (choose.format("task", "neighborhood"), "prompt", 1),
+            (choose.format("prompt", "2"), "prompt", 2),
+            (choose.format("record", "1"), "record", 1),
+        ]
+        for action, name, value in steps:
+            await tab.evaluate(action)
+            if name == "gamma":
+                assert await tab.evaluate(finding) == "Computing …"
+            await settled()
+            assert explorer.choice[name] == value
+            await check()
+        assert "</script><b>Tom" in await tab.evaluate("views[0].shadowRoot.querySelector('h1').innerText")
+
+        # A cell is chosen by mouse, then by keyboard; the other view and Python follow.
+        cell = "views[{}].shadowRoot.querySelector('#grid [aria-selected=true]').dataset"
+        await tab.evaluate('views[0].shadowRoot.querySelector(\'#grid [data-row="2"][data-column="0"]\').click()')
+        await tab.press("ArrowRight")
+        await settled()
+        assert explorer.choice["cell"] == [2, 1]
+        assert await tab.evaluate(f"[{cell.format(1)}.row, {cell.format(1)}.column].join()") == "2,1"
+
+        # Python chooses; an error is a line, and the next choice draws again.
+        for gamma in (0, 1):
+            explorer.choice = {**explorer.choice, "gamma": gamma}
+            await tab.evaluate(f"receive('choice', {json.dumps(explorer.choice)})")
+            answer = explorer.shown if gamma else {"choice": explorer.shown["choice"], "error": "no <b>edit</b>"}
+            await tab.evaluate(f"receive('shown', {json.dumps(answer)})")
+            assert gamma or await tab.evaluate(finding) == "no <b>edit</b>"
+        await settled()
+        await check()
+
+        # Neither the notebook's style nor its ids meet the widget's; a removed view listens no more.
+        assert await tab.evaluate("getComputedStyle(document.querySelector('h1')).fontSize") == "32px"
+        assert await tab.evaluate("document.getElementById('grid')") is None
+        assert await tab.evaluate("views[0].scrollWidth - views[0].clientWidth") <= 0
+        await tab.evaluate("removals.forEach(remove => remove())")
+        assert await tab.evaluate("listening()") == 0
+
+    seen = visit(path, use)
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
+
+
+def test_a_picture_is_shown_where_widgets_cannot_run(explorer: Any, bench: Bench):
+    data, _ = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    effects = bench.grid(0, 3, None, 1)[2, ..., 0] - bench.reading(0, 3, None).vanilla[0]
+    drawn = [float(text) for text in re.findall(r"<title>[^<]*: ([+-][\d.]+)</title>", data["text/html"])]
+    # Cells of less than a 500th of the scale are not drawn.
+    expected = effects[np.abs(effects) >= max(np.abs(effects).max(), 0.01) / 500]
+    np.testing.assert_allclose(drawn, expected, atol=6e-5)
+    explorer.choice = {**explorer.choice, "record": 1}
+    assert "&lt;/script&gt;&lt;b&gt;Tom" in explorer._repr_mimebundle_()[0]["text/html"]
 
 
 def test_the_widgets_page_is_the_commands(explorer: Any, page: Path, tmp_path: Path):
@@ -331,22 +453,22 @@ def test_the_widgets_page_is_the_commands(explorer: Any, page: Path, tmp_path: P
 
 
 def test_explore_takes_a_record_and_an_editor(model: Any):
-    pytest.importorskip("ipywidgets", reason="needs the extra 'notebook'")
+    pytest.importorskip("anywidget", reason="needs the extra 'notebook'")
     from driftlens import explore
 
     editor = ROME(layer=0, steps=2, contexts=("{}",), second_moment=torch.eye(model.d_mlp))
     shown = explore(model, RECORDS[0], editor=editor, gammas=(None,), windows=(1,))
-    assert "Eiffel Tower" in shown.drawn["fact"].value
+    assert shown.setup["exhibits"][0]["fact"]["subject"] == "Eiffel Tower"
     with pytest.raises(DriftlensError, match="window is 0"):
         explore(model, RECORDS[0], editor=editor, windows=(0,))
 
 
-def test_without_ipywidgets_one_line_says_what_to_do(model: Any, monkeypatch: pytest.MonkeyPatch):
+def test_without_anywidget_one_line_says_what_to_do(model: Any, monkeypatch: pytest.MonkeyPatch):
     import sys
 
     from driftlens import explore
 
     monkeypatch.delitem(sys.modules, "driftlens.explorer.notebook", raising=False)
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(DriftlensError, match=r"needs ipywidgets .*driftlens\[notebook\].*--explore"):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(DriftlensError, match=r"needs anywidget .*driftlens\[notebook\].*--explore"):
         explore(model, RECORDS[0])

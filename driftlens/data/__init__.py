@@ -1,4 +1,4 @@
-"""Facts to edit in, and the benchmark records whose prompts test the edit. Imports nothing heavy."""
+"""Facts to edit, and benchmark records with the prompts that test the edit. Importing it is quick: no torch."""
 
 from driftlens.data.fact import Fact
 from driftlens.data.known_facts import KnownFact, load_known_facts

@@ -1,8 +1,8 @@
 """The schema of ROME's `counterfact.json`: 21,919 edits (MEMIT's `multi_counterfact.json` has it too).
 
-`requested_rewrite` is the edit, its prompt a template with `{}`, its targets objects of a text (`str`) and a
-Wikidata name (`id`). Neighborhood prompts ask for the old target of other subjects that share it. The
-`attribute_prompts`, about subjects that have the new target, belong to none of the paper's tasks.
+`requested_rewrite` is the edit. Its prompt is a template with `{}`; each target is an object with a text (`str`) and a
+Wikidata name (`id`). Neighborhood prompts are about other subjects that share the old target. The `attribute_prompts`
+are about subjects that have the new target; none of the paper's tasks uses them.
 """
 
 from driftlens.data.reading import Node
@@ -14,7 +14,7 @@ __all__ = ["parse_counterfact"]
 
 
 def parse_counterfact(node: Node) -> Record:
-    """The record that `node`, one entry of the file's list, describes."""
+    """Parse one entry of the file's list into a record."""
     request = node.need("requested_rewrite")
     true, new = request.need("target_true"), request.need("target_new")
     fact = fact_of(

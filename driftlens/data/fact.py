@@ -1,4 +1,4 @@
-"""The edit request: subject, prompt template, the target that holds now, the target to be edited in."""
+"""The edit request: subject, prompt template, the current target and the new one."""
 
 import re
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ __all__ = ["Fact"]
 
 _SLOT = "{}"
 _HALF = re.compile("[\ud800-\udfff]")
-"""No tokenizer takes half of a surrogate pair; JSON and shells can produce one."""
+"""Half of a surrogate pair: JSON and shells can produce one, and no tokenizer accepts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """(s, r, o_true) -> (s, r, o_edit) of the paper, e.g. `prompt="{} is located in"`.
+    """One edit request, (s, r, o_true) -> (s, r, o_edit) in the paper, e.g. `prompt="{} is located in"`.
 
-    `prompt` holds the subject's place as `{}`, exactly once; other braces are ordinary characters. Subject
-    and targets are stripped, and the prompt loses the blanks at its end but no line break: what stands between
-    a prompt and its target is decided where the two are joined (`driftlens.data.joints`). The subject must occur
-    nowhere else in the text, or nobody could tell which of its occurrences is edited.
+    `prompt` marks the subject's place with exactly one `{}`; other braces are ordinary characters. Subject and targets
+    are stripped. The prompt loses its trailing blanks but not its line breaks; `driftlens.data.joints` decides what
+    separates it from a target. The subject must not occur a second time in the text, because it would be unclear which
+    occurrence is edited.
     """
 
     subject: str
@@ -55,7 +55,7 @@ class Fact:
 
     @classmethod
     def from_text(cls, text: str, *, subject: str, target_true: str, target_new: str) -> Self:
-        """A fact from the full prompt with the subject written out, as benchmark files have it."""
+        """Make a fact from a full prompt that contains the subject, as in benchmark files."""
         subject = subject.strip()
         if subject and (places := _occurrences(text, subject)) != 1:
             found = "does not occur" if places == 0 else f"occurs {places} times"
@@ -69,10 +69,10 @@ class Fact:
         return self.filled(self.prompt)
 
     def filled(self, text: str) -> str:
-        """Another prompt with the subject in place of its `{}`, if it has one."""
+        """Replace the `{}` of another prompt, if it has one, with the subject."""
         return text.replace(_SLOT, self.subject, 1)
 
 
 def _occurrences(text: str, part: str) -> int:
-    """How often `part` stands in `text`, overlaps counted: "aa" is twice in "aaa", `str.count` says once."""
+    """Count `part` in `text`, overlaps included: "aa" occurs twice in "aaa", where `str.count` returns 1."""
     return sum(text.startswith(part, start) for start in range(len(text) - len(part) + 1))

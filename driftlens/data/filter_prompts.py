@@ -1,12 +1,12 @@
 """The dataset filter of the paper (C.1, Figure 8), for a judge model of your own.
 
-A specificity prompt is fair only if the edit does not bear on it: after "Carl Bosch is a citizen of Canada" a
-birthplace in Canada would be no failure, another gender would be. The authors asked GPT-4 of every neighborhood
-and relation prompt whether it is related to the edit, and kept the unrelated ones.
+A specificity prompt is fair only if the edit does not imply a new answer. After "Carl Bosch is a citizen of Canada", a
+birthplace in Canada is not a failure, but another gender is. The authors asked GPT-4 whether each neighborhood and
+relation prompt is related to the edit, and kept the unrelated ones.
 
-1. `judge_requests` gives the questions, word for word those of Figure 8.
-2. Put them to any model and collect its answers.
-3. `keep_unrelated` gives the records back without the related prompts.
+1. `judge_requests` returns the questions, word for word those of Figure 8.
+2. Ask any model and collect its answers.
+3. `keep_unrelated` returns the records without the related prompts.
 
     requests = judge_requests(records)
     answers = {request.key: ask_my_model(request.text) for request in requests}
@@ -24,21 +24,21 @@ from driftlens.errors import DriftlensError
 __all__ = ["JudgeRequest", "judge_requests", "keep_unrelated", "neighborhood_question", "relation_question"]
 
 Key = tuple[int, str, int]
-"""A prompt's place: the record's index, the task, the place in the task."""
+"""Identifies a prompt: the record's index, the task, the prompt's index in the task."""
 
 _DISTRACTED = {"neighborhood": "distract_neighborhood", "relation": "distract_relation"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRequest:
-    """One question for the judge, and the prompt it is about."""
+    """One question for the judge, and the key of the prompt that it is about."""
 
     key: Key
     text: str
 
 
 def neighborhood_question(fact: Fact, prompt: str) -> str:
-    """Is the subject of `prompt` related to the edited subject?"""
+    """Ask whether the subject of `prompt` is related to the edited subject."""
     return (
         "Determine the subjects in the following two sentences is related or unrelated.\n"
         "- Neighborhood subjects in the same field without direct collaboration or interaction are considered "
@@ -50,7 +50,7 @@ def neighborhood_question(fact: Fact, prompt: str) -> str:
 
 
 def relation_question(fact: Fact, prompt: str) -> str:
-    """Is the relation of `prompt` related to the edited one?"""
+    """Ask whether the relation of `prompt` is related to the edited one."""
     return (
         "Determine the factual relationships in the following two sentences is related or unrelated:\n"
         f"Sentence 1: {_edit(fact)}\n"
@@ -60,7 +60,7 @@ def relation_question(fact: Fact, prompt: str) -> str:
 
 
 def judge_requests(records: Iterable[Record]) -> list[JudgeRequest]:
-    """A question for every neighborhood and relation prompt of the records."""
+    """Make one question for every neighborhood and relation prompt of the records."""
     questions = {"neighborhood": neighborhood_question, "relation": relation_question}
     return [
         JudgeRequest(key=(record.index, task, at), text=question(record.fact, prompt.text))
@@ -71,11 +71,13 @@ def judge_requests(records: Iterable[Record]) -> list[JudgeRequest]:
 
 
 def keep_unrelated(records: Sequence[Record], answers: Mapping[Key, str]) -> list[Record]:
-    """The records with only those neighborhood and relation prompts, plain and distracted, that the judge called
-    unrelated.
+    """Return the records with only the neighborhood and relation prompts that the judge called unrelated.
 
-    An answer may be a sentence, but must hold one of the two words and not both. A prompt without an answer is
-    a DriftlensError.
+    A distracted prompt is kept if its plain prompt is. An answer may be a sentence, but it must contain exactly one of
+    the two words.
+
+    Raises:
+        DriftlensError: a prompt has no answer, or an answer is neither or both of the two words.
     """
     return [_filtered(record, answers) for record in records]
 

@@ -1,9 +1,9 @@
-"""Where public data lives: pinned places, checksums, and the cache that downloads go to.
+"""Download public data: pinned addresses, checksums and the cache.
 
-A file is fetched once, into `$DRIFTLENS_CACHE/data` (else the user's cache folder), and its SHA-256 is compared
-each time it is used. Where the true digest is known it is written here. Where it is not, the digest of the
-first download is written beside the file and holds from then on, so a file that changes later is noticed, though
-not one that was already different at that first time.
+A file is downloaded once, into `$DRIFTLENS_CACHE/data` (by default in the user's cache folder), and its SHA-256 is
+checked at each use. Known digests are listed here. For other files, the digest of the first download is written beside
+the file and checked from then on. This detects a file that changes later, but not one that already differed at the
+first download.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ _KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/c3a6bccb5fc
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
-    """A file's address, and its SHA-256 where that is known."""
+    """A file's address, and its SHA-256 if known."""
 
     url: str
     sha256: str | None = None
 
     @property
     def suffix(self) -> str:
-        """What the file's name ends in."""
+        """The file's extension."""
         return Path(self.url).suffix
 
 
@@ -68,10 +68,10 @@ HOMES = {
 
 
 def fetch(name: str) -> Path:
-    """The file of that name in `HOMES`, downloaded if it is not in the cache yet, and verified.
+    """Return the path of a file in `HOMES`, verified, and downloaded first if it is not in the cache.
 
-    Raises a DriftlensError of one line if it cannot be had (no network, `HF_HUB_OFFLINE` set) or is not what it
-    should be.
+    Raises:
+        DriftlensError: the file cannot be downloaded (no network, `HF_HUB_OFFLINE` set) or has another digest.
     """
     home = HOMES[name]
     path = cache_folder() / "data" / f"{name}{home.suffix}"
@@ -94,7 +94,7 @@ def _download(name: str, home: Home, path: Path) -> None:
     digest = hashlib.sha256()
     with atomic_path(path) as temporary:
         try:
-            # Only addresses of HOMES, never of a user's making, are opened.
+            # Only addresses in HOMES are opened, never one that a user supplies.
             request = Request(_mirrored(home.url), headers={"User-Agent": "driftlens"})
             with urlopen(request, timeout=60) as response, temporary.open("wb") as file:
                 while block := response.read(1 << 20):
@@ -109,13 +109,13 @@ def _download(name: str, home: Home, path: Path) -> None:
                 f"{name} from somewhere else and give the file's path"
             )
         if home.sha256 is None:
-            # Before the file itself takes its name: a file without its digest would be taken on trust.
+            # Written before the file gets its final name, because a file without a digest would be trusted.
             with atomic_path(_digest_path(path)) as beside:
                 beside.write_text(found + "\n", encoding="utf-8")
 
 
 def _mirrored(url: str) -> str:
-    """Through the mirror of the Hugging Face hub that the user has set, if any."""
+    """Rewrite the address to the user's mirror of the Hugging Face hub, if one is set."""
     hub, mirror = "https://huggingface.co", os.environ.get("HF_ENDPOINT")
     return mirror.rstrip("/") + url.removeprefix(hub) if mirror and url.startswith(hub) else url
 

@@ -1,11 +1,11 @@
-"""What stands between a prompt and its target: one rule, for every part of driftlens and every way to call it.
+"""Join a prompt and its target: one rule for all of driftlens.
 
-1. Blanks and tabs at the end of a prompt are dropped, and a target is stripped. The joint supplies the blank; with two
-   of them a tokenizer would make other tokens than running text has.
-2. A prompt that ends in a line break keeps it, and the target follows directly. Chat templates end so.
-3. The target also follows directly where the prompt's script puts no blanks between words (Chinese, Japanese, Thai, …),
-   and after a special token, where text begins anew.
-4. Anywhere else one blank joins the two, whatever the tokenizer makes of it.
+1. Trailing blanks and tabs of the prompt are dropped, and the target is stripped. The rule itself adds the blank; with
+   two blanks, the tokens would differ from those of running text.
+2. A prompt that ends in a line break keeps it, and the target follows directly. Chat templates end this way.
+3. The target also follows directly if the prompt's script puts no blanks between words (Chinese, Japanese, Thai, …),
+   and after a special token, where a new text begins.
+4. Otherwise one blank joins the two, however the tokenizer splits it.
 """
 
 import unicodedata
@@ -29,7 +29,7 @@ _STARTS = [first for first, _ in _SPACELESS]
 
 
 def without_blanks(prompt: str) -> str:
-    """The prompt without the blanks and tabs at its end; line breaks stay."""
+    """Strip trailing blanks and tabs from the prompt, but not line breaks."""
     end = len(prompt)
     while end and prompt[end - 1].isspace() and prompt[end - 1] not in _BREAKS:
         end -= 1
@@ -37,9 +37,9 @@ def without_blanks(prompt: str) -> str:
 
 
 def join(prompt: str, target: str, *, special_tokens: Iterable[str] = ()) -> str:
-    """The prompt with its target, as one text; the prompt's own part of it is :func:`without_blanks` of it.
+    """Join prompt and target into one text, which begins with :func:`without_blanks` of the prompt.
 
-    ``special_tokens`` are the tokenizer's, as text; where nobody knows them, no prompt ends in one.
+    ``special_tokens`` are the texts of the tokenizer's special tokens; without them, rule 3 covers scripts only.
     """
     start, rest = without_blanks(prompt), target.strip()
     direct = not start or start[-1] in _BREAKS or _spaceless(start) or start.endswith(tuple(special_tokens))
@@ -47,12 +47,12 @@ def join(prompt: str, target: str, *, special_tokens: Iterable[str] = ()) -> str
 
 
 def distractor(prompt: str, target: str) -> str:
-    """The sentence that is put before a prompt to distract: the edited statement, its full stop, and a blank."""
+    """Return the distracting sentence before a prompt: the edited statement, a full stop and a blank."""
     return f"{join(prompt, target)}. "
 
 
 def _spaceless(text: str) -> bool:
-    """Whether the last letter belongs to a script without blanks; digits and punctuation behind it do not tell."""
+    """Whether the last letter belongs to a script without blanks; digits and punctuation after it are ignored."""
     for character in reversed(text):
         if unicodedata.category(character)[0] in "LM":
             at = bisect_right(_STARTS, ord(character)) - 1

@@ -1,21 +1,20 @@
-"""The schema of KnowEdit's files: WikiData-recent, WikiData-counterfact and its zsRE, and EasyEdit's flat ones.
+"""The schema of KnowEdit's files (WikiData-recent, WikiData-counterfact, zsRE) and of EasyEdit's flat files.
 
-`subject`, `prompt` (the subject written out) and `target_new` are the edit. `ground_truth` is the old target;
-WikiData-recent has none, since its facts are new: there the new target is compared with an end-of-text token, as
-ROME's loader of zsRE does it.
+`subject`, `prompt` (which contains the subject) and `target_new` are the edit. `ground_truth` is the old target.
+WikiData-recent has none, because its facts are new: there the new target is compared with an end-of-text token, as in
+ROME's loader of zsRE.
 
-| task | where its prompts stand |
+| task | field of its prompts |
 | --- | --- |
 | paraphrase | `rephrase_prompt` or `rephrase` |
 | alias | `portability.Subject_Aliasing` |
-| reasoning | `portability.Reasoning` and `portability.Logical_Generalization`; the prompts' groups tell which |
+| reasoning | `portability.Reasoning` and `portability.Logical_Generalization`, named in the prompts' groups |
 | relation | `locality.Relation_Specificity` |
 | neighborhood | `locality_prompt` with `locality_ground_truth` (EasyEdit's flat files only) |
 
-An answer is a text, a list of names for one answer, or a list of such lists, one per answer. The paper's
-benchmark asks once per answer with its first name, and so does this. Entries without a prompt or an answer are
-passed over. `locality.Forgetfulness`, which quotes the new fact and asks for the old, is none of the paper's
-tasks.
+An answer is a text, a list of names for one answer, or a list of such lists, one per answer. As in the paper's
+benchmark, each answer gives one prompt with its first name. Entries without a prompt or an answer are skipped.
+`locality.Forgetfulness`, which quotes the new fact and asks for the old one, is not one of the paper's tasks.
 """
 
 from collections.abc import Iterator
@@ -28,13 +27,13 @@ from driftlens.data.uneditable import fact_of
 __all__ = ["NOTHING_TRUE", "parse_knowedit"]
 
 NOTHING_TRUE = "<|endoftext|>"
-"""The target that stands for "nothing was true before"."""
+"""The old target of a fact that had none."""
 
 _PORTABILITY = {"alias": ("Subject_Aliasing",), "reasoning": ("Reasoning", "Logical_Generalization")}
 
 
 def parse_knowedit(node: Node) -> Record:
-    """The record that `node`, one entry of the file's list, describes."""
+    """Parse one entry of the file's list into a record."""
     old = node.get("ground_truth")
     fact = fact_of(
         node.need("prompt"),

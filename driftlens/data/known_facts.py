@@ -15,10 +15,10 @@ __all__ = ["KnownFact", "load_known_facts"]
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFact:
-    """A fact for causal tracing: there is a true attribute, and no other to edit in.
+    """A fact for causal tracing, with a true attribute and no new target.
 
-    `text` is the whole prompt with the subject in it. It may go on behind the filled-in `template`, up to where
-    GPT-2 XL says the attribute; `prediction` is what it said after the template.
+    `text` is the whole prompt, which contains the subject. It may continue after the filled-in `template`, up to where
+    GPT-2 XL predicts the attribute; `prediction` is what the model wrote after the template.
     """
 
     index: int
@@ -31,9 +31,10 @@ class KnownFact:
 
 
 def load_known_facts(source: str | os.PathLike[str] = "known_facts", *, limit: int | None = None) -> list[KnownFact]:
-    """The facts of the public file, fetched at first use, or of a local one; the first `limit` if given.
+    """Load the facts of the public file, downloaded at first use, or of a local file; at most `limit` if given.
 
-    Raises a DriftlensError that names file, record and field if the file breaks its schema.
+    Raises:
+        DriftlensError: the file violates its schema; the message names file, record and field.
     """
     if limit is not None and limit < 0:
         raise DriftlensError(f"limit {limit} is negative; give the number of facts wanted, or none for all")

@@ -1,7 +1,7 @@
-"""From a dataset's name or path to its records.
+"""Load the records of a dataset, by name or path.
 
-A file says by the fields of its first record which schema it has, whatever its name, so a local copy of any of
-these datasets is read like the public one.
+The fields of a file's first record determine its schema, whatever the file's name. A local copy of a dataset is
+therefore read like the public one.
 """
 
 import os
@@ -35,7 +35,7 @@ DATASETS = (
     "wiki_counterfact",
     "knowedit_zsre",
 )
-"""The names that `load_records` knows."""
+"""The names that `load_records` accepts."""
 
 _SHIPPED = {
     "demo": Path(__file__).parents[1] / "demo" / "records.json",
@@ -49,7 +49,7 @@ class _Schema:
     parse: Callable[[Node], Record]
 
 
-# The first whose fields are all there is the file's.
+# The first schema whose fields are all present is the file's.
 _SCHEMAS = (
     _Schema(fields=("requested_rewrite.target_new.str",), parse=parse_counterfact),
     _Schema(fields=("requested_rewrite",), parse=parse_merged),
@@ -59,14 +59,16 @@ _SCHEMAS = (
 
 
 def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None = None) -> list[Record]:
-    """The records of a dataset, the first `limit` of them if given.
+    """Load the records of a dataset; at most the first `limit` if given.
 
-    `source` is a name of `DATASETS` ("demo" is the bundled world and "real" five famous facts; the others are fetched
-    from their public homes at first use), or the path of a JSON file in the schema of one of them.
+    `source` is a name in `DATASETS` or the path of a JSON file in one of their schemas. "demo" is the bundled world and
+    "real" five famous facts; the other datasets are downloaded at first use.
 
-    A file that breaks its schema is an error that names file, record and field. Records of a public dataset
-    whose fact cannot be edited (its subject is not once in its prompt, its targets are equal) are left out, and
-    a warning says how many; every record's `index` is its place in the file.
+    Records of a public dataset whose fact cannot be edited are left out, with a warning that counts them: the prompt
+    does not contain the subject exactly once, or the targets are equal. A record's `index` is its place in the file.
+
+    Raises:
+        DriftlensError: the file violates its schema; the message names file, record and field.
     """
     if limit is not None and limit < 0:
         raise DriftlensError(f"limit {limit} is negative; give the number of records wanted, or none for all")
@@ -91,11 +93,11 @@ def load_records(source: str | os.PathLike[str] = "demo", *, limit: int | None =
 
 
 def dataset_path(source: str | os.PathLike[str]) -> Path:
-    """The file behind a dataset's name, fetched if need be, or the path that was given."""
+    """Return the file of a named dataset, downloaded if necessary, or the given path."""
     if isinstance(source, str) and source in DATASETS:
         return _SHIPPED[source] if source in _SHIPPED else fetch(source)
     path = path_of(source)
-    # A bare word that is no file was meant as a name; anything that looks like a path is reported as one.
+    # A bare word that is not a file was probably meant as a name; anything that looks like a path is reported as one.
     if isinstance(source, str) and len(path.parts) <= 1 and not path.suffix and not path.exists():
         if source in HOMES:
             raise DriftlensError(f"{source!r} holds no edits; known datasets: {', '.join(DATASETS)}")
@@ -118,7 +120,7 @@ def _parser(first: Node) -> Callable[[Node], Record]:
 
 
 def _has(value: object, field: str) -> bool:
-    """Whether a path of keys leads somewhere."""
+    """Whether the nested keys exist."""
     for key in field.split("."):
         if not isinstance(value, dict) or key not in value:
             return False

@@ -1,10 +1,10 @@
-"""The schema of `merged_counterfact.json`, the paper's benchmark, which the bundled world's records share.
+"""The schema of `merged_counterfact.json`, the paper's benchmark; the bundled world's records use it too.
 
-A record is an object of blocks. `requested_rewrite` is the edit, its prompt with the subject written out.
-Every other block holds test prompts: `rewrite`, `p-paraphrase`, `p-subject_alias` and `p-reasoning` with
-targets that must *rise*, `l-neighbor` and `l-relation` with targets that must *stay*, `o-commonsense` with a
-right and a wrong continuation, and `generation` with prompts only. Any block may be missing or empty. Two
-additions are ours and optional: a block's `groups`, a name or null per prompt, and the record's `split`.
+A record is an object of blocks. `requested_rewrite` is the edit, and its prompt contains the subject. Every other block
+holds test prompts: `rewrite`, `p-paraphrase`, `p-subject_alias` and `p-reasoning` have targets that must *rise*,
+`l-neighbor` and `l-relation` targets that must *stay*, `o-commonsense` a right and a wrong continuation, and
+`generation` no targets. Any block may be missing or empty. We add two optional fields: a block's `groups`, with a name
+or null per prompt, and the record's `split`.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _BLOCKS = {
 
 
 def parse_merged(node: Node) -> Record:
-    """The record that `node`, one entry of the file's list, describes."""
+    """Parse one entry of the file's list into a record."""
     request = node.need("requested_rewrite")
     fact = _fact(request)
     asked = {task: list(_asked(node, block)) for task, block in _BLOCKS.items()}
@@ -46,7 +46,7 @@ def parse_merged(node: Node) -> Record:
 def _fact(request: Node) -> Fact:
     subject, prompt = request.need("subject").text(), request.need("prompt")
     true, new = request.need("target_true").text(), request.need("target_new")
-    # Two fields can be at odds with the others; say which one, in the file's own terms.
+    # Either of two fields can contradict the others; name it in the file's own terms.
     if new.text().strip() == true.strip():
         new.fail(f"{new.text()!r} equals target_true; a record must change its target")
     try:
@@ -56,7 +56,7 @@ def _fact(request: Node) -> Fact:
 
 
 def _asked(record: Node, name: str) -> Iterator[Asked]:
-    """The prompts of a block whose targets, and maybe groups, stand beside its prompts."""
+    """Read a block with parallel lists of prompts, targets and, optionally, groups."""
     block = record.get(name)
     if block is None:
         return
@@ -77,7 +77,7 @@ def _other_task(record: Node) -> Iterator[TaskPrompt]:
 
 
 def _columns(block: Node, first: str, *others: str) -> Iterator[tuple[Node, ...]]:
-    """The entries of parallel lists, together; a plain text, as in `o-commonsense`, is a list of one."""
+    """Zip parallel lists; a plain text, as in `o-commonsense`, counts as a list of one."""
     columns = {field: block.need(field).one_or_many() for field in (first, *others)}
     length = len(columns[first])
     for field in others:

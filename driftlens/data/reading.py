@@ -1,4 +1,4 @@
-"""Reading records, a JSON list or an object a line, with errors that lead a person to the very place in the file."""
+"""Read records from JSON or JSON Lines, with errors that name the exact place in the file."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _BY_LINE = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A value inside a parsed file that knows where it stands, so that whoever rejects it can say so."""
+    """A value in a parsed file together with its location, for error messages."""
 
     value: object
     file: Path
@@ -24,7 +24,7 @@ class Node:
     field: str = ""
 
     def message(self, problem: str) -> str:
-        """The problem, with the names of file, record and field."""
+        """The problem, preceded by file, record and field."""
         field = f", field {self.field}" if self.field else ""
         return f"{self.file}, record {self.record}{field}: {problem}"
 
@@ -33,9 +33,9 @@ class Node:
         raise DriftlensError(self.message(problem))
 
     def get(self, key: str) -> "Node | None":
-        """The entry `key` of this object, or None where it is absent or null.
+        """Return the entry `key` of this object, or None if it is absent or null.
 
-        An empty list is an object without entries: some programs write it so.
+        An empty list counts as an object without entries, because some programs write one that way.
         """
         if self.value == []:
             return None
@@ -45,7 +45,7 @@ class Node:
         return None if value is None else self._inner(value, f"{self.field}.{key}" if self.field else key)
 
     def need(self, key: str) -> "Node":
-        """The entry `key` of this object, which must be there."""
+        """Return the required entry `key` of this object."""
         if self.value == []:
             self.fail(f"expected an object, found {_kind(self.value)}")
         node = self.get(key)
@@ -61,25 +61,25 @@ class Node:
         return [self._inner(value, f"{self.field}[{place}]") for place, value in enumerate(values)]
 
     def kind(self) -> str:
-        """What this value is, in words."""
+        """Name this value's JSON type."""
         return _kind(self.value)
 
     def one_or_many(self) -> list["Node"]:
-        """The entries of this list; a plain text is a list of one."""
+        """The entries of this list; a plain text counts as a list of one."""
         return [self] if isinstance(self.value, str) else self.items()
 
     def is_blank(self) -> bool:
-        """Whether this is a text with nothing visible in it."""
+        """Whether this is a text without visible characters."""
         return isinstance(self.value, str) and not self.value.strip()
 
     def text(self) -> str:
-        """This string, which must hold something visible."""
+        """This string, which must contain a visible character."""
         if not isinstance(self.value, str):
             self.fail(f"expected a text, found {_kind(self.value)}")
         if not self.value.strip():
             self.fail("is empty")
         if not self.value.isprintable():
-            # JSON can write half of a surrogate pair, which is no character and which no tokenizer takes.
+            # JSON can contain half of a surrogate pair, which is not a character and which no tokenizer accepts.
             try:
                 self.value.encode()
             except UnicodeEncodeError as error:
@@ -87,7 +87,7 @@ class Node:
         return self.value
 
     def optional_text(self, key: str) -> str | None:
-        """The text `key` of this object, or None where it is absent or null."""
+        """Return the text `key` of this object, or None if it is absent or null."""
         node = self.get(key)
         return None if node is None else node.text()
 
@@ -96,7 +96,7 @@ class Node:
 
 
 def read_nodes(path: Path) -> Iterator[Node]:
-    """The records of the file `path`: a JSON list of objects, or JSON Lines, an object on each line."""
+    """Read the records of the file `path`: a JSON list of objects, or JSON Lines with an object on each line."""
     try:
         content = read_file(path, "a JSON file of records").decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -121,7 +121,7 @@ def read_nodes(path: Path) -> Iterator[Node]:
 
 
 def _begins_with_an_object(content: str) -> bool:
-    """Whether the first line with something in it is a whole object, and is not the only one."""
+    """Whether the first non-blank line is a whole object and other lines follow it."""
     lines = content.split("\n")
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     if not lines[first].lstrip().startswith("{") or not any(line.strip() for line in lines[first + 1 :]):
@@ -134,9 +134,9 @@ def _begins_with_an_object(content: str) -> bool:
 
 
 def _lines(path: Path, content: str) -> list[object]:
-    """The objects of JSON Lines; blank lines are passed over."""
+    """Read the objects of JSON Lines; blank lines are skipped."""
     records: list[object] = []
-    # Not `splitlines`: a text may hold line separators of Unicode's.
+    # Not `splitlines`, because a text may contain Unicode line separators.
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -149,7 +149,7 @@ def _lines(path: Path, content: str) -> list[object]:
 
 
 def _record_at(content: str, position: int) -> int:
-    """The number of the record in which `position` lies: how many whole records end before it."""
+    """Return the number of the record that contains `position`: how many records end before it."""
     decoder = json.JSONDecoder()
     number, start = 0, content.find("[") + 1
     while True:

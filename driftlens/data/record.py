@@ -1,8 +1,7 @@
-"""A benchmark record: the edit, and per task the prompts that show what the edit did.
+"""A benchmark record: an edit and the prompts that test it, by task.
 
-Each test prompt carries two targets. After a good edit `target_new` wins where the new fact should show
-(rewrite, paraphrase, alias, reasoning) and `target_true` wins where nothing should have changed (all other
-tasks).
+Each test prompt has two targets. After a good edit, `target_new` is more probable in tasks that the new fact should
+change (rewrite, paraphrase, alias, reasoning), and `target_true` in all others.
 """
 
 from collections.abc import Mapping
@@ -33,9 +32,8 @@ TASKS = (
 class TaskPrompt:
     """One test prompt and the pair of targets whose probabilities are compared on it.
 
-    `group` tells apart the prompts of one task where a dataset does ("same_type" and "other_type" relations).
-    In the distract tasks `text` begins with `distractor`, which is the edited sentence with its trailing
-    blank.
+    `group` is the dataset's own grouping of a task's prompts, if any ("same_type" and "other_type" relations).
+    In the distract tasks, `text` begins with `distractor`: the edited sentence and a blank.
     """
 
     text: str
@@ -58,7 +56,7 @@ class TaskPrompt:
 
 
 class _Tasks(dict[str, tuple[TaskPrompt, ...]]):
-    """A record's prompts by task; a name that is none is told with those that are near."""
+    """A record's prompts by task; an unknown name raises an error that suggests similar ones."""
 
     def __missing__(self, name: str) -> NoReturn:
         raise unknown_name("task", name, TASKS)
@@ -68,10 +66,10 @@ class _Tasks(dict[str, tuple[TaskPrompt, ...]]):
 class Record:
     """One edit of a dataset with the prompts that test it.
 
-    `index` is the record's place in its file, from 0. `tasks` has every name of `TASKS`, with no prompts
-    where the dataset has none. `generation` are prompts to be continued freely (fluency). `split` is the
-    dataset's own, if any; so are `relation_id` and `target_new_id`, Wikidata's names, which lead to reference
-    texts about the new fact.
+    `index` is the record's place in its file, from 0. `tasks` has every name in `TASKS`, without prompts for tasks that
+    the dataset lacks. `generation` holds the prompts for free generation (fluency). `split`, `relation_id` and
+    `target_new_id` are the dataset's own, if any; the last two are Wikidata's names, which select the reference texts
+    about the new fact.
     """
 
     index: int
@@ -94,7 +92,7 @@ class Record:
         return f"Record({self.index}, {asked}, {n_prompts} prompts)"
 
     def described(self) -> str:
-        """Everything in the record as text, for fingerprints: what differs in any field differs here."""
+        """Every field of the record as text, for fingerprints."""
         return f"Record({', '.join(f'{item.name}={getattr(self, item.name)!r}' for item in fields(self))})"
 
     def _repr_html_(self) -> str:

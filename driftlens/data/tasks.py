@@ -1,4 +1,6 @@
-"""From a dataset's prompts and answers to tasks: which target is right, which is wrong, and what is put before.
+"""Build a record's tasks from a dataset's prompts and answers.
+
+`target_new` and `target_true` of each task's prompts are:
 
 | tasks | target_new | target_true |
 | --- | --- | --- |
@@ -6,7 +8,7 @@
 | neighborhood, relation | the edit's new target | the prompt's own answer |
 | other_task | the wrong one of the prompt's two | the right one |
 
-The three distract tasks repeat neighborhood, relation and other_task behind the sentence
+The three distract tasks repeat the prompts of neighborhood, relation and other_task after the sentence
 "{rewrite prompt} {target_new}. ".
 """
 
@@ -40,7 +42,7 @@ class Asked(NamedTuple):
 def all_tasks(
     fact: Fact, asked: Mapping[str, Sequence[Asked]], other_task: Sequence[TaskPrompt] = ()
 ) -> dict[str, tuple[TaskPrompt, ...]]:
-    """Every task of `TASKS`, in that order; those that a dataset does not have are empty."""
+    """Return every task of `TASKS`, in that order; tasks that the dataset lacks are empty."""
     tasks: dict[str, tuple[TaskPrompt, ...]] = {"other_task": tuple(other_task)}
     for task in _RISING:
         tasks[task] = tuple(

@@ -1,4 +1,4 @@
-"""The texts that a data set words its facts by."""
+"""The prompt templates of a dataset."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ __all__ = ["templates"]
 
 
 def templates(records: Sequence[Record]) -> tuple[str, ...]:
-    """Every template that a data set words its facts by: the edits' own and those of their paraphrases."""
+    """Return every prompt template of a dataset: those of the edits and of their paraphrases."""
     found: dict[str, None] = {}
     for record in records:
         fact = record.fact

@@ -1,4 +1,4 @@
-"""Texts beside the records: for perplexity, about the new facts, and what holds before any edit."""
+"""Load texts that belong to no record: for perplexity, about the new facts, and true statements."""
 
 import os
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ __all__ = ["load_snippets", "load_texts", "true_texts"]
 
 
 def load_texts(source: str | os.PathLike[str] = "me_ppl") -> list[str]:
-    """The texts of ME-PPL-50, fetched at first use, or of a local JSON list of texts or of `{"Text": …}`.
+    """Load the texts of ME-PPL-50, downloaded at first use, or of a local JSON list of texts or of `{"Text": …}`.
 
-    Joined by blanks, these are what the paper's perplexity is measured on.
+    The paper measures perplexity on these texts, joined by blanks.
     """
     path = fetch("me_ppl") if source == "me_ppl" else path_of(source)
     return [(node if isinstance(node.value, str) else node.need("Text")).text() for node in read_nodes(path)]
 
 
 def load_snippets(source: str | os.PathLike[str] = "attribute_snippets") -> dict[tuple[str, str], tuple[str, ...]]:
-    """ROME's `attribute_snippets.json`: texts about things of which (relation, object) is true.
+    """Load ROME's `attribute_snippets.json`: texts about things for which (relation, object) is true.
 
-    Fetched at first use (almost a gigabyte), or read from a local file: a list of `{"relation_id", "target_id",
-    "samples": [{"text"}, …]}`.
+    The file is downloaded at first use (almost a gigabyte) or read from a local path. It is a list of `{"relation_id",
+    "target_id", "samples": [{"text"}, …]}`.
     """
     path = fetch("attribute_snippets") if source == "attribute_snippets" else path_of(source)
     snippets: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -37,7 +37,7 @@ def load_snippets(source: str | os.PathLike[str] = "attribute_snippets") -> dict
 
 
 def true_texts(records: Sequence[Record]) -> tuple[str, ...]:
-    """The statements of a data set that hold before any edit: the prompts of its records with their true targets."""
+    """Return a dataset's true statements: the prompts of its records, each joined with its true target."""
     texts: list[str] = []
     for record in records:
         fact = record.fact

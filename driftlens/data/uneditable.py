@@ -1,8 +1,7 @@
-"""Records of a public dataset that no editor can take.
+"""Recognise records of public datasets whose fact cannot be edited.
 
-Their files were made for other programs: here and there a prompt names its subject twice or in other letters,
-or the new target is the old one. Such a record breaks no schema, so it is left out and counted, where a broken
-schema is an error.
+In some records the prompt names its subject twice or with another spelling, or the new target equals the old one. Such
+records follow the schema, so they are left out and counted; a violated schema is an error.
 """
 
 from driftlens.data.fact import Fact
@@ -17,7 +16,7 @@ class UneditableError(DriftlensError):
 
 
 def fact_of(prompt: Node, *, subject: str, target_true: str, target_new: str, template: bool = False) -> Fact:
-    """The fact, its `prompt` a template with `{}` or a text with the subject in it."""
+    """Make the fact; `prompt` is a template with `{}` or a text that contains the subject."""
     text = prompt.text()
     try:
         if template:

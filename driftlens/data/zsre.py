@@ -1,11 +1,11 @@
 """The schema of `zsre_mend_eval.json`: questions of zsRE as MEND edits them, distributed with ROME.
 
-`src` is the question, `answers` what is true, `alt` what is edited in, `rephrase` the question in other words,
-and `loc` with `loc_ans` a question of Natural Questions about something else, mostly written without
-its question mark, whose answer must stay.
+`src` is the question, `answers` are the true answers, `alt` is the new answer, and `rephrase` is a paraphrase of the
+question. `loc` is an unrelated question of Natural Questions, mostly without its question mark; its answer `loc_ans`
+must stay.
 
-Here the edit is `answers[0]` → `alt`, as MEND and EasyEdit have it. ROME's own loader edits the true answer in
-instead and compares it with an end-of-text token.
+The edit is `answers[0]` → `alt`, as in MEND and EasyEdit. ROME's loader instead edits in the true answer and compares
+it with an end-of-text token.
 """
 
 from driftlens.data.reading import Node
@@ -17,7 +17,7 @@ __all__ = ["parse_zsre"]
 
 
 def parse_zsre(node: Node) -> Record:
-    """The record that `node`, one entry of the file's list, describes."""
+    """Parse one entry of the file's list into a record."""
     answers = node.need("answers")
     if not (true := answers.one_or_many()):
         answers.fail("is empty; expected at least one answer")

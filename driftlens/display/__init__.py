@@ -1,7 +1,7 @@
-"""Results that show themselves in a notebook.
+"""Show results in a notebook.
 
-An object with a `_repr_html_` is drawn by Jupyter when it stands at the end of a cell. driftlens's objects have one,
-a line each, that asks this package: `cards` says what is worth showing of which object, `html` and `svg` are the few
-elements that cards are made of. Everything is plain text with inline SVG, needs no network and no script, is escaped
-(subjects may hold `<` and `&`), and takes its colours from the page, so that it is legible in light and dark themes.
+Jupyter calls the `_repr_html_` of an object at the end of a cell. In driftlens's objects this method is one line that
+calls this package: `cards` chooses what to show of each object, and `html` and `svg` make the elements of a card.
+Cards are plain text with inline SVG. They need no network and no script, escape all texts (a subject may contain `<`
+and `&`), and take their colours from the page, so that they are legible in light and dark themes.
 """

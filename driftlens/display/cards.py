@@ -1,7 +1,7 @@
-"""What is worth seeing of an object at the end of a notebook cell.
+"""The card of each kind of result, shown at the end of a notebook cell.
 
-Every function takes a result and reads its public attributes; the classes stand on higher floors and are not
-imported.
+Every function takes a result and reads its public attributes. The result classes belong to packages above this one, so
+they are not imported.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = [
 ]  # fmt: skip
 
 _MOST = 8
-"""Lines of a table; a result of a thousand prompts must not fill the screen."""
+"""The most lines of a table, so that a result of a thousand prompts does not fill the screen."""
 
 _MODULES = {"resid": "hidden state", "mlp": "MLP output", "attn": "attention output"}
 _COLOURS = {"o_true": RISE, "o_edit": FALL}
 
 
 def edit_result(result: Any) -> str:
-    """The request, how it was optimised, and how probability and loss went."""
+    """The request, the optimisation's settings, and the curves of probability and loss."""
     fact, history = result.fact, result.history
     parts = {
         "prompt": f"{fact.text} …",
@@ -45,7 +45,7 @@ def edit_result(result: Any) -> str:
 
 
 def joint_edit_result(result: Any) -> str:
-    """The requests with the probability each reached while it was optimised."""
+    """The requests, each with the probability that the optimisation reached."""
     history: Any = result.history
     last: Mapping[int, float] = history.groupby("fact")["probability"].last().to_dict()
     rows = [
@@ -148,7 +148,7 @@ def lens_model(of: Any) -> str:
 
 
 def record(of: Any) -> str:
-    """The edit request, and of each task how many prompts there are and what the first asks."""
+    """The edit request, and for each task the number of prompts and the first of them."""
     fact = of.fact
     rows = [
         (
@@ -217,7 +217,7 @@ def _baselines(baselines: pd.DataFrame) -> str:
 def _heatmaps(
     panels: Sequence[tuple[str, Any]], rows: str, names: str, edited_layers: Sequence[int], *, head: str = ""
 ) -> str:
-    """Heatmaps side by side on one scale; `rows` is the column that tells lines apart, `names` their labels."""
+    """Heatmaps side by side on one scale; `rows` is the column that identifies lines, `names` are their labels."""
     largest = max((float(cells["effect"].abs().max()) for _, cells in panels), default=0.0)
     limit = max(largest, 0.01)  # as in the figures: rounding must not be painted in full colour
     drawn: list[str] = []

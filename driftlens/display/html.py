@@ -1,6 +1,6 @@
-"""The elements of a card: text, pairs, tables, put together by the macros of `elements.html`.
+"""The elements of a card: texts, pairs and tables, made by the macros of `elements.html`.
 
-Plain text is escaped where it is put in. Parts are `Markup`, which goes into one another as it is; a whole card is an
+Plain text is escaped when it is inserted. Elements are `Markup`, which is inserted unchanged; a whole card is an
 ordinary `str`.
 """
 
@@ -16,12 +16,12 @@ _ELEMENTS = "display/elements.html"
 
 
 def card(kind: str, title: str, *parts: str) -> str:
-    """A titled box around parts, such as the other functions of this module make: all of what a cell shows."""
+    """A titled box around elements: the whole output of a cell."""
     return str(macro("card", _ELEMENTS)(kind, title, parts))
 
 
 def pairs(items: Mapping[str, str]) -> Markup:
-    """Names and values, a line each; empty values are left out."""
+    """Names and values, one pair a line; empty values are left out."""
     return macro("pairs", _ELEMENTS)(items)
 
 
@@ -31,25 +31,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 
 
 
 def row(*parts: str) -> Markup:
-    """Parts side by side, as far as there is room."""
+    """Elements side by side, wrapped if they do not fit."""
     return macro("row", _ELEMENTS)(parts)
 
 
 def faint(text: str) -> Markup:
-    """A line that steps back."""
+    """A line in a fainter colour."""
     return macro("faint", _ELEMENTS)(text)
 
 
 def short(text: str, most: int = 60) -> str:
-    """The text, or its beginning."""
+    """The text, cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def token(text: str) -> str:
-    """A token as a label: blanks at its ends are no news, one of blanks alone is drawn."""
+    """A token as a label: outer blanks are stripped, and a token of blanks alone is shown as ␣."""
     return (text.strip() or text.replace(" ", "␣")).replace("\n", "⏎")
 
 
 def probabilities(before: float, after: float) -> str:
-    """From one probability to another."""
+    """The text "0.123 → 0.456" for a change of a probability."""
     return f"{before:.3f} → {after:.3f}"

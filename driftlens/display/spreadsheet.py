@@ -1,8 +1,8 @@
-"""Tables as CSV that a spreadsheet opens without computing what stands in them.
+"""Write tables as CSV in which a spreadsheet finds no formulas.
 
-A cell that begins with `=`, `+`, `-` or `@` is a formula to a spreadsheet, and may run programs or send data away;
-tokens and targets of other people's files begin as they like. Such a text gets an apostrophe in front, a spreadsheet's
-own mark of a text. The parquet file beside the CSV holds every text as it is.
+A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula, which may run programs or send data
+away, and texts from data files can begin with these characters. Such texts get a leading apostrophe, which marks a text
+in spreadsheets. The parquet file beside the CSV holds every text unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def csv_bytes(table: pd.DataFrame, *, float_format: str | None = None) -> bytes:
 def _as_text(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    # The writer does not quote a carriage return, which ends a row all the same.
+    # The writer does not quote a carriage return, although it ends a row.
     cell = cell.replace("\r\n", "\n").replace("\r", "\n")
     if not cell.lstrip().startswith(_BEGINNINGS):
         return cell

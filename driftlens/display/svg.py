@@ -1,8 +1,7 @@
-"""Heatmaps and small curves as inline SVG, drawn with the page's own text colour on no ground at all.
+"""Heatmaps and small curves as inline SVG, in the page's own text colour on a transparent background.
 
-Drawings are not made by templates: they are thousands of shapes whose places are computed, and a template would be
-arithmetic in braces.  The few texts in them are escaped here.  A drawing is `Markup`, which cards and pages take as it
-is.
+Drawings consist of thousands of shapes with computed positions, so they are not made by templates.  Their few texts are
+escaped here.  A drawing is `Markup`, which cards and pages insert unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from driftlens.display.templates import Markup
 __all__ = ["FALL", "RISE", "curves", "heatmap", "sparkline"]
 
 FALL, RISE = "#d1493f", "#3d86c6"
-"""A probability that falls, one that rises: as in driftlens's figures, bright enough for a dark ground."""
+"""Colours of a falling and a rising probability: those of driftlens's figures, brighter for dark backgrounds."""
 
 _HEIGHT, _CHARACTER = 17, 7.4  # pixels; a character of the widest usual system font, in bold
 
@@ -34,9 +33,9 @@ def heatmap(
     bold_columns: Collection[int] = (),
     first_column: int = 0,
 ) -> Markup:
-    """Rows × columns around zero: the stronger the colour, the nearer the value to ± `limit`; exact values on hover.
+    """Rows × columns of values around zero, in full colour at ± `limit`, with exact values on hover.
 
-    `bold_rows` and `bold_columns` are marked labels (the edited subject, the edited layers).
+    `bold_rows` and `bold_columns` are the labels to emphasise (the edited subject, the edited layers).
     """
     n_columns = max(map(len, values), default=0)
     names = list(columns) or list(range(first_column, first_column + n_columns))
@@ -81,7 +80,7 @@ def sparkline(values: Sequence[float], *, heading: str, colour: str = RISE, digi
 
 
 def curves(lines: Sequence[tuple[str, str, Sequence[float]]], *, axis: str, dashed: Sequence[float] = ()) -> Markup:
-    """Probabilities over columns: (name, colour, values) of each line, and a dashed level for each."""
+    """Curves of probabilities, each as (name, colour, values), with a dashed horizontal line for each of `dashed`."""
     n = max(len(values) for _, _, values in lines)
     left, top, width, height = 34, 8, max(160.0, min(420.0, 34.0 * n)), 120
 

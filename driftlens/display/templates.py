@@ -1,11 +1,11 @@
-"""The one Jinja environment of every page and card.
+"""The Jinja environment that all pages and cards share.
 
-Templates are `.html` files beside the modules that fill them, named by their place in the package
-("clinics/page.html"). A value is escaped where it is put in, unless it is `Markup`, which only this package's templates
-and drawings make. A name that a template uses and is not given is an error.
+Templates are `.html` files beside the modules that fill them, named by their path in the package ("clinics/page.html").
+Values are escaped when they are inserted, except `Markup`, which only templates and drawings of this package make. An
+undefined name in a template is an error.
 
-In a template, `source(name)` is a style or script that lies in the package, put in as it is, and the filter `tojson`
-writes data in which no character can end the element that holds it.
+In a template, `source(name)` inserts a style or script of the package unchanged. The filter `tojson` writes data so
+that it cannot end the element that holds it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _PACKAGE = "driftlens"
 
 
 def render(name: str, /, **values: Any) -> str:
-    """A template filled with values."""
+    """Fill a template with values."""
     return _environment().get_template(name).render(**values)
 
 
 def macro(name: str, of: str) -> Any:
-    """A template's macro, as a function that returns `Markup`."""
+    """Return a template's macro as a function that returns `Markup`."""
     return getattr(_environment().get_template(of).module, name)
 
 
 @cache
 def source(name: str) -> str:
-    """A file of the package, e.g. "human/page.css"."""
+    """Return the text of a file of the package, e.g. "human/page.css"."""
     return files(_PACKAGE).joinpath(name).read_text("utf-8")
 
 

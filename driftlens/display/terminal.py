@@ -1,8 +1,8 @@
-"""What is printed in a terminal, so that no text of a data file is taken for an instruction.
+"""Print texts of data files in a terminal safely.
 
-Prompts, targets, subjects and file names are other people's. Printed as they are, `[/]` ends the program (rich reads it
-as markup), `:rome:` becomes a picture, and an escape sequence is obeyed by the terminal. So a :class:`Terminal` reads
-no markup at all, and shows control characters written out; what is to be bold is a :func:`styled` text.
+Prompts, targets, subjects and file names come from outside. If rich read them as markup, `[/]` would end the program
+and `:rome:` would become a picture; the terminal would obey escape sequences. A :class:`Terminal` therefore reads no
+markup and shows control characters as escapes. Bold or coloured text is made by :func:`styled`.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ __all__ = ["Terminal", "progress_bars", "shown_warnings", "standard_error", "sta
 
 
 class Terminal(Console):
-    """A console that shows every text as it is, and control characters written out."""
+    """A console that prints every text literally, with control characters as escapes."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = False, **settings: Any) -> None:
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False, **settings)
 
     @override
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Every text comes through here: printed alone, as a cell, or as a title."""
+        """Called for every text, whether it is printed alone, in a cell or as a title."""
         return super().render_str(visible(text), **settings)
 
 
 def standard_output() -> Terminal:
-    """For what a command found: tables as wide as the terminal."""
+    """The console for results; tables are as wide as the terminal."""
     return Terminal()
 
 
 def standard_error() -> Terminal:
-    """For notes, warnings and progress: each a line, however long."""
+    """The console for notes, warnings and progress; lines are not wrapped."""
     return Terminal(stderr=True, soft_wrap=True)
 
 
 def styled(text: str, style: str) -> Text:
-    """The text in a style, such as "bold red"; the only way to have one."""
+    """The text in a style such as "bold red"; there is no other way to style a text."""
     return Text(visible(text), style=style)
 
 
 @contextmanager
 def shown_warnings(errors: Terminal) -> Generator[None]:
-    """Warnings as plain lines: where in the code they come from is no news to the person at the keyboard."""
+    """Show warnings as plain lines, without their place in the code."""
     with warnings.catch_warnings():
 
         def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -70,7 +70,7 @@ def shown_warnings(errors: Terminal) -> Generator[None]:
 
 
 def progress_bars(errors: Terminal) -> Progress:
-    """Progress for somebody who watches: in a log, what counts are the lines on standard output and errors."""
+    """Progress bars, shown in a terminal only, not in a log."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

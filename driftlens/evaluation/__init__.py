@@ -1,4 +1,4 @@
-"""Evaluation: per-prompt NLLs of edited models, what they write, and the scores that are made of both."""
+"""Evaluation: per-prompt NLLs of edited models, generated texts, and the scores computed from both."""
 
 from driftlens.evaluation.fluency import continuations, fluency_scores
 from driftlens.evaluation.nll import evaluate

@@ -1,17 +1,17 @@
-"""Fluency (FL): how varied the words are that an edited model goes on with (paper, 5.1, as the published code counts).
+"""Fluency (FL): how varied the words are that an edited model generates (paper, 5.1, as in the published code).
 
 1. Each of a record's generation prompts is continued to 100 tokens, prompt included, by top-5 sampling.
-2. The text is cut into words, and the entropy of its word bigrams, H₂, and trigrams, H₃, is taken in bits.
+2. The text is split into words, and the entropies of its word bigrams (H₂) and trigrams (H₃) are computed in bits.
 3. A text's value is (⅔ H₂ + 4⁄3 H₃) / 2; FL is 100 times the mean over the record's texts, and a table's value
    is the mean over records.
 
-A model that repeats itself has a low FL; what to aim at is the unedited model's.
+A model that repeats itself has a low FL; the goal is the unedited model's FL.
 
-Which words: the published code cuts with nltk's ``word_tokenize``, whose sentence model has to be downloaded
-(``words="nltk-sentences"``, after ``nltk.download("punkt_tab")``).  The default, ``"nltk-words"``, is the word
-tokenizer inside it, on the whole text.  It leaves a full stop inside the text on the word before, so a text has
-fewer words and FL comes out a few points lower: compare only numbers made with the same one.  Tables name it in
-their column ``words``.
+Word tokenizers: the published code uses nltk's ``word_tokenize``, whose sentence model must be downloaded
+(``words="nltk-sentences"``, after ``nltk.download("punkt_tab")``).  The default, ``"nltk-words"``, applies the word
+tokenizer inside it to the whole text.  It does not separate a full stop inside the text from the word before, so there
+are fewer words and FL is a few points lower.  Compare only numbers of the same tokenizer; tables name it in the column
+``words``.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def continuations(
     batch_size: int = 64,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Every record's generation prompts, continued under its own edit; all records share the batches.
+    """Continue every record's generation prompts under the record's own edit; all records share batches.
 
-    A record's texts depend on the seed, its index and its edit, not on the records beside it.
+    A record's texts depend on the seed, its index and its edit, not on the other records.
 
     Returns:
-        One row per prompt: ``record`` (its index), ``prompt_index``, ``prompt`` and ``text`` (with the
-        prompt).  Records without generation prompts have none.
+        One row per prompt: ``record`` (its index), ``prompt_index``, ``prompt`` and ``text`` (which includes the
+        prompt).  Records without generation prompts have no rows.
 
     Raises:
-        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.evaluation.generation.generate`
-            refuses.
+        DriftlensError: the numbers of records and edits differ, or an error of
+            :func:`driftlens.evaluation.generation.generate`.
     """
     pairs = paired(records, edits)
     asked = [(record, edit, at, prompt) for record, edit in pairs for at, prompt in enumerate(record.generation)]
@@ -82,10 +82,10 @@ def continuations(
 
 
 def fluency_scores(texts: pd.DataFrame, *, words: str = "nltk-words") -> pd.DataFrame:
-    """FL of each record, from a table with at least the columns ``record`` and ``text``.
+    """Compute each record's FL from a table with at least the columns ``record`` and ``text``.
 
     Returns:
-        One row per record, in order of appearance: ``record``, ``fluency``, ``texts`` (how many), ``words``.
+        One row per record, in order of appearance: ``record``, ``fluency``, ``texts`` (their number), ``words``.
 
     Raises:
         DriftlensError: a column is missing, or ``words`` is unknown or lacks its download.
@@ -100,12 +100,12 @@ def fluency_scores(texts: pd.DataFrame, *, words: str = "nltk-words") -> pd.Data
 
 
 def ngram_entropy(words: Sequence[str]) -> float:
-    """(⅔ H₂ + 4⁄3 H₃) / 2 in bits.  A text too short for an n-gram has none to be uncertain of: H = 0."""
+    """(⅔ H₂ + 4⁄3 H₃) / 2 in bits; H = 0 for a text without an n-gram."""
     return sum(weight * _entropy(words, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)
 
 
 def clean(text: str) -> str:
-    """As the published code does before it cuts: compatibility characters decomposed, paragraphs joined."""
+    """Normalise a text as the published code does: decompose compatibility characters and join paragraphs."""
     return unicodedata.normalize("NFKD", text).replace("\n\n", " ")
 
 

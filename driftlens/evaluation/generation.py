@@ -1,13 +1,10 @@
-"""Continuing many prompts at once, each under its own edit, with a key-value cache.
+"""Continue many prompts at once, each under its own edit, with a key-value cache.
 
-1. Rows are sorted by length and aligned at their last token, with padding in front, so that one column is the
-   newest of every row.
-2. One pass over the prompts keeps all keys and values; every further step runs one column, and what attention
-   puts together there is the next step's cache.
+1. Rows are sorted by length and padded on the left, so that the newest token of every row is in the same column.
+2. One pass over the prompts caches all keys and values; every further step runs one column and extends the cache.
 3. Different edits are rows of one batch, through hooks; rows that have ended leave the batch.
-4. Each row draws from a random stream of its own, made from the seed and the row's key on the CPU before the
-   first step.  So its text is the same in every batch, in every order and on every device, but for float
-   rounding.
+4. Each row has its own random stream, made on the CPU from the seed and the row's key.  Up to float rounding, its text
+   is therefore the same in every batch, in every order and on every device.
 """
 
 from __future__ import annotations
@@ -28,15 +25,15 @@ from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows, tokenize_prompts
 
 Key = str | int | tuple[str | int, ...]
-"""What tells one row's random stream from another's."""
+"""Identifies a row's random stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A prompt and how the model went on.
+    """A prompt and its continuation.
 
-    ``ids`` are the prompt's tokens (BOS included where the tokenizer adds one) and then the new ones.  An EOS
-    that ended the text is not among them.
+    ``ids`` are the prompt's tokens (with BOS if the tokenizer adds one) followed by the new tokens, without an EOS that
+    ended the text.
     """
 
     prompt: str
@@ -47,7 +44,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """Prompt and continuation; a chat's answer begins a line of its own."""
+        """Prompt and continuation; a chat's answer begins on its own line."""
         return f"{self.prompt}\n{self.continuation}" if self.chat else self.prompt + self.continuation
 
 
@@ -78,20 +75,20 @@ def generate(
         model: the vanilla model.
         prompts: the texts to continue.
         edits: one edit for all prompts or one for each; ``None`` is the vanilla model.
-        top_k: each token is drawn among the ``top_k`` likeliest, by their probabilities; 1 is greedy.
-        seed: same seed, same texts.
-        keys: what a row's random stream is made from beside the seed.  Default: the prompt and how often it
-            came before in the list, so that a prompt given twice is continued in two ways.
-        max_tokens: the length of the whole text in tokens, prompt and BOS included, as in the published code.
-            The model's context limits it too.  A prompt that is that long already is returned as it is.
-        stop_at_eos: end a text at the model's EOS.  Default: a chat ends there, since its turn is over; a plain text
-            goes on, as in the published code.  The text leaves EOS out either way.
+        top_k: each token is drawn from the ``top_k`` most probable ones, by their probabilities; 1 is greedy.
+        seed: the seed of the random streams.
+        keys: identify each row's random stream beside the seed.  Default: the prompt and the number of its earlier
+            occurrences in the list, so that a repeated prompt gets different continuations.
+        max_tokens: the length of the whole text in tokens, prompt and BOS included, as in the published code; at most
+            the model's context.  A prompt of that length or more is returned unchanged.
+        stop_at_eos: whether a text ends at the model's EOS.  Default: a chat does, and a plain text goes on, as in the
+            published code.  EOS is never part of the text.
         batch_size: rows at a time.
         on_rows: called with (rows done, rows in all).
 
     Raises:
         DriftlensError: a prompt is empty or too long for the model, ``top_k`` or ``max_tokens`` is below 1, or
-            edits or keys are not as many as prompts.
+            the numbers of edits, keys and prompts differ.
     """
     if top_k < 1 or max_tokens < 1:
         raise DriftlensError(f"top_k is {top_k} and max_tokens {max_tokens}; expected 1 or more of each")
@@ -108,7 +105,7 @@ def generate(
         _Row(prompt=prompt.text, ids=prompt.ids, edit=edit, key=key)
         for prompt, edit, key in zip(tokenized, acting, key_list, strict=True)
     ]
-    # By length, for little padding; among equals by edit, for few different edits in a batch.
+    # By length, for little padding; among equal lengths by edit, for few different edits in a batch.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), id(rows[i].edit)))
     limit = min(max_tokens, model.n_ctx)
     stop = bool(model.frame) if stop_at_eos is None else stop_at_eos
@@ -144,7 +141,7 @@ def _occurrences(prompts: Sequence[str]) -> list[Key]:
 def _continue(
     model: LensModel, rows: Sequence[_Row], *, limit: int, top_k: int, seed: int, eos: int | None
 ) -> list[list[int]]:
-    """All of one batch, one column after the other."""
+    """Continue one batch, column by column."""
     grown = [list(row.ids) for row in rows]
     draws = torch.stack([_draws(row.key, seed, limit) for row in rows])
     active = [i for i, row in enumerate(rows) if len(row.ids) < limit]
@@ -175,27 +172,27 @@ def _continue(
 
 
 def _draws(key: Key, seed: int, count: int) -> Float[Tensor, "count"]:
-    """One number for every place of the row; hashing keeps neighbouring seeds and keys apart."""
+    """Draw one number for every place of the row; hashing makes streams of similar seeds and keys independent."""
     digest = hashlib.sha256(f"{seed} {key!r}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def _choose(logits: Float[Tensor, "rows d_vocab"], draws: Float[Tensor, "rows"], top_k: int) -> list[int]:
-    """The token of each row at which the cumulated probability of its likeliest tokens passes the draw."""
+    """Choose each row's first token at which the cumulative probability of the top tokens exceeds the draw."""
     values, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     cumulated = values.cpu().double().softmax(dim=-1).cumsum(dim=-1)
-    # The last sum is 1 but for rounding, and a draw is below 1.
+    # The last sum is 1 up to rounding, and a draw is below 1.
     place = (cumulated[:, :-1] <= draws[:, None]).sum(dim=-1, keepdim=True)
     chosen: Int[Tensor, "rows"] = candidates.cpu().gather(1, place).squeeze(1)
     return chosen.tolist()
 
 
 def _continuation(model: LensModel, ids: Sequence[int], n_prompt: int) -> str:
-    """The text of the new tokens.
+    """Decode the new tokens.
 
-    The whole is decoded and the prompt's own text cut off, since a tokenizer may decode a token differently
-    (without its leading blank) where nothing stands before it.
+    The whole text is decoded and the prompt's part removed, because a tokenizer may drop the leading blank of the first
+    token that it decodes.
     """
     tokenizer = model.tokenizer
 

@@ -1,12 +1,12 @@
-"""Per-prompt NLLs: one long table that every score is computed from.
+"""Per-prompt NLLs: the long table from which every score is computed.
 
-1. Different edits run as rows of one batch, through hooks; no weight is written.
-2. A row holds several prompts under one edit, each with both of its targets, as a tree: what they begin with in
-   common, a prompt for its targets or a distractor for its prompts, is run once.
-3. Rows are filled up to a width, and those of similar width share a pass, so that almost no column is padding
+1. Different edits run as rows of one batch, through hooks; no weights are changed.
+2. A row holds several prompts under one edit, each with both targets, as a tree: a common prefix (a prompt of its two
+   targets, a distractor of several prompts) is computed once.
+3. Rows are filled up to a width, and rows of similar width share a pass, so that there is almost no padding
    (:mod:`driftlens.models.grouping`).
 
-A prompt that the model cannot read, because it is too long with its target, costs its own NLL and no other.
+If the model cannot read a prompt, because it is too long with its target, only this prompt's NLL is missing.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from driftlens.models.prompts import (
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
 WIDTH = 96
-"""How wide a row of several prompts is at most, in tokens.
+"""The greatest width of a row of several prompts, in tokens.
 
-A wider row shares more beginnings and leaves less padding, but attention is computed between all of its columns, which
-a small model feels.  By counted operations on 16 of the paper's records, this width is within 3 % of the best for a
-GPT-2 of 6 M and a Llama of 135 M parameters."""
+A wider row shares more prefixes and leaves less padding, but attention is computed between all of its columns, which
+costs a small model relatively much.  In operations counted on 16 of the paper's records, this width is within 3 % of
+the best for a GPT-2 of 6 M and a Llama of 135 M parameters."""
 TYPES = {"record": "int64", "prompt_index": "int64", "nll_true": "float64", "nll_new": "float64"}
 
 
@@ -100,15 +100,15 @@ def evaluate(
         records: one record or several.
         edits: the edit of each record; ``None`` (also for single records) is the vanilla model.
         tasks: which tasks; default all that the records have.
-        batch_size: prompts at a time.  It does not change the numbers beyond float rounding.
-        on_rows: called with (rows done, rows in all); a row is a prompt with both of its targets, one in the table.
+        batch_size: prompts at a time; it changes the numbers only by float rounding.
+        on_rows: called with (rows done, rows in all), in rows of the table.
         on_problem: called with (record, task, prompt index, reason) for each prompt that the model cannot read with
             one of its targets.  Default: one warning that lists them.
 
     Returns:
-        One row per prompt: ``record`` (its index), ``task``, ``prompt_index``, ``group`` (the data set's own
-        grouping of prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token; NaN where the model
-        cannot read the prompt with that target, which is too long, as a rule.
+        One row per prompt: ``record`` (its index), ``task``, ``prompt_index``, ``group`` (the dataset's own grouping of
+        prompts, if any), ``nll_true`` and ``nll_new``, in nats per target token.  NLLs are NaN if the model cannot read
+        the prompt with that target, usually because it is too long.
 
     Raises:
         DriftlensError: the numbers of records and edits differ, or a task is unknown.
@@ -154,8 +154,9 @@ def evaluate(
 def _cells(
     model: LensModel, prompts: Sequence[TaskPrompt], first: int
 ) -> Iterator[tuple[list[_Cell], list[DriftlensError]]]:
-    """The cells of each prompt, and the errors of those that cannot be read; the first prompt's entry is number
-    `first`.
+    """Return the cells of each prompt, and the errors of prompts that cannot be read.
+
+    Entries are numbered from `first`.
     """
     pairs = [(prompt.text, target) for prompt in prompts for target in (prompt.target_true, prompt.target_new)]
     tokenized = iter(try_tokenize_prompts(model, pairs))
@@ -184,7 +185,7 @@ def _tell(problems: Sequence[Problem], total: int, on_problem: Callable[[int, st
 
 
 def _rows(edit: Edit | None, cells: Sequence[_Cell], *, most: int) -> list[_Row]:
-    """Rows of at most ``most`` cells that are as wide as ``WIDTH`` allows; sorted, since neighbours begin alike."""
+    """Fill rows with at most ``most`` cells, up to ``WIDTH``, in sorted order, in which neighbours share prefixes."""
     rows: list[list[_Cell]] = []
     width, before = 0, ()
     for cell in sorted(cells, key=lambda cell: cell.prompt.forced):
@@ -199,12 +200,12 @@ def _rows(edit: Edit | None, cells: Sequence[_Cell], *, most: int) -> list[_Row]
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """The length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class _Values:
-    """Mean NLLs of cells, as they come to be known."""
+    """Computes and collects the mean NLLs of cells."""
 
     def __init__(
         self,
@@ -227,7 +228,7 @@ class _Values:
     def fill(self) -> None:
         """All cells of all rows."""
         self._run(self.rows)
-        # What is not finite in one prompt reaches all of its row, since 0 times NaN is NaN: there each is asked alone.
+        # A non-finite value in one prompt spreads over its row (0 · NaN = NaN), so these prompts are run one by one.
         spoiled = [row for row in self.rows if not all(math.isfinite(self.found[cell]) for cell in row.cells)]
         alone = [own for row in spoiled for own in row.by_prompt()]
         if len(alone) > len(spoiled):

@@ -12,7 +12,7 @@ from driftlens.errors import DriftlensError
 def paired(
     records: Record | Sequence[Record], edits: Edited | Sequence[Edited | None] | None
 ) -> list[tuple[Record, Edit | None]]:
-    """Each record with its edit; ``None``, for all or for one, is the vanilla model.
+    """Pair each record with its edit; ``None``, for all records or for one, is the vanilla model.
 
     Raises:
         DriftlensError: the numbers of records and edits differ.

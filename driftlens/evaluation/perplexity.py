@@ -2,11 +2,11 @@
 
 1. The texts are joined by blanks and tokenised once; the first N = 100 tokens are kept, BOS included where the
    tokenizer adds one.
-2. PPL = exp(−(1/N) Σ log P(token | those before it)), the sum over all tokens but the first.  The published
-   code divides by N, not by the N − 1 tokens that are predicted, and so does this.
+2. PPL = exp(−(1/N) Σ log P(token | previous tokens)), summed over all tokens but the first.  As in the published code,
+   the divisor is N, not N − 1, the number of predicted tokens.
 
-All models read the same tokens, so what stands below the first edited layer is computed once for all of them;
-above it every edit is a row of one batch.
+All models read the same tokens, so the layers below the first edited one are computed once for all edits; from there,
+every edit is a row of one batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def perplexities(
     batch_size: int = 32,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """PPL of ``texts`` under each edit.
+    """Compute the PPL of ``texts`` under each edit.
 
     Args:
         model: the vanilla model.
@@ -51,7 +51,7 @@ def perplexities(
         One row per edit: ``record``, ``perplexity``, ``tokens`` (N, or fewer if the texts are shorter).
 
     Raises:
-        DriftlensError: fewer than two tokens of text, or records and edits are not as many.
+        DriftlensError: the texts have fewer than two tokens, or the numbers of records and edits differ.
     """
     edit_list = edits_or_none(edits, 1)
     labels = list(range(len(edit_list))) if records is None else [record.index for record in records]
@@ -85,7 +85,7 @@ def _of_batch(
     resid = model.run(batch, hooks=edit_hooks(model, edits), start=first, resid=below.expand(len(edits), -1, -1))
     precision = torch.promote_types(model.dtype, torch.float32)
     totals: list[float] = []
-    # Row by row: the logits of a whole batch at every position would be the largest tensor by far.
+    # Row by row: the logits of a whole batch would be by far the largest tensor.
     for row in resid[:, :-1]:
         logits = model.unembed(row).to(precision)
         totals.append(float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").double()))
@@ -93,5 +93,5 @@ def _of_batch(
 
 
 def _exp(nll: float) -> float:
-    """A broken model's perplexity may be beyond every float: infinity then."""
+    """The exponential, or infinity if a broken model's perplexity exceeds every float."""
     return math.exp(nll) if nll < 709 else math.inf

@@ -1,13 +1,12 @@
-"""Reference score (REF): whether an edited model goes on as texts about the new fact do (ROME's consistency).
+"""Reference score (REF): how similar generated texts are to texts about the new fact (ROME's consistency).
 
-1. A record's generated texts are joined, and so are the reference texts: Wikipedia snippets about things of
-   which the edit's relation and new object are true.
-2. Both become TF-IDF vectors: words of two or more letters, lower case, counts times
-   idf = ln((1 + documents) / (1 + documents with the word)) + 1.  Words that the statistics do not know are left
-   out.
-3. REF is 100 times the cosine of the two.
+1. A record's generated texts are joined, and so are its reference texts: Wikipedia snippets about things for which the
+   edit's relation and new object are true.
+2. Both become TF-IDF vectors of lower-case words of two or more letters: counts times
+   idf = ln((1 + documents) / (1 + documents with the word)) + 1.  Unknown words are left out.
+3. REF is 100 times the cosine of the two vectors.
 
-The statistics are those of all snippets (:meth:`TfIdf.fit`), or the ones distributed with ROME
+The document frequencies come from all snippets (:meth:`TfIdf.fit`) or from the files distributed with ROME
 (:meth:`TfIdf.load`), which the published code uses.
 """
 
@@ -38,7 +37,7 @@ class TfIdf:
 
     @classmethod
     def fit(cls, documents: Iterable[str]) -> TfIdf:
-        """Weights from a collection of texts.
+        """Compute weights from a collection of texts.
 
         Raises:
             DriftlensError: there is no text.
@@ -54,10 +53,10 @@ class TfIdf:
 
     @classmethod
     def load(cls, vocabulary: str | PathLike[str], idf: str | PathLike[str]) -> TfIdf:
-        """Weights from two files: a JSON object from word to place, and a NumPy array of weights by place.
+        """Read weights from two files: a JSON object that maps words to indexes, and a NumPy array of weights.
 
         Raises:
-            DriftlensError: a file cannot be read, or the two do not fit together.
+            DriftlensError: a file cannot be read, or the two do not match.
         """
         try:
             with open(vocabulary, encoding="utf-8") as file:  # noqa: PTH123 (a PathLike need not be a Path)
@@ -71,7 +70,7 @@ class TfIdf:
             ) from error
 
     def similarity(self, first: str, second: str) -> float:
-        """Cosine of the two texts' vectors; 0 where one has no known word."""
+        """Cosine of the two texts' vectors; 0 if a text has no known word."""
         one, other = self._vector(first), self._vector(second)
         lengths = math.sqrt(sum(x * x for x in one.values())) * math.sqrt(sum(x * x for x in other.values()))
         return sum(weight * other.get(word, 0.0) for word, weight in one.items()) / lengths if lengths else 0.0
@@ -87,7 +86,7 @@ def reference_scores(
     snippets: Mapping[tuple[str, str], Sequence[str]],
     tfidf: TfIdf,
 ) -> pd.DataFrame:
-    """REF of each record that has generated texts and reference texts.
+    """Compute the REF of each record that has generated texts and reference texts.
 
     Args:
         texts: a table with at least the columns ``record`` and ``text``

@@ -1,6 +1,6 @@
-"""Scores from per-prompt NLLs (paper, 2.1 and 5.1), whoever computed them.
+"""Scores from per-prompt NLLs (paper, 2.1 and 5.1), from driftlens or elsewhere.
 
-With P(o | prompt) = exp(−NLL), the mean over the target's tokens inside (the published code's convention):
+With P(o | prompt) = exp(−NLL), where NLL is the mean over the target's tokens (the published code's convention):
 
 ==============  =======================  ===========================  =====================
 scores          task                     a prompt counts when         magnitude is the mean
@@ -18,8 +18,8 @@ DRS             distract_relation        P(true) > P(new)             –
 ==============  =======================  ===========================  =====================
 
 Comparisons are strict, so a tie fails.  Means are over prompts, not over records.  Avg.S is the
-harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.  The last two have no name in the paper
-and stand behind its scores where the table has such prompts.
+harmonic mean of ES, PS, NS, RS and DNS.  Everything is in percent.  The paper does not name the last two, which
+follow its scores if the table has such prompts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from driftlens.statistics.intervals import (
 )
 
 SCORES = {
-    # score: (task, which target must be the likelier)
+    # score: (task, the target that must be more probable)
     "ES": ("rewrite", "new"),
     "PS": ("paraphrase", "new"),
     "NS": ("neighborhood", "true"),
@@ -58,7 +58,7 @@ ORDER = ("ES", "EM", "PS", "PM", "NS", "NM", "RS", "RM", "DNS", "DNM", "RES", "O
 WITHOUT_NAME = ("AS", "DRS")
 OF_RECORDS = {"FL": "fluency", "REF": "reference", "PPL": "perplexity"}
 NAMES = {
-    # As the paper spells them out (2.1, 5.1, E.1); AS and DRS are not in it.
+    # The paper's names (2.1, 5.1, E.1); AS and DRS are ours.
     "ES": "Efficacy Score",
     "EM": "Efficacy Magnitude",
     "PS": "Paraphrase Score",
@@ -86,19 +86,18 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
     """The scores of a long table with at least the columns ``task, nll_true, nll_new``.
 
     Args:
-        nlls: a line per prompt, as :func:`driftlens.evaluate` gives it or from anywhere else; one with a NaN is left
-            out.  With a column ``record``, the intervals that take a record's prompts together are there too.
-        resamples: draws of the bootstrap; 0 leaves it out.
-        seed: same seed, same draws.
+        nlls: a row per prompt, from :func:`driftlens.evaluate` or elsewhere; rows with a NaN are left out.  With a
+            column ``record``, the prompts of a record form a cluster.
+        resamples: number of bootstrap draws; 0 leaves the bootstrap out.
+        seed: the seed of the draws.
 
     Returns:
-        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``, then ``AS`` and ``DRS`` where the table has
-        such prompts.  Columns ``value, low, high, n``: percent, its 95 % interval (Wilson's, with a record's
-        prompts as one cluster; without ``record`` each prompt is one), and the number of prompts; ``cluster_low,
-        cluster_high``: the middle 95 % of the value over draws of the records with replacement.  No interval leaves 0
-        to 100, and none depends on the order of the rows.  A score without a prompt is NaN with n = 0; Avg.S is
-        NaN unless all its parts are there, and 0 if one of them is.  Avg.S has the bootstrap interval only, and
-        its n is that of its smallest part.
+        Index ``ES EM PS PM NS NM RS RM DNS DNM RES OS DOS Avg.S``, then ``AS`` and ``DRS`` if the table has such
+        prompts.  Columns ``value, low, high, n``: the score in percent, its 95 % interval (Wilson's, over clusters;
+        without ``record``, each prompt is its own cluster), and the number of prompts.  ``cluster_low, cluster_high``:
+        the 95 % bootstrap interval over records.  Intervals stay between 0 and 100 and do not depend on the order of
+        the rows.  A score without prompts is NaN with n = 0.  Avg.S is NaN if one of its parts is missing, and 0 if one
+        of them is 0.  It has only the bootstrap interval, and its n is that of its smallest part.
 
     Raises:
         DriftlensError: a column is missing.
@@ -126,13 +125,13 @@ def summarize(nlls: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd
 
 
 def harmonic_mean(parts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the first dimension; 0 where a part is 0, NaN where one is missing."""
+    """The harmonic mean over the first dimension; 0 if a part is 0, NaN if one is missing."""
     with np.errstate(divide="ignore"):
         return len(parts) / (1 / parts).sum(axis=0)
 
 
 def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
-    """What each score and magnitude is the mean of, in percent."""
+    """The observations in percent whose mean is each score or magnitude."""
     for column in ("task", "nll_true", "nll_new"):
         if column not in nlls.columns:
             raise DriftlensError(f"the table has no column {column!r}; expected at least task, nll_true, nll_new")
@@ -149,7 +148,7 @@ def _observations(nlls: pd.DataFrame) -> dict[str, Floats]:
 
 
 def _counted(nlls: pd.DataFrame, task: str) -> NDArray[np.bool_]:
-    """The prompts of a task that both targets were measured on."""
+    """The prompts of a task with NLLs of both targets."""
     measured = nlls[["nll_true", "nll_new"]].notna().all(axis=1)
     return np.asarray((nlls["task"] == task) & measured, dtype=bool)
 
@@ -160,17 +159,17 @@ def _task_of(name: str) -> str:
 
 
 def summarize_records(*tables: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """FL, REF and PPL from tables with a line per record, in the form of :func:`summarize`.
+    """Summarise FL, REF and PPL from tables with a row per record, in the form of :func:`summarize`.
 
     Args:
         tables: tables with a column ``record`` and one or more of ``fluency``, ``reference``, ``perplexity``.
-        resamples: draws of the bootstrap over records; 0 leaves it out.
-        seed: same seed, same draws.
+        resamples: number of bootstrap draws of records; 0 leaves the bootstrap out.
+        seed: the seed of the draws.
 
     Returns:
-        The rows ``FL``, ``REF`` and ``PPL``, those of them that a table has: the mean over records, its 95 %
-        interval (Wilson's for REF, which is a percentage; else one that stays positive), the number of records, and the
-        middle 95 % of the mean over draws of records.
+        The rows ``FL``, ``REF`` and ``PPL``, as far as a table has them: the mean over records, its 95 % interval
+        (Wilson's for REF, which is a percentage; otherwise a positive one), the number of records, and the 95 %
+        bootstrap interval over records.
 
     Raises:
         DriftlensError: a table has none of these columns, or no ``record``.

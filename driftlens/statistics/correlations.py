@@ -1,7 +1,7 @@
-"""How a drift factor goes with the edited model's answers: Pearson's ρ with P(o_edit) over many prompts (paper, 3.3).
+"""Correlate drift factors with the edited model's answers: Pearson's ρ with P(o_edit) over many prompts (paper, 3.3).
 
-Prompts of one record share an edit, so they are not independent: beside Fisher's interval, which takes them as such, a
-bootstrap resamples whole records.
+Prompts of one record share an edit, so they are not independent. Fisher's interval assumes that they are; a bootstrap
+over records does not.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Correlation:
     """Pearson's ρ with its p-value and two 95 % intervals.
 
     Attributes:
-        rho, p, n: as of :func:`scipy.stats.pearsonr` over all points.
-        low, high: Fisher's interval, which takes the points as independent.
-        cluster_low, cluster_high: percentile bootstrap that resamples whole groups (records), since prompts of one
-            record share an edit and are not independent; NaN without groups.
+        rho, p, n: from :func:`scipy.stats.pearsonr` over all points.
+        low, high: Fisher's interval, which assumes independent points.
+        cluster_low, cluster_high: percentile bootstrap over groups (records), whose points are not independent; NaN
+            without groups.
     """
 
     rho: float
@@ -55,13 +55,13 @@ def correlation(
     Args:
         x: a factor's values.
         y: the probabilities, in the same order.
-        groups: which record each point belongs to, for the interval that respects it.
-        resamples: resamples of the bootstrap.
-        seed: of the bootstrap.
+        groups: the record of each point, for the bootstrap interval.
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the bootstrap.
 
     Raises:
-        DriftlensError: fewer than three points, lists of different lengths, a value that is no finite number, or a
-            constant variable.
+        DriftlensError: fewer than three points, lists of different lengths, a value that is not finite, or a constant
+            variable.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(a) != len(b) or len(a) < 3:
@@ -76,7 +76,7 @@ def correlation(
     interval = result.confidence_interval(0.95)
     nan = float("nan")
     codes = np.zeros(0, dtype=int) if groups is None else numbered(_labels(groups))
-    # A single group can be resampled in one way only, which says nothing.
+    # A single group has only one resample.
     cluster = (
         percentile_interval(_resampled(a, b, codes, resamples, seed)) if codes.size and codes.max() > 0 else (nan, nan)
     )
@@ -100,10 +100,10 @@ def correlation_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """|ρ(x, y)| − |ρ(other, y)|, with the 95 % interval of a bootstrap that resamples whole groups (records).
+    """|ρ(x, y)| − |ρ(other, y)|, with a 95 % bootstrap interval over groups (records).
 
-    Both factors are measured on the same prompts, so their correlations are far from independent; every resample
-    compares the two.
+    Both factors are measured on the same prompts, so their correlations are not independent. Every resample therefore
+    compares the two on the same groups.
     """
     codes = numbered(_labels(groups))
     a, b, c = (np.asarray(values, dtype=float) for values in (x, other, y))
@@ -115,16 +115,16 @@ def correlation_difference(
 
 
 def _labels(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.object_]:
-    labels = np.empty(len(groups), dtype=object)  # of tuples NumPy would make a second dimension
+    labels = np.empty(len(groups), dtype=object)  # NumPy would turn tuples into a second dimension
     labels[:] = list(groups)
     return labels
 
 
 def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int, seed: int) -> Floats:
-    """ρ of each resample of whole groups: a weight per group, so ρ comes from weighted sums."""
-    order = np.lexsort((b, a, group))  # no sum is rounded otherwise for points in another order
+    """ρ of each resample of groups, from sums weighted by how often each group was drawn."""
+    order = np.lexsort((b, a, group))  # so that rounding does not depend on the order
     a, b, group = a[order], b[order], group[order]
-    # Sums of squares around the mean: ρ is the same, and no digit is lost to a large offset.
+    # Centring leaves ρ unchanged and avoids cancellation under a large offset.
     a, b = a - a.mean(), b - b.mean()
     n_groups = int(group.max()) + 1
     draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
@@ -132,5 +132,5 @@ def _resampled(a: Floats, b: Floats, group: npt.NDArray[np.int_], resamples: int
     sums = np.stack([np.bincount(group, weights=values, minlength=n_groups) for values in moments])
     n, sa, sb, saa, sbb, sab = (draws @ sums.T).T
     variance = (saa - sa**2 / n) * (sbb - sb**2 / n)
-    variance[variance <= 1e-18 * variance.max()] = np.nan  # one group over and over may have no spread
+    variance[variance <= 1e-18 * variance.max()] = np.nan  # a resample that repeats one group may have no variance
     return (sab - sa * sb / n) / np.sqrt(variance)

@@ -1,16 +1,16 @@
-"""Means with their uncertainty, told in two ways that both take what belongs together as one.
+"""Means with two kinds of 95 % interval, both for clustered observations.
 
-Ten prompts of one edit fail together, so a record's prompts are one cluster of observations.
+The prompts of one edit tend to fail together, so a record's prompts form one cluster.
 
-1. An interval that cannot leave the range of the values. For percentages it is Wilson's score interval with the
-   effective sample size, the number of independent observations with the same standard error, and Student's t of the
+1. An interval that stays in the range of the values. For percentages it is Wilson's score interval with the effective
+   sample size (the number of independent observations with the same standard error) and Student's t for the number of
    clusters (Dean & Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
    2015). For positive numbers it is symmetric in the logarithm.
-2. The clustered bootstrap: records are drawn with replacement, each with all its observations, the mean is
-   taken over what was drawn, and the interval is the middle 95 % of many such means.
+2. The clustered bootstrap: records are drawn with replacement, each with all its observations, and the interval covers
+   the middle 95 % of the means of the draws.
 
-Neither depends on the order of the observations.  Of any other statistic of a table of counts,
-:func:`corrected_interval` gives a bootstrap interval that holds for few rows too.
+Neither depends on the order of the observations.  For other statistics of a table of counts,
+:func:`corrected_interval` computes a bootstrap interval that is valid for few rows too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LEVEL = 0.975
 def bounded_interval(
     values: Floats, clusters: Clusters | None = None, *, bounds: tuple[float, float] = (0.0, 100.0)
 ) -> tuple[float, float, float, int]:
-    """Mean of values that lie between ``bounds``, its 95 % interval, which does too, and the number of values.
+    """Mean of values that lie between ``bounds``, its 95 % interval within them, and the number of values.
 
     With p the mean as a share of the range and v the variance of p over the clusters (G of them), the effective sample
     size is n = p (1 − p) / v, and the interval is that of Wilson, (p + t²/2n ± t √(p (1 − p)/n + t²/4n²)) / (1 + t²/n),
@@ -41,11 +41,11 @@ def bounded_interval(
 
     Args:
         values: the observations.
-        clusters: the cluster of each; default: each is one of its own.
-        bounds: the least and the most that an observation can be.
+        clusters: the cluster of each observation; default: each is its own cluster.
+        bounds: the least and the greatest possible value.
 
     Returns:
-        Mean, low, high, n; NaN for the interval where there are fewer than two clusters.
+        Mean, low, high, n; the interval is NaN for fewer than two clusters.
     """
     least, most = bounds
     mean, error, count = _clustered(values, clusters)
@@ -63,10 +63,10 @@ def bounded_interval(
 
 
 def positive_interval(values: Floats, clusters: Clusters | None = None) -> tuple[float, float, float, int]:
-    """Mean of positive values, its 95 % interval, which is positive too, and the number of values.
+    """Mean of positive values, its positive 95 % interval, and the number of values.
 
     The interval is m · exp(± t · s / m), with s the standard error over the clusters and t as in
-    :func:`bounded_interval`: the mean's own, transformed so that it is symmetric in the logarithm.
+    :func:`bounded_interval`: the usual interval of the mean, made symmetric in the logarithm.
     """
     mean, error, count = _clustered(values, clusters)
     if count < 2 or mean <= 0 or not np.isfinite(mean):
@@ -78,12 +78,12 @@ def positive_interval(values: Floats, clusters: Clusters | None = None) -> tuple
 def interval_ends(
     groups: Any, *, bounds: tuple[float, float] = (0.0, 100.0), clusters: pd.Series | None = None
 ) -> tuple[list[float], list[float]]:
-    """The low and the high end of :func:`bounded_interval` of each group of a grouped column, in their order.
+    """The lower and upper ends of :func:`bounded_interval` for each group of a grouped column, in their order.
 
     Args:
         groups: a column of a ``groupby``.
         bounds: as in :func:`bounded_interval`.
-        clusters: what each row belongs to; default: each is one of its own.
+        clusters: the cluster of each row; default: each is its own cluster.
     """
     found = [
         bounded_interval(
@@ -95,7 +95,7 @@ def interval_ends(
 
 
 def _student(clusters: int) -> float:
-    """Student's t below which lies all but half of 5 %."""
+    """The 97.5 % quantile of Student's t."""
     return float(stdtrit(clusters - 1, _LEVEL))
 
 
@@ -107,7 +107,7 @@ def _clustered(values: Floats, clusters: Clusters | None) -> tuple[float, float,
     of = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     values, of = _ordered(values, of)
     mean = float(values.mean())
-    with np.errstate(invalid="ignore"):  # an infinite value has no interval
+    with np.errstate(invalid="ignore"):  # no interval with an infinite value
         residuals = np.bincount(of, values - mean)
     count = len(residuals)
     if count < 2:
@@ -116,7 +116,7 @@ def _clustered(values: Floats, clusters: Clusters | None) -> tuple[float, float,
 
 
 def _ordered(values: Floats, clusters: Clusters) -> tuple[Floats, Clusters]:
-    """By cluster and value, so that no sum is rounded otherwise for rows in another order."""
+    """Sort by cluster and value, so that rounding does not depend on the order of the rows."""
     order = np.lexsort((values, clusters))
     return values[order], clusters[order]
 
@@ -133,7 +133,7 @@ def resampled_means(
         values: the observations of each series.
         clusters: the cluster of each observation, as a number from 0.
         resamples: how many draws.
-        seed: same seed, same draws.
+        seed: the seed of the draws.
     """
     ordered = {name: _ordered(series, clusters[name]) for name, series in values.items()}
     count = 1 + max((int(of.max()) for of in clusters.values() if len(of)), default=-1)
@@ -155,7 +155,7 @@ def resampled_means(
 
 
 def percentile_interval(means: Floats) -> tuple[float, float]:
-    """The middle 95 % of the draws that have a mean; NaN where none has."""
+    """The middle 95 % of the draws, without NaN; NaN if all draws are."""
     if np.isnan(means).all():
         return float("nan"), float("nan")
     low, high = np.nanpercentile(means, [2.5, 97.5])
@@ -169,7 +169,7 @@ def corrected_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A bias-corrected, widened percentile interval (95 %) of a statistic of a table of counts, over draws of its rows.
+    """A bias-corrected, widened 95 % percentile interval of a statistic of a table of counts, by a bootstrap over rows.
 
     Plain percentile intervals are too narrow for twenty rows, and drawing rows twice biases a statistic such as Fleiss'
     κ downward.  So the percentiles are bias-corrected (Efron, 1987) and widened to Student's t (Hesterberg, 2015): the
@@ -196,7 +196,7 @@ def corrected_interval(
 
 
 def numbered(clusters: object) -> Clusters:
-    """The clusters of a column as numbers from 0, in their own order, whatever the order of the rows."""
+    """Number the clusters of a column from 0, in sorted order, independent of the order of the rows."""
     codes, names = pd.factorize(np.asarray(clusters, dtype=object), use_na_sentinel=False)
     try:
         ranked = sorted(range(len(names)), key=lambda at: names[at])
@@ -215,7 +215,7 @@ def summary_row(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float, float, int, float, float]:
-    """One line of a summary table, in the order of ``COLUMNS``, for a series of its own.
+    """One line of a summary table, in the order of ``COLUMNS``, for one series.
 
     ``bounds`` are those of :func:`bounded_interval`; None is for positive values.  Without clusters, or with fewer than
     two, the bootstrap interval is NaN.

@@ -14,17 +14,17 @@ __all__ = ["ROLES", "SUBJECT_ROLES", "average_by_role"]
 
 SUBJECT_ROLES = ("first subject token", "middle subject tokens", "last subject token")
 ROLES = ("before subject", *SUBJECT_ROLES, "after subject", "test subject", "test prompt", "last token")
-"""In the order in which they stand in a prompt; "subject" is the edited one, "test subject" the test prompt's own."""
+"""In the order of a prompt; "subject" is the edited subject, "test subject" that of the test prompt."""
 
 
 def average_by_role(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Role × layer grids of a table's `effect`, averaged over cases, for each combination of `keys`.
+    """Average a table's `effect` over cases, for each combination of `keys`, role and layer.
 
-    A role's tokens are averaged within each case first, so a case with a long subject counts once; then cases are
-    averaged. `low` and `high` are the 95 % interval of that mean over the cases that have the role (`cases`), NaN for a
-    single one; like the effects it stays between -1 and 1 (:func:`driftlens.statistics.intervals.bounded_interval`).
-    `example` is the role's text in the first such case. The columns are `keys`, then `role, example, layer, effect,
-    low, high, cases`; rows are in the order of a prompt.
+    A role's tokens are first averaged within each case, so that a case with a long subject counts once, and then over
+    cases. `low` and `high` are the 95 % interval of this mean over the `cases` that have the role, NaN for a single
+    case; it stays between -1 and 1 (:func:`driftlens.statistics.intervals.bounded_interval`). `example` is the role's
+    text in the first such case. The columns are `keys`, then `role, example, layer, effect, low, high, cases`; rows are
+    in the order of a prompt.
     """
     groups = [*keys, "role", "layer"]
     cells: Any = table.groupby([*groups, "case"], sort=False)
@@ -33,7 +33,7 @@ def average_by_role(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     grid: Any = by_group.agg(effect="mean", cases="count").reset_index()
     grid["low"], grid["high"] = interval_ends(by_group, bounds=(-1.0, 1.0))
     grid["example"] = grid["role"].map(_examples(table))
-    # Keys in the order in which they stand in the table.
+    # Keys keep their order in the table.
     orders = {**{key: list(table[key].unique()) for key in keys}, "role": list(ROLES)}
     for key, order in orders.items():
         grid[f"{key} order"] = grid[key].map({name: at for at, name in enumerate(order)})

@@ -54,9 +54,11 @@ def settings(scale: float, gammas: Sequence[float], drifts: Sequence[float]) -> 
         guards(f"nu x{factor}", 0, factor)
     guards("12 + 6", distracted=6)
     guards("6 + 6", asked=6, distracted=6)
+    guards("6 + 6, x0.5", 0.5, 0.5, asked=6, distracted=6)
     guards("24 + 2", asked=24)
     guards("12 + 0", distracted=0)
     guards("0 + 6", asked=0, distracted=6)
+    guards("0 + 6, x0.5", 0.5, 0.5, asked=0, distracted=6)
     guards("8 + 2, 4 own words", asked=8, own_words=4)
     for drift in drifts:
         guards(f"drift {drift:g}", 0, 0, gamma_guards=drift)

@@ -23,6 +23,7 @@ import pandas as pd
 
 from driftlens.data import Record, load_texts, true_texts
 from driftlens.editors import GuardedSADR
+from driftlens.editors.guarded import usual_guards
 from driftlens.editors.restrained import with_guards
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
@@ -232,7 +233,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
         chosen = replace(chosen, gamma=options.gamma)
     editor = make_editor(study.model, applicable(chosen))
     if setting.guards is not None:
-        guards = GuardedSADR(mu=setting.guards, nu=setting.guards, subjects=other_subjects(study))
+        guards = usual_guards(study.model, mu=setting.guards, nu=setting.guards, subjects=other_subjects(study))
         editor = with_guards(study.model, editor, guards)
     if editor.restrained_above >= study.model.n_layers - 1:
         raise DriftlensError(

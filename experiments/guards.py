@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from driftlens.editors import GuardedSADR
-from driftlens.editors.guarded import guard_weight
+from driftlens.editors.guarded import usual_guards
 from driftlens.options.program import run_command
 from driftlens.plots import plot_table, plot_tradeoffs
 from experiments import ablations
@@ -70,7 +70,7 @@ def table_settings(study: Study) -> dict[str, Setting]:
 
 def weight(study: Study) -> float:
     """μ = ν for this model."""
-    return guard_weight(study.model)
+    return usual_guards(study.model).mu
 
 
 def guards_table(study: Study) -> Artifact:
@@ -219,7 +219,7 @@ def _weight(of: BenchmarkRun) -> str:
 
 
 def _guards(study: Study) -> GuardedSADR:
-    return GuardedSADR(mu=weight(study), nu=weight(study), subjects=other_subjects(study))
+    return usual_guards(study.model, subjects=other_subjects(study))
 
 
 def _kinds(study: Study) -> str:

@@ -140,7 +140,7 @@ def clinic(
         return _nothing(visit, asked, knowledge, verdict, editor_for(model, editor), time.perf_counter() - start)
     visit.note("second moments")
     prepared = _prepared(model, editor_for(model, editor), prepare)
-    beside = guards_beside(built, fact, peers_of(relations, kind))
+    beside = guards_beside(model, built, fact, peers_of(relations, kind))
     candidates = _edits(visit, fact, editor, path, prepared, beside)
     told = _told(editor_for(model, editor))
     return _examined(visit, fact, asked, told, knowledge, built, candidates, start)

@@ -9,7 +9,7 @@ from driftlens.clinics.probes import Probe
 from driftlens.data import Fact
 from driftlens.editors import SADR, sadr_gamma
 from driftlens.editors.base import Editor
-from driftlens.editors.guarded import GuardedSADR, guard_weight
+from driftlens.editors.guarded import GuardedSADR, usual_guards
 from driftlens.editors.guards import QUESTIONS
 from driftlens.editors.restrained import with_guards, with_sadr
 from driftlens.errors import DriftlensError
@@ -61,13 +61,13 @@ def editor_for(
         editor: "rome", "memit" or "pmet" with the model's presets; an editor, whose other regularizers stay; or a
             function from γ to an editor.
         restraint: SADR's weight, or that of guards.
-        guards: the guards, whatever their weights; default: questions about the subject.
+        guards: the guards, whatever their weights; default: the model's.
 
     Raises:
         DriftlensError: an unknown name.
     """
     if restraint.guards:
-        weighted = replace(guards or GuardedSADR(), mu=restraint.guards, nu=restraint.guards)
+        weighted = replace(guards or usual_guards(model), mu=restraint.guards, nu=restraint.guards)
         return with_guards(model, editor_for(model, editor), weighted)
     gamma = restraint.gamma
     if isinstance(editor, str):
@@ -106,15 +106,15 @@ def restraints(
     """
     path = [Restraint(gamma=gamma) for gamma in gamma_path(model, editor, gammas)]
     if guards is None:
-        guards = (guard_weight(model),) if editor.gammas(model) is None else ()
+        guards = (usual_guards(model).mu,) if editor.gammas(model) is None else ()
     for weight in guards:
         if not 0 < weight < float("inf"):
             raise DriftlensError(f"a weight of guards is {weight}; expected numbers above 0, e.g. 2")
     return (*path, *(Restraint(guards=float(weight)) for weight in dict.fromkeys(guards)))
 
 
-def guards_beside(probes: Sequence[Probe], fact: Fact, peers: Sequence[str]) -> GuardedSADR:
-    """Guards that share nothing with the probes: no question of theirs, no subject that stands in one."""
+def guards_beside(model: LensModel, probes: Sequence[Probe], fact: Fact, peers: Sequence[str]) -> GuardedSADR:
+    """The model's guards, which share nothing with the probes: no question of theirs, no subject that stands in one."""
     told = "\n".join(probe.prompt for probe in probes)
     questions = tuple(one for one in QUESTIONS if one.replace("{}", fact.subject) not in told)
-    return GuardedSADR(questions=questions, subjects=tuple(name for name in peers if name not in told))
+    return usual_guards(model, questions=questions, subjects=tuple(name for name in peers if name not in told))

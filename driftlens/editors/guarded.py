@@ -17,9 +17,9 @@ tokens, as the benchmark scores it, so that a name's end does not become likelie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,11 +32,15 @@ from driftlens.editors.sadr import SADR
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 
-__all__ = ["GuardedSADR", "guard_weight"]
+__all__ = ["GuardedSADR", "usual_guards"]
 
-WEIGHTS = {"demo": 0.25, "counterfact": 0.25}
-USUAL = 1.0
-"""μ = ν by the beginning of a model's name, else SmolLM2-135M's; see ``docs/guarded-sadr.md``."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "demo": {"mu": 0.25, "nu": 0.25},
+    "counterfact": {"mu": 0.25, "nu": 0.25, "asked": 0, "distracted": 6},
+}
+"""Settings chosen on validation records, by the beginning of a model's name; SmolLM2-135M's are the defaults.  See
+``docs/guarded-sadr.md``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +184,12 @@ class GuardedSADR(Guards):
         self._sadr.check_layers(above)
 
 
-def guard_weight(model: LensModel) -> float:
-    """μ = ν where nobody gives them: this model's, or what SmolLM2-135M, a real one, has."""
+def usual_guards(model: LensModel, **changes: Any) -> GuardedSADR:
+    """The guards that were chosen for ``model``, or else the defaults; ``changes`` override them.
+
+    Raises:
+        DriftlensError: what :class:`GuardedSADR` refuses.
+    """
     name = model.name.rpartition("/")[2].lower()
-    return next((weight for begin, weight in WEIGHTS.items() if name.startswith(begin)), USUAL)
+    chosen = next((preset for begin, preset in PRESETS.items() if name.startswith(begin)), {})
+    return GuardedSADR(**{**chosen, **changes})

@@ -400,7 +400,7 @@ def test_guards_share_nothing_with_the_probes(demo_model: Any, record: Any, repo
     own = [watched(text) for text in told]
     own.append(watched(f"The age of {record.fact.subject} was"))
     peers = [record.fact.subject, "Zorblax", *{one.fact.subject for one in load_records("demo")}]
-    guards = guards_beside(own, record.fact, peers)
+    guards = guards_beside(demo_model, own, record.fact, peers)
     assert "Zorblax" in guards.subjects
     assert not [name for name in guards.subjects if any(name in text for text in told)]
     (made,) = guards.prompts(demo_model, [record.fact])

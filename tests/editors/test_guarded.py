@@ -10,6 +10,7 @@ import torch
 
 from driftlens import MEMIT, PMET, ROME, SADR, DriftlensError, Fact, GuardedSADR, evaluate, load_records
 from driftlens.editors import guards as making
+from driftlens.editors.guarded import usual_guards
 from driftlens.editors.guards import ATTRIBUTES, QUESTIONS, Guards, states_relation
 from driftlens.editors.identity import identity
 from driftlens.models import LensModel
@@ -325,6 +326,12 @@ def test_bad_settings(changes: dict[str, Any], message: str):
 def test_layers_are_checked(model: LensModel):
     with pytest.raises(DriftlensError, match="only layers 1 to 2 lie above the edit"):
         rome(model, GuardedSADR(layers=(0,))).edit(model, FACT)
+
+
+def test_a_models_own_guards(demo_model: LensModel, model: LensModel):
+    assert usual_guards(model) == GuardedSADR()
+    assert usual_guards(demo_model) == GuardedSADR(mu=0.25, nu=0.25)
+    assert usual_guards(demo_model, nu=2.0, asked=3) == GuardedSADR(mu=0.25, nu=2.0, asked=3)
 
 
 def test_it_goes_by_its_settings_and_has_a_name():

@@ -36,7 +36,7 @@ def row(model: Any, editor: Any, records: list[Any], texts: tuple[str, ...]) -> 
         editor=editor,
         measures=Measures(perplexity_texts=texts),
         edit_batch=len(records),
-        on_stage=told,
+        on_progress=told,
     )
     work.prepare()
     told("second moments and contexts")

@@ -30,7 +30,7 @@ from driftlens.files import cache_folder
 from driftlens.models.names import resolve
 from driftlens.options.editing import applicable, make_editor
 from driftlens.options.moments import choose_corpus, with_second_moments
-from driftlens.runs import BenchmarkResult, Progress, benchmark
+from driftlens.runs import BenchmarkResult, benchmark
 from driftlens.runs.manifest import configuration
 from driftlens.runs.results import scores_of
 from driftlens.runs.shards import settings_hash
@@ -186,10 +186,6 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Bench
         if study.options.redo:
             shutil.rmtree(folder, ignore_errors=True)
         with study.shown(f"{setting.name}, records") as done:
-
-            def tell(progress: Progress) -> None:
-                done(progress.done, progress.total)
-
             study.measured[key] = benchmark(
                 study.model,
                 records,
@@ -200,8 +196,8 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Bench
                 edit_batch=study.options.batch_size,
                 batch_size=2 * study.options.batch_size,
                 seed=measures.seed,
-                on_progress=tell,
-                on_wait=lambda: study.progress.console.print(
+                on_shard=lambda so_far, _, __: done(so_far, len(records)),
+                on_wait=lambda: study.bars.console.print(
                     f"another process is computing the row “{setting.name}”; waiting for it"
                 ),
             )
@@ -245,7 +241,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
     if key not in study.measured:
         corpus = choose_corpus(options.model, options.corpus, study.all_records, given=options.second_moment)
         with study.shown("second moments, texts") as done:
-            complete = with_second_moments(study.model, editor, corpus, on_texts=lambda n: done(n, None))
+            complete = with_second_moments(study.model, editor, corpus, on_texts=done)
         study.measured[key] = complete.given_second_moments
     return editor.with_second_moments(study.measured[key])
 

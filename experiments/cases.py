@@ -128,7 +128,7 @@ def texts_of(study: Study, name: str) -> pd.DataFrame:
     asked = [prompts[record.index] for record in records]
     key = settings_hash([name, configuration(study, name), asked, MAX_TOKENS, "stop at EOS"])
     with study.shown(f"{name}, texts") as done:
-        tables = sharded(records, write, cache_folder() / "texts" / key, on_items=lambda n: done(n, len(records)))
+        tables = sharded(records, write, cache_folder() / "texts" / key, on_items=done)
     return tables["texts"]
 
 

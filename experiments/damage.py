@@ -68,7 +68,7 @@ def _edits(study: Study, editor: Editor, records: Sequence[Record], name: str) -
     with study.shown(f"{name}, facts") as done:
         return cached_edits(
             study.model, editor, facts, cache_folder() / "edits", batch_size=study.options.batch_size,
-            on_facts=lambda n: done(n, len(facts)),
+            on_facts=done,
         )  # fmt: skip
 
 

@@ -241,5 +241,5 @@ def _kept(
         if study.options.redo:
             shutil.rmtree(folder, ignore_errors=True)
         with study.shown(f"{shown}, prompts") as done:
-            study.measured[key] = sharded(items, work, folder, size=size, on_items=lambda n: done(n, len(items)))
+            study.measured[key] = sharded(items, work, folder, size=size, on_items=done)
     return study.measured[key]

@@ -68,7 +68,7 @@ class Ways:
 def _in_sequence(study: Study, editor: Editor, records: Sequence[Record], counts: Sequence[int]) -> dict[int, Edit]:
     facts = [record.fact for record in records[: counts[-1]]]
     with study.shown("in sequence, facts") as done:
-        sequence = edit_in_sequence(study.model, editor, facts, on_facts=lambda n: done(n, len(facts)))
+        sequence = edit_in_sequence(study.model, editor, facts, on_facts=done)
     if sequence.failures:
         place, reason = next(iter(sequence.failures.items()))
         raise DriftlensError(f"fact {place} cannot be edited: {reason}; choose other records")
@@ -124,7 +124,7 @@ def measured(study: Study, ways: Ways, name: str, setting: Setting, records: Seq
     with study.shown(f"{name}, facts alone") as done:
         alone = cached_edits(
             study.model, editor, facts, cache_folder() / "edits", batch_size=study.options.batch_size,
-            on_facts=lambda n: done(n, len(facts)),
+            on_facts=done,
         )  # fmt: skip
     rows.append({"edits": 1, **_scores(study, records, alone)})
     several = [count for count in counts if count > 1]

@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from driftlens.data import Record, TaskPrompt, load_records
 from driftlens.data.templates import templates
-from driftlens.display.terminal import Terminal, progress_bars, shown_warnings
+from driftlens.display.terminal import Terminal, progress_bars, shown_warnings, while_shown
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.files import cache_folder
 from driftlens.models.names import resolve
 from driftlens.options.editing import check_layers, editor_text, make_editor
 from driftlens.options.moments import choose_corpus, with_second_moments
+from driftlens.progress import OnDone
 from driftlens.runs.edit_cache import cached_edits, editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.options import Options
@@ -64,9 +65,9 @@ class EditedPrompt:
 class Study:
     """Everything is made when it is first asked for, so a mistake in the options costs no waiting."""
 
-    def __init__(self, options: Options, progress: Progress) -> None:
+    def __init__(self, options: Options, bars: Progress) -> None:
         self.options = options
-        self.progress = progress
+        self.bars = bars
         self.measured: dict[str, Any] = {}  # what experiments of one run share in memory
         self._edits: dict[tuple[bool, tuple[int, ...]], list[Edit]] = {}
 
@@ -109,7 +110,7 @@ class Study:
             editor=self.options.editor,
         )
         with self.shown("second moment, texts") as done:
-            return with_second_moments(model, editor, corpus, on_texts=lambda n: done(n, None))
+            return with_second_moments(model, editor, corpus, on_texts=done)
 
     def records_of(self, task: str, most: int | None = None) -> list[Record]:
         """The first records that have prompts of `task`."""
@@ -134,7 +135,7 @@ class Study:
                     facts,
                     cache_folder() / "edits",
                     batch_size=self.options.batch_size,
-                    on_facts=lambda n: done(n, len(facts)),
+                    on_facts=done,
                 )
         return self._edits[key]
 
@@ -210,14 +211,9 @@ class Study:
         """Model and editor in a few words."""
         return f"Model {self.model_name}, {self.editing}"
 
-    @contextmanager
-    def shown(self, text: str) -> Generator[Callable[[int, int | None], None]]:
-        """A line of progress; yields a function to call with what is done and what there is to do."""
-        line = self.progress.add_task(text, total=None)
-        try:
-            yield lambda done, total: self.progress.update(line, completed=done, total=total)
-        finally:
-            self.progress.remove_task(line)
+    def shown(self, text: str) -> AbstractContextManager[OnDone]:
+        """A line of progress as long as the body lasts; it yields what to call with how many are done, of how many."""
+        return while_shown(self.bars, text)
 
 
 def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
@@ -228,8 +224,8 @@ def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
 @contextmanager
 def open_study(options: Options, errors: Terminal) -> Generator[Study]:
     """A study whose progress and warnings are seen on `errors`."""
-    with shown_warnings(errors), progress_bars(errors) as progress:
-        study = Study(options, progress)
+    with shown_warnings(errors), progress_bars(errors) as bars:
+        study = Study(options, bars)
         resolve(options.model)  # a name that is none, and data that hold nothing, cost no waiting
         if "," not in options.data and "+" not in options.data:  # Table 8 takes several data sets, and reads each
             study.all_records  # noqa: B018

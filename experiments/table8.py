@@ -99,7 +99,7 @@ def groups_of(study: Study) -> dict[str, Study]:
 
 
 def _part(study: Study, group: str) -> Study:
-    part = Study(replace(study.options, data=group), study.progress)
+    part = Study(replace(study.options, data=group), study.bars)
     part.model = study.model
     records = [record for source in group.split("+") for record in load_records(source)]
     if not records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from driftlens.data import TaskPrompt
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt
+from driftlens.progress import OnDone
 
 __all__ = ["TargetGrid", "baselines_table", "edited_layers", "extent", "parts_of_cases", "target_grids"]
 
@@ -68,8 +69,7 @@ def target_grids(
     target_names: Sequence[str] | None,
     *,
     batch_size: int,
-    on_cells: Callable[[int, int], None] | None = None,
-    on_passages: Callable[[int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> list[TargetGrid]:
     """The grid of every target of every case, in their order; see :func:`driftlens.analyses.cells.cell_effects`.
 
@@ -85,7 +85,6 @@ def target_grids(
             window,
             batch_size=batch_size,
             on_cells=on_cells,
-            on_passages=on_passages,
         )
     )
     grids: list[TargetGrid] = []

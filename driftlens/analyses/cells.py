@@ -39,6 +39,7 @@ from driftlens.models import Batch, KeyValues, LensModel
 from driftlens.models.grouping import passes
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import pad_rows
+from driftlens.progress import OnDone
 
 __all__ = ["Cell", "CellGroup", "Intervention", "PassageEffects", "Put", "cell_effects", "hooks_of_cells"]
 
@@ -139,8 +140,7 @@ def cell_effects(
     window: int,
     *,
     batch_size: int,
-    on_cells: Callable[[int, int], None] | None = None,
-    on_passages: Callable[[int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> list[PassageEffects]:
     """What every cell does to the targets of its passage: all sites × tokens × windows of `window` layers.
 
@@ -151,7 +151,6 @@ def cell_effects(
         window: layers per cell, around each layer.
         batch_size: rows of a pass; out of memory halves it and goes on.
         on_cells: called with the number of cells done and the number of all that need a pass.
-        on_passages: called with the number of passages done.
     """
     work = _Work(model, passages, intervention, window, batch_size, on_cells)
     # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
@@ -160,7 +159,7 @@ def cell_effects(
     groups = passes(
         [len(passage.ids) for passage in passages], model.pass_cost, most=most, rows=[rows] * len(passages), times=times
     )
-    return in_groups(passages, groups, most, work.on, on_done=on_passages)
+    return in_groups(passages, groups, most, work.on)
 
 
 class _Work:
@@ -173,7 +172,7 @@ class _Work:
         intervention: Intervention,
         window: int,
         batch_size: int,
-        on_cells: Callable[[int, int], None] | None,
+        on_cells: OnDone | None,
     ) -> None:
         self.model = model
         self.intervention = intervention
@@ -237,7 +236,7 @@ class _Work:
         axes = len(self.intervention.sites), len(self.intervention.tokens(passage)), len(self.windows), n_targets
         return PassageEffects(vanilla=vanilla, edited=edited, grid=grid.view(axes))
 
-    def _tell(self, done: int) -> None:
+    def _tell(self, done: int, _: int) -> None:
         if self.on_cells is not None:
             self.on_cells(self.done + done, self.total)
 

@@ -26,7 +26,7 @@ ones that can drift, when none are given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from driftlens.models import LensModel, check_loaded
 from driftlens.models.grouping import passes
 from driftlens.models.memory import in_groups
 from driftlens.models.prompts import TokenizedPrompt, pad_rows, subject_last, tokenize_prompt
+from driftlens.progress import OnDone
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -109,7 +110,7 @@ def attention_drift(
     layers: Iterable[int] | None = None,
     *,
     batch_size: int = 64,
-    on_cases: Callable[[int], None] | None = None,
+    on_cases: OnDone | None = None,
 ) -> AttentionDrift:
     """Drift of the last token's attention in one prompt, or in many, each under its own edit.
 
@@ -120,7 +121,7 @@ def attention_drift(
         subject: the edited subject, one for all prompts or one for each.
         layers: the layers to sum over; default all above the lowest edited one.
         batch_size: prompts at a time.
-        on_cases: called with the number of prompts done.
+        on_cases: called with the number of prompts done and the number of all.
 
     Raises:
         DriftlensError: no prompt, lists of different lengths, a subject that does not occur, a layer out of range.

@@ -17,7 +17,7 @@ The paper's window is 10 of GPT-J's 28 layers;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from driftlens.analyses.windows import window_layers
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edited
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 from driftlens.statistics.roles import average_by_role
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def patch_attention(
     *,
     target_names: Sequence[str] | None = None,
     batch_size: int = 64,
-    on_cases: Callable[[int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> AttentionPatch:
     """Vanilla attention weights in ``window`` layers of the edited model, for every place of the window (3.4).
 
@@ -138,15 +139,13 @@ def patch_attention(
         target_names: how to call the targets; default ``("o_true", "o_edit")`` for two of them, ``("target",)`` for
             one.
         batch_size: rows of a pass.  It changes the numbers by no more than float rounding; out of memory halves it.
-        on_cases: called with the number of prompts done.
+        on_cells: called with the number of cells done and the number of all.
 
     Raises:
         DriftlensError: lists of different lengths, an empty target, a window below 1, a prompt too long.
     """
     cases = make_cases(model, edit, prompt, target)
-    grids = target_grids(
-        model, cases, PatternPatches(), window, target_names, batch_size=batch_size, on_passages=on_cases
-    )
+    grids = target_grids(model, cases, PatternPatches(), window, target_names, batch_size=batch_size, on_cells=on_cells)
     windows = [window_layers(layer, window, model.n_layers) for layer in range(model.n_layers)]
     tables: list[pd.DataFrame] = []
     for grid in grids:
@@ -174,7 +173,7 @@ def patch_scores(
     templates: Sequence[str] = (),
     target_names: Sequence[str] | None = None,
     batch_size: int = 64,
-    on_cases: Callable[[int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> ScorePatch:
     """The vanilla pre-softmax score of last token → token t in ``window`` layers of the edited model (D.2).
 
@@ -184,9 +183,7 @@ def patch_scores(
     """
     cases = make_cases(model, edit, prompt, target)
     parts = parts_of_cases(cases, prompt, subject, templates)
-    grids = target_grids(
-        model, cases, ScorePatches(), window, target_names, batch_size=batch_size, on_passages=on_cases
-    )
+    grids = target_grids(model, cases, ScorePatches(), window, target_names, batch_size=batch_size, on_cells=on_cells)
     tables: list[pd.DataFrame] = []
     for grid in grids:
         _, token, layer = grid.places

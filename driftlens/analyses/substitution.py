@@ -14,11 +14,12 @@ How all cells are computed in few passes is told in `driftlens.analyses.cells` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from driftlens.errors import DriftlensError, unknown_name
+from driftlens.progress import OnDone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def contaminating_substitution(
     templates: Sequence[str] = (),
     target_names: Sequence[str] | None = None,
     batch_size: int = 128,
-    on_cells: Callable[[int, int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> Trace:
     """The effect of every cell (token × layer) on the targets, for one prompt or for many at once.
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from driftlens.clinics.findings import (
-    OnProgress,
     Visit,
     answers_table,
     drift_tables,
@@ -31,6 +30,7 @@ from driftlens.editors.guarded import GuardedSADR
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.prompts import tokenize_prompt
+from driftlens.progress import OnProgress, of_stage, unseen
 
 __all__ = ["clinic"]
 
@@ -85,7 +85,7 @@ def clinic(
         DriftlensError: no fact or two, a prompt without ``{}`` or too long, an unknown editor or kind, a γ below 0.
     """
     start = time.perf_counter()
-    visit = Visit(model=model, seed=seed, batch_size=batch_size, on_progress=on_progress or _unseen)
+    visit = Visit(model=model, seed=seed, batch_size=batch_size, on_progress=on_progress or unseen)
     request, true = _requested(fact, subject, prompt, new, true)
     tokenize_prompt(model, request.text, request.target_new)
     path = restraints(model, editor_for(model, editor), gammas, guards)
@@ -228,12 +228,8 @@ def _edits(
             own = own.with_second_moments(moments)
         what = f"edit {len(found) + 1} of {len(path)}, {restraint.name}"
         visit.note(what, 0, own.most_steps)
-
-        def on_step(step: int, _: int, what: str = what, total: int = own.most_steps) -> None:
-            visit.note(what, step, total)
-
         start = time.perf_counter()
-        (result,) = own.edit_many(visit.model, [fact], on_step=on_step)
+        (result,) = own.edit_many(visit.model, [fact], on_step=of_stage(visit.on_progress, what))
         found.append(Candidate(restraint=restraint, result=result, seconds=time.perf_counter() - start))
     return found
 
@@ -283,10 +279,6 @@ def _nothing(
         seconds=seconds,
         seed=visit.seed,
     )
-
-
-def _unseen(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 def _told(editor: Editor) -> str:

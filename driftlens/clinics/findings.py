@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 
@@ -16,10 +16,9 @@ from driftlens.data import Fact
 from driftlens.evaluation.generation import generate
 from driftlens.models import LensModel
 from driftlens.models.prompts import tokenize_prompt
+from driftlens.progress import OnProgress
 
-__all__ = ["OnProgress", "Visit", "answers_table", "drift_tables", "empty", "generations_table", "path_table"]
-
-OnProgress: TypeAlias = Callable[[str, int, int], None]
+__all__ = ["Visit", "answers_table", "drift_tables", "empty", "generations_table", "path_table"]
 
 _SHOWN_TOKENS = 50
 

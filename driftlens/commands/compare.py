@@ -129,25 +129,19 @@ def _of_edits(
     data = load_records(options.data)
     saved = {side.name: _saved_edits(side) for side in (options.baseline, options.challenger) if side.folder}
     records = _records(options, data, list(saved.values()))[:wanted]
-    from driftlens.display.terminal import progress_bars
+    from driftlens.display.terminal import progress_bars, progress_line, while_shown
     from driftlens.human import write_pairs
 
     fetch_first(options.model)
 
-    with progress_bars(errors) as progress:
-        task = progress.add_task("load model", total=None)
-        model = options.load()
-        progress.remove_task(task)
+    with progress_bars(errors) as bars:
+        with while_shown(bars, "load model"):
+            model = options.load()
         about["model"] = {"name": Path(model.name).name, "hash": model.model_hash}
         edits = [
-            _edits(options, side, model, records, data, saved.get(side.name), about, progress)
+            _edits(options, side, model, records, data, saved.get(side.name), about, bars)
             for side in (options.baseline, options.challenger)
         ]
-        task = progress.add_task("write texts", total=2 * len(records))
-
-        def done(so_far: int, _: int) -> None:
-            progress.update(task, completed=so_far)
-
         return write_pairs(
             model,
             records,
@@ -156,7 +150,7 @@ def _of_edits(
             seed=options.seed,
             max_tokens=options.max_tokens,
             batch_size=options.batch_size,
-            on_rows=done,
+            on_rows=progress_line(bars, "write texts"),
         )
 
 
@@ -187,9 +181,10 @@ def _edits(
     data: Sequence[Record],
     saved: dict[tuple[str, ...], Edit] | None,
     about: dict[str, Any],
-    progress: Progress,
+    bars: Progress,
 ) -> list[Edit | None]:
     """The side's edit of every record."""
+    from driftlens.display.terminal import while_shown
     from driftlens.files import cache_folder
     from driftlens.runs.edit_cache import cached_edits
 
@@ -201,17 +196,12 @@ def _edits(
     corpus = choose_corpus(
         options.model, side.editor.corpus, data, given=side.editor.second_moment, editor=side.editor.editor
     )
-    task = progress.add_task("second moments", total=None)
-    editor = with_second_moments(model, editor, corpus, on_texts=lambda n: progress.update(task, completed=n))
-    progress.remove_task(task)
+    with while_shown(bars, "second moments") as done:
+        editor = with_second_moments(model, editor, corpus, on_texts=done)
     about[side.name] = editor_text(editor)
     facts = [record.fact for record in records]
-    task = progress.add_task(f"edit ({side.name})", total=len(facts))
-    found = cached_edits(
-        model, editor, facts, cache_folder() / "edits", on_facts=lambda n: progress.update(task, completed=n)
-    )
-    progress.remove_task(task)
-    return [*found]
+    with while_shown(bars, f"edit ({side.name})") as done:
+        return [*cached_edits(model, editor, facts, cache_folder() / "edits", on_facts=done)]
 
 
 def _saved_edits(side: Side) -> dict[tuple[str, ...], Edit]:

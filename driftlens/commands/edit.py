@@ -21,6 +21,7 @@ from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
 from driftlens.options.editing import check_layers, make_editor
 from driftlens.options.moments import choose_corpus, cost_text, with_second_moments
+from driftlens.progress import OnProgress, of_stage
 
 if TYPE_CHECKING:
     from driftlens.clinics import ClinicReport
@@ -53,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             corpus = _corpus(options, records or (), errors)
             fetch_first(options.model)
             check_layers(options, options.model)
-            with progress_bars(errors) as progress:
-                shown = progress.add_task("load model", total=None)
+            with progress_bars(errors) as bars:
+                shown = bars.add_task("load model", total=None)
 
                 model = options.load()
 
                 def on_progress(what: str, done: int, total: int) -> None:
-                    progress.update(shown, description=what, completed=done, total=total or None)
+                    bars.update(shown, description=what, completed=done, total=total or None)
 
                 report = _visit(options, model, records, corpus, on_progress, errors)
             pages = (report.to_html().encode(), report.to_json().encode())
@@ -83,7 +84,7 @@ def _visit(
     model: LensModel,
     records: Sequence[Record] | None,
     corpus: Corpus | None,
-    on_progress: Any,
+    on_progress: OnProgress,
     errors: Terminal,
 ) -> ClinicReport:
     from driftlens.clinics import UserProbe, clinic
@@ -94,11 +95,8 @@ def _visit(
 
     def prepare(plain: Editor) -> Editor:
         given: Any = plain
-        total = 0
 
         def on_cost(cost: MomentCost) -> None:
-            nonlocal total
-            total = cost.texts
             text = cost_text(given, cost)
             if text:
                 errors.print(text)
@@ -108,7 +106,7 @@ def _visit(
             given,
             corpus,
             on_cost=on_cost,
-            on_texts=lambda done: on_progress("second moment, texts", done, total),
+            on_texts=of_stage(on_progress, "second moment, texts"),
         )
 
     return clinic(

@@ -179,7 +179,7 @@ def _results(
         seed=measures.seed,
         part=options.shard,
     )
-    result = measured(editor, folder, on_progress=shown.update)
+    result = measured(editor, folder, on_progress=shown.progress, on_shard=shown.shard)
     if editor is None:
         return result, None
     with _said_once():
@@ -216,7 +216,7 @@ def _spread(
         shard_size=options.shard_size,
     )
     shown.stage("start workers")
-    result = measured(recipe, folder=folder, on_progress=shown.update)
+    result = measured(recipe, folder=folder, on_progress=shown.progress, on_shard=shown.shard)
     if options.editor == "none":
         return result, None
     with _said_once():

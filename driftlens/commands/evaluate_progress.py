@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from driftlens.display.terminal import Terminal
     from driftlens.editors.base import Editor
     from driftlens.editors.moment_cost import MomentCost
-    from driftlens.runs import Progress
+    from driftlens.runs.shards import Tables
 
 __all__ = ["Shown", "shown_progress"]
 
@@ -40,7 +40,8 @@ class Shown:
         self._pieces: list[pd.DataFrame] = []
         self._failed = 0
         self._scores = ""
-        self._texts, self._read_from = 0, self._start
+        self._unedited = 0
+        self._read_from = self._start
         self._line = bars.add_task("records", total=total, stage="", scores="", left="")
 
     def stage(self, name: str) -> None:
@@ -49,40 +50,45 @@ class Shown:
 
     def texts_to_read(self, editor: Editor, cost: MomentCost) -> None:
         """Second moments are about to be taken."""
-        self._texts, self._read_from = cost.texts, time.monotonic()
+        self._read_from = time.monotonic()
         text = cost_text(editor, cost)
         if text:
             self.errors.print(text)
 
-    def texts(self, done: int) -> None:
+    def texts(self, done: int, total: int) -> None:
         """How many texts the second moments have been taken over."""
-        left = (time.monotonic() - self._read_from) / max(1, done) * (self._texts - done)
-        self.stage(f"second moments, {done:,} of {self._texts:,} texts, {duration(left)} left")
+        left = (time.monotonic() - self._read_from) / max(1, done) * (total - done)
+        self.stage(f"second moments, {done:,} of {total:,} texts, {duration(left)} left")
 
-    def update(self, progress: Progress) -> None:
-        """What a run tells."""
-        if progress.tables is None:
-            self.stage(f"{progress.stage} {progress.part:.0%}")
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """What a run says of a stage, or of its records."""
+        if stage != "records":
+            self.stage(f"{stage} {done / max(total, 1):.0%}")
             return
-        if progress.found:
-            self._start = time.monotonic()
-        else:
-            self._here += len(progress.tables["records"])
-        self.done = progress.done
-        self._pieces.append(progress.tables["nlls"])
-        self._failed += sum(1 for problem in progress.tables["records"]["problem"] if problem)
-        self._scores = self._running_scores()
         self.bars.update(self._line, completed=self.done, scores=self._scores, left=self._left(), stage="")
         now = time.monotonic()
-        if not self.errors.is_terminal and not progress.found and now - self._told >= _QUIET_SECONDS:
+        if not self.errors.is_terminal and self._here and now - self._told >= _QUIET_SECONDS:
             self._told = now
             told = f"{self.done:,} of {self.total:,} records  {self._left()}  {self._scores}"
             self.errors.print(" ".join(told.split()))
 
-    def unedited(self, progress: Progress) -> None:
-        """What the unedited model's run tells, after the edited models'."""
-        if progress.stage:
-            self.stage(f"unedited model, {progress.done:,} of {progress.total:,} records, {progress.stage}")
+    def shard(self, done: int, tables: Tables, found: bool) -> None:
+        """What a run has found out about a few records."""
+        if found:
+            self._start = time.monotonic()
+        else:
+            self._here += len(tables["records"])
+        self.done = done
+        self._pieces.append(tables["nlls"])
+        self._failed += sum(1 for problem in tables["records"]["problem"] if problem)
+        self._scores = self._running_scores()
+
+    def unedited(self, stage: str, done: int, _: int) -> None:
+        """What the unedited model's run says, after the edited models'."""
+        if stage == "records":
+            self._unedited = done
+        else:
+            self.stage(f"unedited model, {self._unedited:,} of {self.total:,} records, {stage}")
 
     def close(self) -> None:
         """No more live line."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from driftlens.files import atomic_path, output_file, require_apart
 from driftlens.options.declaration import Further, flag, option, read
 from driftlens.options.model import MODEL, ModelOptions
 from driftlens.options.parsing import name_of, whole_number
+from driftlens.progress import OnProgress
 from driftlens.registry import EDITORS
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with output_file(options.json) if options.json is not None else nullcontext() as target, shown_warnings(errors):
         fetch_first(options.model)
         with errors.status("load model") as status:
-            phases, costs, model = _measure(options, records, editors, status.update)
+            phases, costs, model = _measure(options, records, editors, lambda what, _, __: status.update(what))
             from driftlens.models.pass_costs import keep_pass_cost
             from driftlens.runs.profiling import estimate
             from driftlens.runs.timing import measured_pass_cost
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(
-    options: ProfileOptions, records: Sequence[Record], editors: Sequence[str], on_phase: Callable[[str], None]
+    options: ProfileOptions, records: Sequence[Record], editors: Sequence[str], on_progress: OnProgress
 ) -> tuple[list[Phase], list[EditorCost], LensModel]:
     import torch
 
@@ -126,14 +127,14 @@ def _measure(
     ]
     model = loaded[0]
     made = {name: _editor(model, name) for name in editors}
-    on_phase("contexts")
+    on_progress("contexts", 0, 0)
     samplings = list(dict.fromkeys(editor.sampling for editor in made.values() if hasattr(editor, "sampling")))
     phases.append(
         measured("contexts", lambda: [sample_contexts(model, one) for one in samplings], model.device, per="run")
     )
     layers = sorted({layer for editor in made.values() for layer in editor.edited_layers})
     texts = (true_texts(records) * options.samples)[: options.samples]
-    on_phase("second moment")
+    on_progress("second moment", 0, 0)
     phases.append(
         measured(
             f"second moment, {len(layers)} layers",
@@ -148,7 +149,7 @@ def _measure(
         layer: SecondMoment(matrix + matrix.diagonal().mean() * torch.eye(model.d_mlp, device=matrix.device))
         for layer, matrix in moments.items()
     }
-    on_phase("Cholesky factors")
+    on_progress("Cholesky factors", 0, 0)
     phases.append(
         measured(
             "Cholesky factor",
@@ -160,7 +161,7 @@ def _measure(
     )
     given = {name: editor.with_second_moments(ready) for name, editor in made.items()}
     found, costs = profile_model(
-        model, records, given, batch_size=options.batch_size, generate=options.generate, on_phase=on_phase
+        model, records, given, batch_size=options.batch_size, generate=options.generate, on_progress=on_progress
     )
     return [*phases, *found], costs, model
 

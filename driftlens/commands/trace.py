@@ -68,30 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: TraceOptions, study: TraceStudy, errors: Terminal) -> TraceRun:
-    from driftlens.display.terminal import progress_bars
+    from driftlens.display.terminal import progress_bars, progress_line
 
     corpus = _corpus(options, study, errors)
     fetch_first(options.model)
     check_layers(options, options.model)
-    with progress_bars(errors) as progress:
-        shown = progress.add_task("load model", total=None)
-
+    with progress_bars(errors) as bars:
+        done = progress_line(bars, "load model")
         model = options.load()
-        progress.update(shown, total=1, completed=1)
+        done(1, 1)
         editor = make_editor(model, options)
         targets = [_targets(options, prompt.target_true, prompt.target_new) for prompt in study.prompts]
         _check_lengths(model, study, targets)
 
-        editor = _with_second_moments(model, editor, corpus, progress, errors)
+        editor = _with_second_moments(model, editor, corpus, bars, errors)
         start = time.perf_counter()
-        result = _edit(model, editor, study, progress)
+        result = _edit(model, editor, study, bars)
         seconds = time.perf_counter() - start
         probabilities = _probabilities(model, study, result.edit)
 
         from driftlens.analyses.substitution import contaminating_substitution
         from driftlens.analyses.windows import default_window
 
-        shown = progress.add_task("trace, cells", total=None)
         trace = contaminating_substitution(
             model,
             result.edit,
@@ -102,14 +100,14 @@ def _run(options: TraceOptions, study: TraceStudy, errors: Terminal) -> TraceRun
             templates=templates(study.records),
             target_names=options.target_names,
             batch_size=options.batch_size,
-            on_cells=lambda done, total: progress.update(shown, completed=done, total=total),
+            on_cells=progress_line(bars, "trace, cells"),
         )
         doubt = doubts(model, study, probabilities)
         page = None
         if options.explore:
             from driftlens.commands.trace_explore import explore_page
 
-            page = explore_page(options, study, model, editor, result.edit, progress)
+            page = explore_page(options, study, model, editor, result.edit, bars)
     return TraceRun(
         study=study,
         editor=editor,
@@ -148,27 +146,30 @@ def _check_lengths(model: LensModel, study: TraceStudy, targets: Sequence[tuple[
 
 
 def _with_second_moments(
-    model: LensModel, editor: Editor, corpus: Corpus | None, progress: Progress, errors: Terminal
+    model: LensModel, editor: Editor, corpus: Corpus | None, bars: Progress, errors: Terminal
 ) -> Editor:
-    shown = progress.add_task("second moment, texts", total=None)
+    from driftlens.display.terminal import progress_line
+
+    done = progress_line(bars, "second moment, texts")
 
     def on_cost(cost: MomentCost) -> None:
-        progress.update(shown, total=cost.texts)
+        done(0, cost.texts)
         text = cost_text(editor, cost)
         if text:
             errors.print(text)
 
-    complete = with_second_moments(
-        model, editor, corpus, on_cost=on_cost, on_texts=lambda done: progress.update(shown, completed=done)
-    )
-    progress.update(shown, total=1, completed=1)
+    complete = with_second_moments(model, editor, corpus, on_cost=on_cost, on_texts=done)
+    done(1, 1)
     return complete
 
 
-def _edit(model: LensModel, editor: Editor, study: TraceStudy, progress: Progress) -> EditResult:
-    shown = progress.add_task("edit, steps", total=editor.most_steps)
-    results = editor.edit_many(model, [study.fact], on_step=lambda step, _: progress.update(shown, completed=step))
-    progress.update(shown, completed=editor.most_steps)
+def _edit(model: LensModel, editor: Editor, study: TraceStudy, bars: Progress) -> EditResult:
+    from driftlens.display.terminal import progress_line
+
+    done = progress_line(bars, "edit, steps")
+    done(0, editor.most_steps)
+    results = editor.edit_many(model, [study.fact], on_step=done)
+    done(editor.most_steps, editor.most_steps)
     return results[0]
 
 

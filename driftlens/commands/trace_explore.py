@@ -33,7 +33,7 @@ def explore_page(
     model: LensModel,
     editor: Editor,
     edit: Edit,
-    progress: Progress,
+    bars: Progress,
 ) -> bytes:
     """The page; `editor` and `edit` are the run's own."""
     name = type(editor).__name__
@@ -53,14 +53,15 @@ def explore_page(
     gamma = next((one.gamma for one in editor.regularizers if isinstance(one, SADR)), None)
     bench.keep(0, gamma if options.sadr else None, edit)
     windows = default_windows(model.n_layers) if options.window is None else (options.window,)
-    shown = progress.add_task("explorer, grids", total=None)
+    from driftlens.display.terminal import progress_line
+
     return explorer_page(
         bench,
         gammas,
         windows,
         editor=name,
         start=study.task,
-        on_grids=lambda done, total: progress.update(shown, completed=done, total=total),
+        on_grids=progress_line(bars, "explorer, grids"),
     )
 
 

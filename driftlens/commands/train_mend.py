@@ -102,27 +102,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: TrainMendOptions, records: Sequence[Record], errors: Terminal) -> tuple[TrainedMEND, str]:
-    from driftlens.display.terminal import progress_bars
+    from driftlens.display.terminal import progress_bars, progress_line, while_shown
     from driftlens.editors import train_mend
     from driftlens.editors.mend_files import cached_path
 
-    with progress_bars(errors) as progress:
-        shown = progress.add_task("load model", total=None)
-        model = options.load()
+    with progress_bars(errors) as bars:
+        with while_shown(bars, "load model"):
+            model = options.load()
         settings = _settings(model, options)
         path = options.out or str(cached_path(model, settings.sadr))
-        progress.update(shown, description="train, steps", total=settings.steps)
+        done = progress_line(bars, "train, steps")
         start, first = time.monotonic(), 0
 
-        def on_step(step: int, _: float) -> None:
+        def on_step(step: int, total: int) -> None:
             nonlocal first
             first = first or step
-            progress.update(shown, completed=step)
+            done(step, total)
 
         def on_validation(row: Mapping[str, float]) -> None:
             step = int(row["step"])
-            spent, done = time.monotonic() - start, step - max(first - 1, 0)
-            left = spent / done * (settings.steps - step)
+            spent, taken = time.monotonic() - start, step - max(first - 1, 0)
+            left = spent / taken * (settings.steps - step)
             errors.print(
                 f"step {step}: validation loss {row['loss']:.4f} (edit {row['edit']:.3f}, locality "
                 f"{row['locality']:.4f}, drift {row['drift']:.3f}); about {duration(left)} left"

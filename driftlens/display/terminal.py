@@ -26,8 +26,18 @@ from rich.text import Text
 from typing_extensions import override
 
 from driftlens.errors import visible
+from driftlens.progress import OnDone
 
-__all__ = ["Terminal", "progress_bars", "shown_warnings", "standard_error", "standard_output", "styled"]
+__all__ = [
+    "Terminal",
+    "progress_bars",
+    "progress_line",
+    "shown_warnings",
+    "standard_error",
+    "standard_output",
+    "styled",
+    "while_shown",
+]
 
 
 class Terminal(Console):
@@ -83,3 +93,19 @@ def progress_bars(errors: Terminal) -> Progress:
         transient=True,
         disable=not errors.is_terminal,
     )
+
+
+def progress_line(bars: Progress, text: str) -> OnDone:
+    """One more line; what it is called with moves it on."""
+    line = bars.add_task(text, total=None)
+    return lambda done, total: bars.update(line, completed=done, total=total or None)
+
+
+@contextmanager
+def while_shown(bars: Progress, text: str) -> Generator[OnDone]:
+    """As :func:`progress_line`, and the line goes with the body."""
+    line = bars.add_task(text, total=None)
+    try:
+        yield lambda done, total: bars.update(line, completed=done, total=total or None)
+    finally:
+        bars.remove_task(line)

@@ -13,7 +13,7 @@ X lies in P's range, so that with K̃ = P K, A = [K̃, P K_p] and E the first co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +36,7 @@ from driftlens.editors.spread import Factors
 from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,8 +88,8 @@ class AlphaEdit(MultiLayerEditor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> JointEditResult:
         """``facts`` in one update on top of ``earlier``, whose keys it leaves as they are, as far as λ allows.
 

@@ -26,6 +26,7 @@ from driftlens.editors.shipped import default_corpus
 from driftlens.edits import EditResult
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel, check_loaded
+from driftlens.progress import OnDone
 
 
 def check_settings(editor: type[Editor], changes: Iterable[str]) -> None:
@@ -149,8 +150,8 @@ class Editor(ABC):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         """A separate edit for each of ``facts``, ``batch_size`` of them optimised at a time.
 
@@ -161,8 +162,8 @@ class Editor(ABC):
             model: the vanilla model; it stays as it is.
             facts: the requests.  Runs first ask with none, so that what is wrong for all facts is told before any work.
             batch_size: facts at a time; ``None``: 16, on CUDA as many as the free memory holds.
-            on_step: called with (step, facts of the batch still running).
-            on_facts: called with the number of facts done.
+            on_step: called with the number of a batch's steps done and the most there can be.
+            on_facts: called with the number of facts done and the number of all.
 
         Raises:
             DriftlensError: a layer is out of range, a regularizer's layers are not above the edit.
@@ -176,8 +177,8 @@ class Editor(ABC):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult | Failure]:
         """:meth:`edit_many`, but a fact that cannot be edited raises nothing: its place holds the reason."""
         try:

@@ -10,7 +10,7 @@ Nothing is optimised when editing: an edit costs a forward and a backward pass o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -37,6 +37,7 @@ from driftlens.models import LensModel, check_loaded
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import TokenizedPrompt, try_tokenize_prompts
 from driftlens.models.sites import Site
+from driftlens.progress import OnDone
 
 __all__ = ["MEND"]
 
@@ -173,8 +174,8 @@ class MEND(Editor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
         self.check(model)
@@ -186,7 +187,7 @@ class MEND(Editor):
             prompts = [prompt for prompt in read if isinstance(prompt, TokenizedPrompt)]
             made = iter(_made(model, network, prompts)) if prompts else iter(())
             if on_step is not None:
-                on_step(1, 0)
+                on_step(1, 1)
             return [
                 _outcome(fact, *next(made), about[fact])
                 if isinstance(prompt, TokenizedPrompt)

@@ -35,6 +35,7 @@ from driftlens.errors import DriftlensError
 from driftlens.files import output_file
 from driftlens.models import LensModel, check_loaded
 from driftlens.models.sites import LINEAR_MAPS, Site
+from driftlens.progress import OnDone
 
 __all__ = ["optimizer_for", "train_mend", "training_step"]
 
@@ -55,7 +56,7 @@ def train_mend(
     settings: MENDTraining | None = None,
     *,
     data: str = "",
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnDone | None = None,
     on_validation: Callable[[Mapping[str, float]], None] | None = None,
 ) -> TrainedMEND:
     """Train a MEND hypernetwork, or go on with a training that was interrupted.
@@ -68,7 +69,7 @@ def train_mend(
             state lies beside it until the training is done.
         settings: how to train.
         data: what to call the records in the file.
-        on_step: called with the number of steps done and the last one's loss.
+        on_step: called with the number of steps done and the number of all.
         on_validation: called with each new row of the validation curve.
 
     Raises:
@@ -87,7 +88,7 @@ def _trained(
     out: str | PathLike[str] | None,
     settings: MENDTraining,
     data: str,
-    on_step: Callable[[int, float], None] | None,
+    on_step: OnDone | None,
     on_validation: Callable[[Mapping[str, float]], None] | None,
 ) -> TrainedMEND:
     sites = _sites(model, settings)
@@ -106,7 +107,7 @@ def _trained(
         state = training.begun(path.with_name(f"{path.stem}.state.safetensors"), told)
         saved = time.monotonic()
         while state.step < settings.steps:
-            loss = training.step(state)
+            training.step(state)
             state.step += 1
             if state.step % settings.validate_every == 0 or state.step == settings.steps:
                 training.validate(state)
@@ -116,7 +117,7 @@ def _trained(
                 state.save()
                 saved = time.monotonic()
             if on_step is not None:
-                on_step(state.step, loss)
+                on_step(state.step, settings.steps)
         trained = training.result(state, told, data)
         trained.save(path)
         state.forget()
@@ -241,13 +242,13 @@ class _Training:
             for site, own in factors.items():
                 network.observe(site, own)
 
-    def step(self, state: TrainingState) -> float:
-        """One update; the loss before it."""
+    def step(self, state: TrainingState) -> None:
+        """One update."""
         carried = self.settings.optimizer == "published"
         size = self.settings.batch_size
         first = state.step * size + (carried and state.step > 0)
         drawn = [self._drawn(number) for number in range(first, (state.step + 1) * size + carried)]
-        return training_step(self.model, self.rows, state, drawn, self.settings)
+        training_step(self.model, self.rows, state, drawn, self.settings)
 
     @torch.no_grad()
     def validate(self, state: TrainingState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -27,6 +27,7 @@ from driftlens.edits import Edit, EditResult, JointEditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
+from driftlens.progress import OnDone
 
 PREFIXES = ContextSampling(lengths=((10, 5),))
 """The bare prompt and five prefixes of ten tokens, as in the published settings."""
@@ -91,8 +92,8 @@ class MultiLayerEditor(ValueEditor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
         moments, contexts = self._moments_for(model), self.contexts_for(model)
@@ -130,8 +131,8 @@ class MultiLayerEditor(ValueEditor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> JointEditResult:
         """All of ``facts`` in one update, solved together.
 
@@ -140,8 +141,8 @@ class MultiLayerEditor(ValueEditor):
             facts: the requests.
             batch_size: facts optimised at a time, and run at a time for their keys; ``None``: 16, on CUDA as many
                 as the free memory holds.
-            on_step: called with (step, facts of the batch still running).
-            on_facts: called with the number of facts whose value is optimised.
+            on_step: called with the number of a batch's steps done and the most there can be.
+            on_facts: called with the number of facts whose value is optimised, and the number of all.
 
         Raises:
             DriftlensError: no fact, two facts that contradict each other, a layer is out of range, or one of the facts
@@ -159,8 +160,8 @@ class MultiLayerEditor(ValueEditor):
         contexts: tuple[str, ...],
         factors: Factors,
         batch_size: int | None,
-        on_step: Callable[[int, int], None] | None,
-        on_facts: Callable[[int], None] | None,
+        on_step: OnDone | None,
+        on_facts: OnDone | None,
     ) -> JointEditResult:
         if batch_size is None:
             batch_size = edit_batch_size(model, facts, contexts, self.layers[-1])
@@ -197,7 +198,7 @@ class MultiLayerEditor(ValueEditor):
         model: LensModel,
         facts: Sequence[Fact],
         contexts: tuple[str, ...],
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnDone | None,
     ) -> list[OptimizedValue | Failure]:
         return optimize_values(
             model,

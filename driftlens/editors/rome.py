@@ -12,7 +12,7 @@ prompt's in the residual.  ``residual_key="mean"`` gives the paper's form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -34,6 +34,7 @@ from driftlens.edits import Edit, EditResult, LowRankUpdate
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
+from driftlens.progress import OnDone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,8 +111,8 @@ class ROME(ValueEditor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
         moments = self._second_moments(model, [self.layer], self.given_second_moments or None)

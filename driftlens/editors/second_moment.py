@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from driftlens.models import LensModel
 from driftlens.models.grouping import passes
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows
+from driftlens.progress import OnDone
 
 if TYPE_CHECKING:
     from driftlens.editors.corpora import Corpus
@@ -109,7 +110,7 @@ def second_moments(
     *,
     samples: int = SAMPLES,
     folder: Path | None = None,
-    on_texts: Callable[[int], None] | None = None,
+    on_texts: OnDone | None = None,
 ) -> dict[int, SecondMoment]:
     """The second moments of ``layers``, read from the cache where they are there, else computed and cached.
 
@@ -119,7 +120,7 @@ def second_moments(
         corpus: the texts; see :func:`driftlens.editors.corpora.open_corpus`.
         samples: how many texts at most.
         folder: the cache; default :func:`driftlens.files.cache_folder`.
-        on_texts: called with the number of texts done so far.
+        on_texts: called with the number of texts done and the most there can be.
 
     Raises:
         DriftlensError: a cached file is damaged, or the corpus has no text.
@@ -147,7 +148,8 @@ def second_moments(
     missing = [layer for layer in layers if layer not in found]
     if missing:
         writable_folder(folder)
-        for layer, matrix in stream_second_moments(model, missing, corpus.texts(), samples, on_texts).items():
+        streamed = stream_second_moments(model, missing, corpus.texts(), corpus.count(samples), on_texts)
+        for layer, matrix in streamed.items():
             write_second_moment(folder / names[layer], matrix, names[layer])
             found[layer] = taken(matrix)
     return found
@@ -179,7 +181,7 @@ def stream_second_moments(
     layers: Sequence[int],
     texts: Iterable[str],
     samples: int = SAMPLES,
-    on_texts: Callable[[int], None] | None = None,
+    on_texts: OnDone | None = None,
     *,
     batch_tokens: int = 4096,
 ) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
@@ -205,7 +207,7 @@ def stream_second_moments(
     for done, rows in _batches(model, islice(texts, samples), batch_tokens):
         tokens += sum(in_batches(rows, len(rows), accumulate))
         if on_texts is not None:
-            on_texts(done)
+            on_texts(done, samples)
     if not tokens:
         raise DriftlensError("the corpus holds no text; a second moment needs some")
     return {n: (total / tokens).float() for n, total in sums.items()}

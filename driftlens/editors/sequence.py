@@ -10,7 +10,7 @@ Contexts and second moments are the unedited model's throughout, as in the publi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -26,6 +26,7 @@ from driftlens.editors.requests import asked_together, check_facts
 from driftlens.edits import Edit, EditResult, EditSequence, JointEditResult
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 
 __all__ = ["edit_in_sequence", "edit_together"]
 
@@ -88,7 +89,7 @@ def edit_in_sequence(
     *,
     size: int = 1,
     earlier: EditSequence | None = None,
-    on_facts: Callable[[int], None] | None = None,
+    on_facts: OnDone | None = None,
 ) -> EditSequence:
     """Edit after edit of ``size`` facts, each made on the model as the earlier ones left it.
 
@@ -101,7 +102,7 @@ def edit_in_sequence(
         facts: the requests, in the order in which they are written.
         size: facts an edit; those of one are written together (:func:`edit_together`).
         earlier: a sequence of the same editor that goes on.
-        on_facts: called with the number of facts done.
+        on_facts: called with the number of facts done and the number of all.
 
     Raises:
         DriftlensError: ``size`` is below 1, something is no fact, two facts of one edit contradict each other, one of
@@ -124,7 +125,7 @@ def edit_in_sequence(
         else:
             sequence = made
         if on_facts is not None:
-            on_facts(begin + len(some))
+            on_facts(begin + len(some), len(facts))
     return replace(sequence, provenance=editor.provenance(model, *sequence.facts))
 
 

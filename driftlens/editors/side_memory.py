@@ -11,7 +11,7 @@ A fact whose loss has settled leaves; facts share passes but not losses, so each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -29,6 +29,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.grouping import group_by_width
 from driftlens.models.sites import Site
+from driftlens.progress import OnDone
 
 __all__ = ["SideMemory", "memory_distances", "train_side_memories"]
 
@@ -60,7 +61,7 @@ def train_side_memories(
     settings: SideSettings,
     mask: Bool[Tensor, "d_mlp d_model"],
     start: Float[Tensor, "d_mlp d_model"] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnDone | None = None,
 ) -> list[SideMemory | Failure]:
     """A side memory for each of ``facts``, or why there is none.
 
@@ -73,7 +74,7 @@ def train_side_memories(
         settings: the objective and its optimiser.
         mask: the entries that may move.
         start: the memory that each of them starts from; ``None``: D = 0.
-        on_step: called with (step, facts of the pass still running).
+        on_step: called with the number of a pass's steps done and the most there can be.
 
     Returns:
         In the order of ``facts``; a :class:`~driftlens.editors.Failure` where a prompt is too long for the model or
@@ -136,7 +137,7 @@ class _Training:
                 seen = evaluate_memory(model, self.rows, nothing, layer=layer, settings=settings, vanilla=None)[1]
                 self.vanilla = seen.detach()
 
-    def run(self, on_step: Callable[[int, int], None] | None) -> list[SideMemory | int]:
+    def run(self, on_step: OnDone | None) -> list[SideMemory | int]:
         """The memories; instead of one the step at which the fact's loss was not finite."""
         model, last = self.model, self.settings.steps - 1
         for step in range(self.settings.steps):
@@ -165,7 +166,7 @@ class _Training:
             if not self.running:
                 break
             if on_step is not None:
-                on_step(step + 1, len(self.running))
+                on_step(step + 1, self.settings.steps)
         return [self.outcomes[number] for number in range(len(self.histories))]
 
     def _log(self, step: int, terms: MemoryTerms) -> list[bool]:

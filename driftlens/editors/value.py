@@ -20,7 +20,7 @@ Adam, project; so n steps make at most n − 1 updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -36,6 +36,7 @@ from driftlens.editors.rows import Place, Rows
 from driftlens.editors.strips import strips_of
 from driftlens.editors.vanilla_rows import vanilla_rows
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def optimize_values(
     places: Sequence[Place],
     contexts: Sequence[str],
     settings: ValueSettings,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnDone | None = None,
 ) -> list[OptimizedValue | Failure]:
     """δ for each of ``facts``, optimised together, or why there is none.
 
@@ -83,7 +84,7 @@ def optimize_values(
             ``("mlp_out", "attn_out")`` (PMET).
         contexts: templates with one ``{}`` for the prompt.
         settings: the objective and its optimiser.
-        on_step: called with (step, facts still running).
+        on_step: called with the number of steps done and the most there can be.
 
     Returns:
         In the order of ``facts``; a :class:`~driftlens.editors.Failure` where a prompt is too long for the model or
@@ -168,7 +169,7 @@ def optimize_values(
         if step == settings.steps - 1 or not groups:
             break
         if on_step is not None:
-            on_step(step + 1, sum(len(group.numbers) for group in groups))
+            on_step(step + 1, settings.steps)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         with torch.no_grad():
             limit = settings.clamp_norm_factor * target_norm

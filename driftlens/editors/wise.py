@@ -15,7 +15,7 @@ evaluated, traced, generated from and saved, but not written into weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
@@ -43,6 +43,7 @@ from driftlens.edits.gated import ACTIVATIONS
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.models import LensModel
 from driftlens.models.memory import in_batches
+from driftlens.progress import OnDone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,8 +203,8 @@ class WISE(Editor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         check_facts(facts)
         self.check(model)
@@ -226,16 +227,16 @@ class WISE(Editor):
         model: LensModel,
         facts: Sequence[Fact],
         *,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> JointEditResult:
         """All of ``facts`` as one edit, trained one after the other into memories that are merged as they fill.
 
         Args:
             model: the vanilla model; it stays as it is.
             facts: the requests, in the order in which they are learnt.
-            on_step: called with (step, 1).
-            on_facts: called with the number of facts that are learnt.
+            on_step: called with the number of a fact's steps done and the most there can be.
+            on_facts: called with the number of facts that are learnt and the number of all.
 
         Raises:
             DriftlensError: no fact, two facts that contradict each other, the layer is out of range, or one of the
@@ -259,7 +260,7 @@ class WISE(Editor):
             if (number + 1) % self.merge_freq == 0:
                 memories = merged_memories(memories, retrieve=self.retrieve, density=self.density)
             if on_facts is not None:
-                on_facts(number + 1)
+                on_facts(number + 1, len(facts))
         if filling.delta is not None:
             memories.append(filling)
         return JointEditResult(
@@ -283,7 +284,7 @@ class WISE(Editor):
         facts: Sequence[Fact],
         mask: Bool[Tensor, "d_mlp d_model"],
         how: _How,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnDone | None,
         start: Float[Tensor, "d_mlp d_model"] | None = None,
     ) -> list[SideMemory | Failure]:
         irrelevant = [self.locality_for(model, fact) for fact in facts]

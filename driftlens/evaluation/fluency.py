@@ -30,6 +30,7 @@ from driftlens.errors import DriftlensError, unknown_name
 from driftlens.evaluation.generation import generate
 from driftlens.evaluation.pairs import paired
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 
 WORDS = ("nltk-words", "nltk-sentences")
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -44,7 +45,7 @@ def continuations(
     seed: int = 0,
     max_tokens: int = 100,
     batch_size: int = 64,
-    on_rows: Callable[[int, int], None] | None = None,
+    on_rows: OnDone | None = None,
 ) -> pd.DataFrame:
     """Continue every record's generation prompts under the record's own edit; all records share batches.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from driftlens.errors import DriftlensError
 from driftlens.models import Batch, KeyValues, LensModel, check_loaded
 from driftlens.models.memory import in_batches
 from driftlens.models.prompts import pad_rows, tokenize_prompts
+from driftlens.progress import OnDone
 
 Key = str | int | tuple[str | int, ...]
 """Identifies a row's random stream."""
@@ -67,7 +68,7 @@ def generate(
     max_tokens: int = 100,
     stop_at_eos: bool | None = None,
     batch_size: int = 64,
-    on_rows: Callable[[int, int], None] | None = None,
+    on_rows: OnDone | None = None,
 ) -> list[Generation]:
     """Continue every prompt until it has ``max_tokens`` tokens.
 
@@ -114,7 +115,7 @@ def generate(
         [rows[i] for i in order],
         batch_size,
         lambda batch: _continue(model, batch, limit=limit, top_k=top_k, seed=seed, eos=eos),
-        on_done=None if on_rows is None else lambda done: on_rows(done, len(rows)),
+        on_done=on_rows,
     )
     results: dict[int, Generation] = {}
     for i, ids in zip(order, grown, strict=True):

@@ -37,6 +37,7 @@ from driftlens.models.prompts import (
     read_places,
     try_tokenize_prompts,
 )
+from driftlens.progress import OnDone
 
 COLUMNS = ("record", "task", "prompt_index", "group", "nll_true", "nll_new")
 WIDTH = 96
@@ -90,7 +91,7 @@ def evaluate(
     *,
     tasks: Iterable[str] | None = None,
     batch_size: int = 64,
-    on_rows: Callable[[int, int], None] | None = None,
+    on_rows: OnDone | None = None,
     on_problem: Callable[[int, str, int, str], None] | None = None,
 ) -> pd.DataFrame:
     """Mean NLL per token of both targets of every prompt of ``records``, each record under its own edit.
@@ -212,7 +213,7 @@ class _Values:
         model: LensModel,
         batch_size: int,
         rows: Sequence[_Row],
-        on_rows: Callable[[int, int], None] | None,
+        on_rows: OnDone | None,
     ) -> None:
         self.model = model
         self.rows = rows

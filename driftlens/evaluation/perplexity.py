@@ -12,7 +12,7 @@ every edit is a row of one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -24,6 +24,7 @@ from driftlens.edits import Edit, Edited, check_edits, edit_hooks, edits_or_none
 from driftlens.errors import DriftlensError
 from driftlens.models import Batch, LensModel
 from driftlens.models.memory import in_batches
+from driftlens.progress import OnDone
 
 
 def perplexities(
@@ -34,7 +35,7 @@ def perplexities(
     records: Sequence[Record] | None = None,
     max_tokens: int = 100,
     batch_size: int = 32,
-    on_rows: Callable[[int, int], None] | None = None,
+    on_rows: OnDone | None = None,
 ) -> pd.DataFrame:
     """Compute the PPL of ``texts`` under each edit.
 
@@ -71,7 +72,7 @@ def perplexities(
         edit_list,
         batch_size,
         lambda batch: _of_batch(model, tokens, below, first, batch),
-        on_done=None if on_rows is None else lambda done: on_rows(done, len(edit_list)),
+        on_done=on_rows,
     )
     return pd.DataFrame({"record": labels, "perplexity": values, "tokens": len(ids)})
 

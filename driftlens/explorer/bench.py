@@ -17,6 +17,7 @@ from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.explorer.readings import Floats, Reading, grids, read
 from driftlens.models import LensModel
+from driftlens.progress import OnDone
 
 __all__ = ["Bench", "Exhibit", "checked_gammas", "checked_windows", "default_windows", "editors_by_gamma", "exhibits"]
 
@@ -104,7 +105,7 @@ class Bench:
         gamma: float | None,
         window: int,
         *,
-        on_cells: Callable[[int, int], None] | None = None,
+        on_cells: OnDone | None = None,
     ) -> None:
         """Make the grids of several prompts side by side, which is cheaper than one after another."""
         with self.model.unchanged():

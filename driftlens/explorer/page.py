@@ -7,12 +7,13 @@ page loads nothing, and its content security policy forbids it to. The template 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from driftlens.display.templates import render
 from driftlens.explorer.bench import Bench
 from driftlens.explorer.view import edited_data, first_choice, grid_data, setup_data, unedited_data
+from driftlens.progress import OnDone
 
 __all__ = ["explorer_page"]
 
@@ -24,7 +25,7 @@ def explorer_page(
     *,
     editor: str = "ROME",
     start: str = "distract_neighborhood",
-    on_grids: Callable[[int, int], None] | None = None,
+    on_grids: OnDone | None = None,
 ) -> bytes:
     """The page with every prompt of every exhibit, each under every γ and with every window.
 

@@ -8,7 +8,7 @@ next tokens costs no more than the heatmap it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -26,6 +26,7 @@ from driftlens.edits import Edit, edit_hooks, routed
 from driftlens.hooks import Hook, record
 from driftlens.models import LensModel
 from driftlens.models.prompts import pad_rows
+from driftlens.progress import OnDone
 
 __all__ = ["Floats", "Reading", "grids", "read"]
 
@@ -104,7 +105,7 @@ def grids(
     window: int,
     *,
     batch_size: int = 128,
-    on_cells: Callable[[int, int], None] | None = None,
+    on_cells: OnDone | None = None,
 ) -> list[Floats]:
     """For each reading `[modules, tokens, layers, 2 + candidates]`: the probabilities with the substitution.
 

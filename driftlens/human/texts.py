@@ -6,11 +6,12 @@ token, so do the texts (paper, E.4: prompts made of subject and relation, at mos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from driftlens.errors import DriftlensError
 from driftlens.human.comparison import TextPair
+from driftlens.progress import OnDone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def write_pairs(
     max_tokens: int = MAX_TOKENS,
     top_k: int = 5,
     batch_size: int = 64,
-    on_rows: Callable[[int, int], None] | None = None,
+    on_rows: OnDone | None = None,
 ) -> list[TextPair]:
     """Continue every record's (s, r) prompt under both of its edits.
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from driftlens.errors import DriftlensError
+from driftlens.progress import OnDone
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
 
@@ -31,7 +32,7 @@ def in_batches(
     batch_size: int,
     work: Callable[[Sequence[Item]], Sequence[Result]],
     *,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> list[Result]:
     """``work`` on slices of at most ``batch_size`` items; its results in order.
 
@@ -48,7 +49,7 @@ def in_groups(
     batch_size: int,
     work: Callable[[Sequence[Item]], Sequence[Result]],
     *,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> list[Result]:
     """``work`` on each of ``groups``, which hold the items' indices, in batches of at most ``batch_size``; the
     results in the items' order.
@@ -70,7 +71,7 @@ def in_groups(
                 results.update(zip(batch, done, strict=True))
                 begin += len(batch)
                 if on_done is not None:
-                    on_done(len(results))
+                    on_done(len(results), len(items))
                 continue
             if len(batch) == 1:
                 raise OutOfMemoryError(

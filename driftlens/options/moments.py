@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from driftlens.data import Record, true_texts
 from driftlens.errors import DriftlensError
 from driftlens.options.editing import layers_text
+from driftlens.progress import OnDone
 from driftlens.registry import EDITORS
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def with_second_moments(
     corpus: Corpus | None = None,
     *,
     on_cost: Callable[[MomentCost], None] | None = None,
-    on_texts: Callable[[int], None] | None = None,
+    on_texts: OnDone | None = None,
 ) -> Editor:
     """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
 
-    ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts
-    done.
+    ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts done
+    and the most there can be.
     """
     from driftlens import editors
     from driftlens.editors import default_corpus, open_corpus

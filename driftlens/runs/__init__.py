@@ -1,6 +1,6 @@
 """Long runs: what was computed once is kept on disk, and an interrupted run goes on where it stopped."""
 
-from driftlens.runs.benchmark import Progress, benchmark, part_folder
+from driftlens.runs.benchmark import benchmark, part_folder
 from driftlens.runs.cluster import Recipe, cluster_benchmark
 from driftlens.runs.edit_cache import cached_edits
 from driftlens.runs.results import BenchmarkResult
@@ -10,7 +10,6 @@ from driftlens.runs.work import Measures
 __all__ = [
     "BenchmarkResult",
     "Measures",
-    "Progress",
     "Recipe",
     "benchmark",
     "cached_edits",

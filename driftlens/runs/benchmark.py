@@ -15,14 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from driftlens.errors import DriftlensError
 from driftlens.evaluation import TfIdf
 from driftlens.files import path_of
+from driftlens.progress import OnProgress
 from driftlens.runs.manifest import claimed, configuration, now, open_manifest, write_manifest
 from driftlens.runs.results import BenchmarkResult, counts, result_of
 from driftlens.runs.shards import (
@@ -42,29 +42,11 @@ if TYPE_CHECKING:
     from driftlens.editors.base import Editor
     from driftlens.models import LensModel
 
-__all__ = ["Progress", "benchmark", "part_folder"]
+__all__ = ["OnShard", "benchmark", "part_folder"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        done: records that are done.
-        total: records in all.
-        stage: what is being done now: "second moment", "edit", "evaluate", "generate", "perplexity"; "" when a shard
-            has just been done or found.
-        part: how much of the stage is done, from 0 to 1.
-        tables: the tables of the shard that was just done or found, else None.
-        found: the shard was there already.
-    """
-
-    done: int
-    total: int
-    stage: str = ""
-    part: float = 0.0
-    tables: Tables | None = None
-    found: bool = False
+OnShard: TypeAlias = Callable[[int, Tables, bool], None]
+"""Called with the records done, the tables of the shard that was just done or found, and whether it was found."""
 
 
 def benchmark(
@@ -83,7 +65,8 @@ def benchmark(
     shard_size: int = 32,
     seed: int = 0,
     part: Part | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_shard: OnShard | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
     """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
@@ -109,7 +92,9 @@ def benchmark(
         seed: of the texts that are generated.
         part: (i, n): do every n-th shard, from the i-th on (from 1), and give their tables alone.  When all parts are
             done, the same call without puts them together.
-        on_progress: called often; see :class:`Progress`.
+        on_progress: called with what is being done, how much of it is done, and how much there is: of a shard "second
+            moment", "edit", "evaluate", "generate", "perplexity"; of the run "records".
+        on_shard: called with the records done, the tables of a shard, and whether it was there already.
         on_wait: called once where another process works in the folder; its end is waited for then, and what it did is
             not done again.  Without it that is an error.  A finished run is read whoever else reads it.
 
@@ -127,25 +112,13 @@ def benchmark(
         seed=seed,
     )
     total = sum(min(shard_size, len(records) - start) for start in shard_starts(len(records), shard_size, part))
-    done = 0
-
-    def on_stage(stage: str, so_far: int, of: int) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done=done, total=total, stage=stage, part=so_far / max(of, 1)))
-
-    def on_shard(so_far: int, tables: Tables, found: bool) -> None:
-        nonlocal done
-        done = so_far
-        if on_progress is not None:
-            on_progress(Progress(done=done, total=total, tables=tables, found=found))
-
     work = Work(
         model=model,
         editor=editor,
         measures=measures,
         edit_batch=edit_batch,
         batch_size=batch_size,
-        on_stage=on_stage,
+        on_progress=on_progress,
     )
 
     def compute(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
@@ -160,9 +133,21 @@ def benchmark(
         path_of(folder),
         shard_size=shard_size,
         part=part,
-        on_shard=on_shard,
+        on_shard=counted(total, on_progress, on_shard),
         on_wait=on_wait,
     )
+
+
+def counted(total: int, on_progress: OnProgress | None, on_shard: OnShard | None) -> OnShard:
+    """What tells of every shard of so many records, as :func:`benchmark` promises."""
+
+    def tell(done: int, tables: Tables, found: bool) -> None:
+        if on_shard is not None:
+            on_shard(done, tables, found)
+        if on_progress is not None:
+            on_progress("records", done, total)
+
+    return tell
 
 
 def part_folder(folder: Path, part: Part) -> Path:
@@ -192,7 +177,7 @@ def run(
     folder: Path,
     *,
     shard_size: int,
-    on_shard: Callable[[int, Tables, bool], None],
+    on_shard: OnShard,
     on_wait: Callable[[], None] | None = None,
     part: Part | None = None,
 ) -> BenchmarkResult:
@@ -240,7 +225,7 @@ def run(
             here["seconds"] = round(time.perf_counter() - start, 1)
             write_manifest(folder, {**manifest, "sessions": [*manifest["sessions"], here], **more})
 
-        def counted(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
+        def begun(missing: Mapping[int, Sequence[Record]]) -> Iterable[tuple[int, Tables]]:
             nonlocal computing
             tables = compute(missing)
             tell(finished=None)
@@ -255,7 +240,7 @@ def run(
 
         tables = sharded_by(
             records,
-            counted,
+            begun,
             folder / "shards",
             size=int(manifest["shard_size"]),
             key=key,

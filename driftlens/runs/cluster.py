@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from driftlens.errors import DriftlensError
 from driftlens.files import path_of
 from driftlens.models.names import everywhere
-from driftlens.runs.benchmark import Progress, check_records, run
+from driftlens.progress import OnProgress
+from driftlens.runs.benchmark import OnShard, check_records, counted, run
 from driftlens.runs.connection import START_SECONDS, connected, no_room, ray_module, share, wait_for
 from driftlens.runs.manifest import configuration
 from driftlens.runs.results import BenchmarkResult
@@ -153,7 +154,8 @@ def cluster_benchmark(
     workers: int | None = None,
     address: str | None = None,
     shard_size: int = 32,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_shard: OnShard | None = None,
 ) -> BenchmarkResult:
     """:func:`driftlens.runs.benchmark` with its shards spread over Ray workers; the same folder, the same tables.
 
@@ -164,19 +166,15 @@ def cluster_benchmark(
         workers: how many; default one per GPU, or per machine where there are no GPUs.
         address: of a running cluster ("auto" for the one on this machine); None starts one here and ends it again.
         shard_size: as in :func:`driftlens.runs.benchmark`.
-        on_progress: called when a shard is done or found.
+        on_progress: called with "records", how many of them are done, and how many there are.
+        on_shard: as in :func:`driftlens.runs.benchmark`.
 
     Raises:
         DriftlensError: Ray is not installed, the cluster cannot be reached or has too little for so many workers, a
             worker died again and again, and all that :func:`driftlens.runs.benchmark` raises.
     """
     check_records(records, shard_size)
-    total = len(records)
-
-    def on_shard(done: int, tables: Tables, found: bool) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done=done, total=total, tables=tables, found=found))
-
+    tell = counted(len(records), on_progress, on_shard)
     with connected(address, workers) as ray, _told(ray):
         count, needs, device = share(ray, recipe.device, workers)
         recipe = replace(recipe, device=device, model=everywhere(recipe.model))
@@ -201,7 +199,7 @@ def cluster_benchmark(
             "edit_batch": recipe.edit_batch,
             "batch_size": recipe.batch_size,
         }
-        return run(wanted, session, records, compute, path_of(folder), shard_size=shard_size, on_shard=on_shard)
+        return run(wanted, session, records, compute, path_of(folder), shard_size=shard_size, on_shard=tell)
 
 
 def _spread(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from driftlens.edits import Edit, EditResult
 from driftlens.errors import DriftlensError
 from driftlens.files import writable_folder
 from driftlens.models import LensModel
+from driftlens.progress import OnDone, unseen
 
 __all__ = ["cached_edits", "editor_identity"]
 
@@ -44,7 +45,7 @@ def cached_edits(
     folder: str | PathLike[str],
     *,
     batch_size: int = 16,
-    on_facts: Callable[[int], None] | None = None,
+    on_facts: OnDone | None = None,
 ) -> list[Edit]:
     """The edit of each of ``facts``, read from ``folder`` where it is there, else made and kept there.
 
@@ -54,7 +55,7 @@ def cached_edits(
         facts: the requests; one that occurs twice is edited once.
         folder: the cache, made if need be.  Several models, editors and processes can share one.
         batch_size: facts that are optimised at a time, and after which files are written.
-        on_facts: called with the number of different facts that are there.
+        on_facts: called with the number of different facts that are there and the number of all.
 
     Raises:
         DriftlensError: the folder cannot be written, or the editor's own errors; those about single facts
@@ -85,7 +86,8 @@ def cached_edits(
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         warnings.warn(f"the cached edit {damaged[0]}{more} is damaged and made again", RuntimeWarning, stacklevel=2)
-    _tell(on_facts, len(found))
+    tell = on_facts or unseen
+    tell(len(found), len(wanted))
     missing = [key for key in wanted if key not in found]
     outcomes: list[EditResult | Failure] = []
     for at in range(0, len(missing), batch_size):
@@ -95,7 +97,7 @@ def cached_edits(
             if not isinstance(outcome, Failure):
                 _write(_path(place, key), key, outcome.edit)
                 found[key] = outcome.edit
-        _tell(on_facts, len(found))
+        tell(len(found), len(wanted))
     delivered(outcomes)
     return [found[key] for key in keys]
 
@@ -105,7 +107,7 @@ def _uncached(
     editor: Editor,
     facts: Sequence[Fact],
     batch_size: int,
-    on_facts: Callable[[int], None] | None,
+    on_facts: OnDone | None,
 ) -> list[Edit]:
     wanted = list(dict.fromkeys(facts))
     edits = dict(zip(wanted, editor.edit_many(model, wanted, batch_size=batch_size, on_facts=on_facts), strict=True))
@@ -168,8 +170,3 @@ def _checksum(edit: Edit) -> str:
         for change in edit.changes
         for name, tensor in change.tensors.items()
     )
-
-
-def _tell(on_facts: Callable[[int], None] | None, done: int) -> None:
-    if on_facts is not None:
-        on_facts(done)

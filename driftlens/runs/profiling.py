@@ -23,6 +23,7 @@ from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from driftlens.progress import OnProgress, unseen
 from driftlens.runs.timing import Phase, measured
 
 __all__ = [
@@ -94,7 +95,7 @@ def profile_model(
     *,
     batch_size: int,
     generate: bool,
-    on_phase: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = unseen,
 ) -> tuple[list[Phase], list[EditorCost]]:
     """The phases of edits, traces and evaluations of ``records`` side by side, and what each of ``editors`` costs.
 
@@ -104,7 +105,7 @@ def profile_model(
         editors: by what to call them; the first one's parts are timed and its edits are traced and evaluated.
         batch_size: facts edited side by side, and a quarter of a pass's rows.
         generate: whether to time the continuations of the fluency score too.
-        on_phase: called with the name of what comes next.
+        on_progress: called with the name of what comes next, 0 and 0: nobody counts it.
 
     Raises:
         DriftlensError: no record, no editor, or an editor refuses.
@@ -119,14 +120,14 @@ def profile_model(
     phases: list[Phase] = []
 
     def timed(name: str, work: Callable[[], object], per: str, share: int = 1) -> None:
-        on_phase(name)
+        on_progress(name, 0, 0)
         phases.append(measured(name, work, model.device, per=per, share=share))
 
     first, *_ = editors.values()
-    on_phase("warm up")
+    on_progress("warm up", 0, 0)
     results = replace_steps(first, 2).edit_many(model, facts, batch_size=batch_size)
     edits: list[Edit] = [result.edit for result in results]
-    phases += _edit_phases(model, first, facts[:batch_size], on_phase)
+    phases += _edit_phases(model, first, facts[:batch_size], on_progress)
 
     prompt = next((p for task in records[0].tasks.values() for p in task), None)
     if prompt is not None:
@@ -150,7 +151,7 @@ def profile_model(
         )
     costs: list[EditorCost] = []
     for name, editor in editors.items():
-        on_phase(f"edits, {name}")
+        on_progress(f"edits, {name}", 0, 0)
         costs.append(_editor_cost(model, name, editor, facts, batch_size))
     return phases, costs
 
@@ -201,12 +202,12 @@ def _has(editor: Any, setting: str) -> bool:
     return any(item.name == setting and item.init for item in fields(editor))
 
 
-def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: Callable[[str], None]) -> list[Phase]:
+def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_progress: OnProgress) -> list[Phase]:
     """The parts of a value optimisation of ``facts`` side by side, each per fact; of another editor, all in one."""
     from driftlens.editors import ValueEditor
 
     if not isinstance(editor, ValueEditor):
-        on_phase("edit")
+        on_progress("edit", 0, 0)
         whole = measured("edit", lambda: editor.edit_many(model, facts), model.device, per="edit", share=len(facts))
         return [whole]
     from driftlens.editors.objective import evaluate_delta
@@ -250,6 +251,6 @@ def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_phase: 
         ("edit: a step forward", forward),
         ("edit: a step backward", backward),
     ):
-        on_phase(name)
+        on_progress(name, 0, 0)
         found.append(measured(name, work, model.device, per="fact", share=len(facts)))
     return found

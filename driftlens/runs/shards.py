@@ -22,6 +22,7 @@ import pandas as pd
 
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, writable_folder
+from driftlens.progress import OnDone
 
 __all__ = [
     "Compute",
@@ -57,7 +58,7 @@ def sharded(
     *,
     size: int = 16,
     key: str = "",
-    on_items: Callable[[int], None] | None = None,
+    on_items: OnDone | None = None,
 ) -> dict[str, pd.DataFrame]:
     """``work`` on slices of ``items``, its tables put together, every slice read back where it is on disk.
 
@@ -69,7 +70,7 @@ def sharded(
         folder: the place of these shards and of no others: its name, or ``key``, should hold a hash of all settings.
         size: items of a shard.
         key: shards that were written with another one are computed again.
-        on_items: called with the number of items done.
+        on_items: called with the number of items done and the number of all.
 
     Raises:
         DriftlensError: no items, a size below 1, or the folder cannot be written.
@@ -78,9 +79,11 @@ def sharded(
     def one_by_one(missing: Mapping[int, Sequence[Item]]) -> Iterable[tuple[int, Tables]]:
         return ((start, work(shard)) for start, shard in missing.items())
 
-    return sharded_by(
-        items, one_by_one, folder, size=size, key=key, on_shard=None if on_items is None else lambda n, _: on_items(n)
-    )
+    def tell(done: int, _: Tables) -> None:
+        if on_items is not None:
+            on_items(done, len(items))
+
+    return sharded_by(items, one_by_one, folder, size=size, key=key, on_shard=tell)
 
 
 def sharded_by(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +30,7 @@ from driftlens.evaluation import (
     reference_scores,
 )
 from driftlens.models.prompts import TokenizedPrompt, try_tokenize_prompts
+from driftlens.progress import OnProgress, of_stage
 
 if TYPE_CHECKING:
     from driftlens.data import Fact
@@ -93,7 +94,7 @@ class Work:
         measures: what to measure.
         edit_batch: facts optimised at a time; smaller from then on when memory runs out.
         batch_size: rows at a time of everything else.
-        on_stage: called with (what is being done, how much of it is done, how much of it there is).
+        on_progress: called with what is being done, how much of it is done, and how much there is.
     """
 
     model: LensModel
@@ -101,7 +102,7 @@ class Work:
     measures: Measures
     edit_batch: int = 16
     batch_size: int = 64
-    on_stage: Callable[[str, int, int], None] | None = None
+    on_progress: OnProgress | None = None
 
     def prepare(self) -> None:
         """Whatever is wrong for all records is an error now: the editor's settings, its texts, the texts to read."""
@@ -161,12 +162,12 @@ class Work:
             edits,
             tasks=measures.tasks,
             batch_size=size,
-            on_rows=self._telling("evaluate"),
+            on_rows=of_stage(self.on_progress, "evaluate"),
             on_problem=told,
         )
         asked, kept = _readable(model, records if measures.generate else (), problems)
         under = edits if measures.generate else ()
-        telling = self._telling("generate")
+        telling = of_stage(self.on_progress, "generate")
         texts = continuations(model, asked, under, seed=measures.seed, batch_size=size, on_rows=telling)
         snippets = measures.snippets
         values = {
@@ -190,7 +191,7 @@ class Work:
             texts=self.measures.perplexity_texts,
             records=records,
             batch_size=self.batch_size,
-            on_rows=self._telling("perplexity"),
+            on_rows=of_stage(self.on_progress, "perplexity"),
         )
         return _by_record(table, "perplexity")
 
@@ -206,23 +207,25 @@ class Work:
             return [None] * len(facts), [0.0] * len(facts)
         outcomes: list[EditResult | Failure | None] = []
         seconds: list[float] = []
+        done: list[int] = []
+
+        def on_facts(so_far: int, _: int) -> None:
+            done.append(so_far)
+
         while len(outcomes) < len(facts):
             batch = facts[len(outcomes) : len(outcomes) + self.edit_batch]
-            steps: list[int] = []
+            done.clear()
             start = time.perf_counter()
-            outcomes += self.editor.try_many(self.model, batch, batch_size=len(batch), on_facts=steps.append)
+            outcomes += self.editor.try_many(self.model, batch, batch_size=len(batch), on_facts=on_facts)
             seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
             # Where memory ran out the editor went on with smaller batches; starting with one saves the next attempt.
-            self.edit_batch = min(self.edit_batch, steps[0]) if steps and steps[0] < len(batch) else self.edit_batch
+            self.edit_batch = min(self.edit_batch, done[0]) if done and done[0] < len(batch) else self.edit_batch
             self._tell("edit", len(outcomes), len(facts))
         return outcomes, seconds
 
-    def _telling(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._tell(stage, done, total)
-
     def _tell(self, stage: str, done: int, total: int) -> None:
-        if self.on_stage is not None:
-            self.on_stage(stage, done, total)
+        if self.on_progress is not None:
+            self.on_progress(stage, done, total)
 
 
 def _told(record: Record, outcome: EditResult | Failure | None, seconds: float) -> dict[str, object]:

@@ -256,12 +256,16 @@ def test_no_fact_is_no_edit(tiny: LensModel):
 
 def test_progress(tiny: LensModel):
     steps: list[tuple[int, int]] = []
-    facts: list[int] = []
+    facts: list[tuple[int, int]] = []
     rome(tiny, steps=3).edit_many(
-        tiny, [FACT, OTHER, FACT], batch_size=2, on_step=lambda *now: steps.append(now), on_facts=facts.append
+        tiny,
+        [FACT, OTHER, FACT],
+        batch_size=2,
+        on_step=lambda *now: steps.append(now),
+        on_facts=lambda *now: facts.append(now),
     )
-    assert facts == [2, 3]
-    assert steps == [(1, 2), (2, 2), (1, 1), (2, 1)]
+    assert facts == [(2, 3), (3, 3)]
+    assert steps == [(1, 3), (2, 3), (1, 3), (2, 3)]  # the last update is what is written: no step follows it
 
 
 def test_running_out_of_memory_halves_the_batch(tiny: LensModel, monkeypatch: pytest.MonkeyPatch):

@@ -629,13 +629,12 @@ def test_runs_resume_and_caches_find(arguments: Any, tiny: LensModel, tmp_path: 
     editor = small(steps=2)
     whole = benchmark(tiny, records, editor, tmp_path / "whole", tasks=("rewrite",), generate=False, shard_size=1)
 
-    def stop(progress: Any) -> None:
-        if progress.done:
-            raise KeyboardInterrupt
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         benchmark(
-            tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1, on_progress=stop
+            tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1, on_shard=stop
         )
     resumed = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1)
     pd.testing.assert_frame_equal(resumed.nlls, whole.nlls)

@@ -33,7 +33,7 @@ def test_every_item_is_done_once_and_in_order(n: int, size: int, room: int):
     machine, progress = Machine(room), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        results = in_batches(range(n), size, machine.work, on_done=progress.append)
+        results = in_batches(range(n), size, machine.work, on_done=lambda done, _: progress.append(done))
     assert results == [10 * item for item in range(n)]
     assert progress == sorted(set(progress))
     assert progress[-1:] == ([n] if n else [])

@@ -21,7 +21,7 @@ from driftlens.data import TASKS, Record, TaskPrompt
 from driftlens.edits import EditResult
 from driftlens.evaluation import continuations, fluency_scores, perplexities, reference_scores
 from driftlens.evaluation.reference import TfIdf
-from driftlens.runs import BenchmarkResult, Progress, benchmark
+from driftlens.runs import BenchmarkResult, benchmark
 from tests.support.places import ROOT
 from tests.support.tiny import BRIDGE, load_tiny
 
@@ -160,14 +160,18 @@ def test_what_an_interruption_leaves_is_not_done_again(
         Counting(patch, fail_after=3)
         with pytest.raises(KeyboardInterrupt):
             run(model, editor, tmp_path)
-    calls, seen = Counting(monkeypatch), list[Progress]()
+    calls, shards, stages = Counting(monkeypatch), list[tuple[int, bool]](), list[tuple[str, int, int]]()
     # Another size of shards is told now; the folder keeps its own.
-    found = run(model, editor, tmp_path, shard_size=3, on_progress=seen.append)
+    found = run(
+        model, editor, tmp_path, shard_size=3, on_progress=lambda *now: stages.append(now),
+        on_shard=lambda done, _, found: shards.append((done, found)),
+    )  # fmt: skip
     assert calls.subjects == [one.fact.subject for one in RECORDS[2:]]
     assert_same(found, result)
-    finished = [(one.done, one.found) for one in seen if one.tables is not None]
-    assert finished == [(2, True), (4, False), (5, False)]
-    assert {one.stage for one in seen} >= {"edit", "evaluate", "generate", "perplexity"}
+    assert shards == [(2, True), (4, False), (5, False)]
+    assert [now for now in stages if now[0] == "records"] == [("records", done, 5) for done in (2, 4, 5)]
+    assert {stage for stage, *_ in stages} >= {"edit", "evaluate", "generate", "perplexity"}
+    assert all(0 <= done <= total for _, done, total in stages)
     assert [session["records"] for session in found.manifest["sessions"]] == [2, 3]
     assert found.manifest["finished"]
     # And whoever asks once more finds all of it.
@@ -185,12 +189,10 @@ def test_parts_of_a_run_put_together_are_the_run(
     assert second.records["record"].tolist() == [5, 8]
     with monkeypatch.context() as patch:
         counted = Counting(patch)
-        told: list[tuple[int, int]] = []
-        first = run(
-            model, editor, tmp_path, part=(1, 2), on_progress=lambda p: told.append((p.done, p.total)),
-        )  # fmt: skip
+        told: list[tuple[str, int, int]] = []
+        first = run(model, editor, tmp_path, part=(1, 2), on_progress=lambda *now: told.append(now))
         assert counted.subjects == ["Toko Yasuda", "Eiffel Tower", "Paris"]
-        assert told[-1] == (3, 3)
+        assert told[-1] == ("records", 3, 3)
         counted.subjects.clear()
         assert_same(run(model, editor, tmp_path, part=(1, 2)), first)  # read, not computed
         # Another size of shards is that of the parts, or they would be of no use.
@@ -269,9 +271,12 @@ def test_shards_without_a_manifest_are_nobody_elses(model: Any, editor: ROME, tm
         run(model, replace(editor, lr=0.25), tmp_path, generate=False, snippets=None)
     assert {path: path.read_bytes() for path in (tmp_path / "shards").iterdir()} == shards
     assert not (tmp_path / "manifest.json").exists()
-    seen: list[Progress] = []
-    again = run(model, editor, tmp_path, generate=False, snippets=None, on_progress=seen.append)
-    assert all(progress.found for progress in seen if progress.tables is not None)
+    seen: list[bool] = []
+    again = run(
+        model, editor, tmp_path, generate=False, snippets=None, on_shard=lambda *shard: seen.append(shard[-1])
+    )  # fmt: skip
+    assert seen
+    assert all(seen)
     pd.testing.assert_frame_equal(again.nlls, first.nlls)
     # Nor is a manifest that was changed to fit believed against them.
     manifest = json.loads((tmp_path / "manifest.json").read_text()) if (tmp_path / "manifest.json").exists() else None
@@ -380,10 +385,11 @@ def test_a_finished_run_is_read_whoever_holds_it(
 ):
     run(model, editor, tmp_path)
     calls, before = Counting(monkeypatch), {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    seen: list[Progress] = []
+    seen: list[tuple[int, bool]] = []
     with held(tmp_path):
-        assert_same(run(model, editor, tmp_path, on_progress=seen.append), result)
-        assert [(one.done, one.found) for one in seen] == [(2, True), (4, True), (5, True)]
+        again = run(model, editor, tmp_path, on_shard=lambda done, _, found: seen.append((done, found)))
+        assert_same(again, result)
+        assert seen == [(2, True), (4, True), (5, True)]
         assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
         # Nobody mends a shard behind the back of whoever may be doing that.
         shard = tmp_path / "shards" / "000002-000004.nlls.parquet"

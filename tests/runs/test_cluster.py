@@ -16,7 +16,7 @@ import torch
 from driftlens import ROME, DriftlensError
 from driftlens.data import Fact
 from driftlens.edits import EditResult
-from driftlens.runs import BenchmarkResult, Measures, Progress, Recipe, benchmark, cluster_benchmark
+from driftlens.runs import BenchmarkResult, Measures, Recipe, benchmark, cluster_benchmark
 from tests.runs.test_benchmark import RECORDS, TEXTS, assert_same
 from tests.support.places import ROOT
 from tests.support.tiny import BRIDGE, load_tiny
@@ -112,7 +112,7 @@ def test_two_workers_give_the_table_of_one_process_also_when_one_is_killed(
         tmp_path,
         workers=2,
         shard_size=1,
-        on_progress=lambda progress: seen.append(progress.done),
+        on_progress=lambda _, done, __: seen.append(done),
     )
     watcher.join()
     assert killed
@@ -126,15 +126,17 @@ def test_a_run_is_begun_by_one_process_and_ended_by_workers(
 ):
     editor = ROME(**settings(model))
 
-    def stop(progress: Progress) -> None:
-        if progress.done == 3:
+    def stop(done: int, *_: object) -> None:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        benchmark(model, RECORDS, editor, tmp_path, perplexity_texts=TEXTS, seed=3, shard_size=1, on_progress=stop)
-    seen: list[Progress] = []
-    found = cluster_benchmark(recipe(folder, editor), RECORDS, tmp_path, workers=1, on_progress=seen.append)
-    assert [one.found for one in seen] == [True, True, True, False, False]
+        benchmark(model, RECORDS, editor, tmp_path, perplexity_texts=TEXTS, seed=3, shard_size=1, on_shard=stop)
+    seen: list[bool] = []
+    found = cluster_benchmark(
+        recipe(folder, editor), RECORDS, tmp_path, workers=1, on_shard=lambda *shard: seen.append(shard[-1])
+    )
+    assert seen == [True, True, True, False, False]
     assert_same(found, result, tolerance=1e-5)
     # What is wrong is told as it is without workers.
     for changes, said in (

@@ -74,10 +74,10 @@ def assert_same(found: Sequence[Edit], expected: Sequence[Edit]) -> None:
 
 def test_edits_are_made_once(model: Any, editor: ROME, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fresh = [result.edit for result in editor.edit_many(model, FACTS)]
-    calls, done = Counting(monkeypatch), list[int]()
-    first = cached_edits(model, editor, FACTS, tmp_path, batch_size=2, on_facts=done.append)
+    calls, done = Counting(monkeypatch), list[tuple[int, int]]()
+    first = cached_edits(model, editor, FACTS, tmp_path, batch_size=2, on_facts=lambda *now: done.append(now))
     assert_same(first, fresh)
-    assert done == [0, 2, 4, 5]
+    assert done == [(0, 5), (2, 5), (4, 5), (5, 5)]
     assert len(calls.facts) == len(list(tmp_path.iterdir())) == 5
     # Another order, one twice, from disk: bit for bit what was made.
     order = [4, 0, 2, 0]
@@ -181,10 +181,10 @@ def test_shards_are_put_together_resumed_and_kept(tmp_path: Path):
     items = list(range(10))
     with pytest.raises(KeyboardInterrupt):
         sharded(items, Squares(fail_after=7), tmp_path / "a", size=3)
-    work, done = Squares(), list[int]()
-    found = sharded(items, work, tmp_path / "a", size=3, on_items=done.append)
+    work, done = Squares(), list[tuple[int, int]]()
+    found = sharded(items, work, tmp_path / "a", size=3, on_items=lambda *now: done.append(now))
     assert work.items == [6, 7, 8, 9]
-    assert done == [3, 6, 9, 10]
+    assert done == [(3, 10), (6, 10), (9, 10), (10, 10)]
     assert found["table"].to_dict("list") == {"case": items, "square": [item**2 for item in items]}
     assert found["sums"]["sum"].tolist() == [3, 12, 21, 9]
     nothing = Squares(fail_after=0)

@@ -3,7 +3,7 @@
 ``test_outside.py`` offers both by entry points, as an installed package does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from driftlens import Edit, EditResult, Fact, Family, LensModel
 from driftlens.editors import Editor
 from driftlens.editors.keys import subject_keys
 from driftlens.edits import LowRank, Site
+from driftlens.progress import OnDone
 
 
 class Granite(Family):
@@ -47,8 +48,8 @@ class Nudge(Editor):
         facts: Sequence[Fact],
         *,
         batch_size: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        on_facts: Callable[[int], None] | None = None,
+        on_step: OnDone | None = None,
+        on_facts: OnDone | None = None,
     ) -> list[EditResult]:
         self.check(model)
         if not facts:
@@ -66,7 +67,7 @@ class Nudge(Editor):
             history = pd.DataFrame({"step": [0], "loss": [0.0], "probability": [0.0]})
             results.append(EditResult(fact=fact, edit=edit, history=history, keys={self.layer: key}, values={}))
             if on_facts is not None:
-                on_facts(len(results))
+                on_facts(len(results), len(facts))
         return results
 
 

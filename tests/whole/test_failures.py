@@ -83,11 +83,11 @@ def assert_edited_alike(found: EditResult, expected: EditResult) -> None:
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "PMET"])
 def test_the_others_are_edited_as_if_it_had_never_been_there(name: str, model: Any):
     editor = make(name, model)
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     with pytest.raises(EditError) as caught:
-        editor.edit_many(model, MIXED, batch_size=3, on_facts=seen.append)
+        editor.edit_many(model, MIXED, batch_size=3, on_facts=lambda *now: seen.append(now))
     error = caught.value
-    assert seen == [3, 5]
+    assert seen == [(3, 5), (5, 5)]
     assert list(error.failures) == [1, 3]
     for place, reason in REASONS.items():
         assert error.failures[place].fact is MIXED[place]

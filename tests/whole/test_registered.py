@@ -59,7 +59,7 @@ class Remembered(Editor):
             history = pd.DataFrame({"step": [0], "loss": [1.0], "probability": [0.5]})
             results.append(EditResult(fact=fact, edit=edit, history=history, keys={}, values={}))
             if on_facts is not None:
-                on_facts(len(results))
+                on_facts(len(results), len(facts))
         return results
 
 

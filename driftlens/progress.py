@@ -6,10 +6,11 @@ A loop over things of one kind takes ``on_THINGS`` (``on_cells``, ``on_facts``, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["OnDone", "OnProgress", "of_stage", "unseen"]
+__all__ = ["OnDone", "OnProgress", "Pace", "of_stage", "unseen"]
 
 OnDone: TypeAlias = Callable[[int, int], None]
 """Called with how many are done, and how many there are (0 where nobody knows)."""
@@ -25,3 +26,18 @@ def of_stage(on_progress: OnProgress | None, stage: str) -> OnDone | None:
 
 def unseen(*_: object) -> None:
     """Where nobody watches."""
+
+
+class Pace:
+    """How long what is left takes, at the pace since this was made or begun again."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def begin(self) -> None:
+        """What was done until now costs nothing."""
+        self._start = time.monotonic()
+
+    def left(self, done: int, remaining: int) -> float:
+        """Seconds, from how many were done since then and how many remain."""
+        return (time.monotonic() - self._start) / max(1, done) * remaining

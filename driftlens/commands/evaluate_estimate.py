@@ -1,29 +1,28 @@
 """`driftlens evaluate --dry-run`: what a run would cost, measured on a few of its records.
 
-1. One record alone, then a few together, go through the very work of the run; nothing is kept.  Memory is taken to
-   grow in a straight line from the first to the second, up to the batch that the run would use, and time per record
-   to be that of the second.  A larger batch is faster on a GPU, so the time is rather too long than too short.
-2. Second moments that are in the cache are used.  Others are not taken, which may need hours: the identity stands in
-   for them, a few texts are run, and their time is taken to grow in a straight line too.
+Time, memory and files of all records follow from a few of them (:func:`driftlens.runs.estimate.try_out`).  Second
+moments that are in the cache are used.  Others are not taken, which may need hours: the identity stands in for them, a
+few texts are run, and their time is taken to grow in a straight line too.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from driftlens.commands.evaluate_options import EvaluateOptions
+from driftlens.display.durations import duration
 from driftlens.editors import Corpus, SecondMoment, default_corpus, open_corpus
 from driftlens.editors.moment_cost import MomentCost, moment_cost
 from driftlens.editors.second_moment import are_cached
+from driftlens.models.timing import most_bytes
 from driftlens.options.editing import editor_text, make_editor
-from driftlens.options.moments import duration, with_second_moments
+from driftlens.options.moments import with_second_moments
+from driftlens.runs.estimate import try_out
 from driftlens.runs.work import Work
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from driftlens.runs import Measures
 
 __all__ = ["estimate"]
-
-_RECORDS = 4
 
 
 def estimate(
@@ -50,7 +47,7 @@ def estimate(
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
         model = options.load()
-        loading, weights = time.perf_counter() - start, _memory(model)
+        loading, weights = time.perf_counter() - start, most_bytes(model.device)
         editor, moments = _editor(model, options, corpus)
         work = Work(
             model=model,
@@ -59,20 +56,9 @@ def estimate(
             edit_batch=options.edit_batch,
             batch_size=options.batch_size,
         )
-        work.prepare()
-        few = _typical(records, min(_RECORDS, options.edit_batch))
-        work(few[:1])
-        alone = _memory(model)
-        start = time.perf_counter()
-        tables = work(few)
-        if editor is not None:  # the unedited model is measured on the same records
-            replace(work, editor=None)(few)
-        each, together = (time.perf_counter() - start) / len(few), _memory(model)
-    batch = min(options.edit_batch, options.shard_size, len(records))
-    growth = (together - alone) / (len(few) - 1) if len(few) > 1 else 0.0
-    needed = together + max(0.0, growth) * (batch - len(few))
-    size = sum(len(table.to_parquet(index=False)) for table in tables.values()) / len(few) * len(records)
-    total = loading + (moments.seconds if moments else 0.0) + each * len(records)
+        batch = min(options.edit_batch, options.shard_size, len(records))
+        trial = try_out(work, records, batch=batch)
+    total = loading + (moments.seconds if moments else 0.0) + trial.seconds * len(records)
     where = "GPU memory" if model.device.type == "cuda" else "memory"
     print_lines(
         console,
@@ -82,11 +68,11 @@ def estimate(
             "editor": "none" if editor is None else editor_text(editor),
             "records": f"{len(records):,} of {options.data}",
             "second moments": _moments_text(editor, moments),
-            "time": f"about {duration(total)}: {each:.2g} s per record, in one process",
-            where: f"about {_gib(needed)} with {batch} fact{'s' if batch > 1 else ''} side by side",
-            "disk": f"about {size / 2**20:.1f} MiB in {options.out}",
+            "time": f"about {duration(total)}: {trial.seconds:.2g} s per record, in one process",
+            where: f"about {_gib(trial.needed_bytes)} with {batch} fact{'s' if batch > 1 else ''} side by side",
+            "disk": f"about {trial.written_bytes / 2**20:.1f} MiB in {options.out}",
         },
-        f"An estimate, measured on {len(few)} of the records; nothing was written to {options.out}.",
+        f"An estimate, measured on {trial.records} of the records; nothing was written to {options.out}.",
     )
 
 
@@ -126,27 +112,6 @@ def _moments_text(editor: Editor | None, moments: MomentCost | None) -> str:
     if moments is None:
         return "in the cache"
     return f"to be taken over at most {moments.texts:,} texts, about {duration(moments.seconds)}, then cached"
-
-
-def _typical(records: Sequence[Record], count: int) -> list[Record]:
-    """Records spread evenly over the run, the one with the most prompts among them."""
-    count = min(count, len(records))
-    chosen = {at * len(records) // count: records[at * len(records) // count] for at in range(count)}
-    longest = max(range(len(records)), key=lambda at: sum(map(len, records[at].tasks.values())))
-    chosen.pop(0, None)
-    return [records[longest], *(record for at, record in chosen.items() if at != longest)]
-
-
-def _memory(model: LensModel) -> float:
-    """The most bytes that were in use so far."""
-    if model.device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(model.device))
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _gib(size: float) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from driftlens.display.durations import duration
 from driftlens.evaluation import summarize
-from driftlens.options.moments import cost_text, duration
+from driftlens.options.moments import cost_text
+from driftlens.progress import Pace
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -36,12 +38,12 @@ class Shown:
         self.errors, self.total, self.bars = errors, total, bars
         self.done = 0
         self._here = 0  # records done in this session
-        self._start = self._told = time.monotonic()
+        self._pace, self._pace_of_texts = Pace(), Pace()
+        self._told = time.monotonic()
         self._pieces: list[pd.DataFrame] = []
         self._failed = 0
         self._scores = ""
         self._unedited = 0
-        self._read_from = self._start
         self._line = bars.add_task("records", total=total, stage="", scores="", left="")
 
     def stage(self, name: str) -> None:
@@ -50,14 +52,14 @@ class Shown:
 
     def texts_to_read(self, editor: Editor, cost: MomentCost) -> None:
         """Second moments are about to be taken."""
-        self._read_from = time.monotonic()
+        self._pace_of_texts.begin()
         text = cost_text(editor, cost)
         if text:
             self.errors.print(text)
 
     def texts(self, done: int, total: int) -> None:
         """How many texts the second moments have been taken over."""
-        left = (time.monotonic() - self._read_from) / max(1, done) * (total - done)
+        left = self._pace_of_texts.left(done, total - done)
         self.stage(f"second moments, {done:,} of {total:,} texts, {duration(left)} left")
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -75,7 +77,7 @@ class Shown:
     def shard(self, done: int, tables: Tables, found: bool) -> None:
         """What a run has found out about a few records."""
         if found:
-            self._start = time.monotonic()
+            self._pace.begin()
         else:
             self._here += len(tables["records"])
         self.done = done
@@ -97,8 +99,7 @@ class Shown:
     def _left(self) -> str:
         if not self._here or self.done == self.total:
             return ""
-        seconds = (time.monotonic() - self._start) / self._here * (self.total - self.done)
-        return f"{duration(seconds)} left"
+        return f"{duration(self._pace.left(self._here, self.total - self.done))} left"
 
     def _running_scores(self) -> str:
         pieces = [piece for piece in self._pieces if len(piece)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
+from driftlens.display.durations import measured_duration
 from driftlens.errors import DriftlensError
 from driftlens.files import atomic_path, output_file, require_apart
 from driftlens.options.declaration import Further, flag, option, read
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from driftlens.data import Record
     from driftlens.display.terminal import Terminal
     from driftlens.models import LensModel
-    from driftlens.runs.profiling import EditorCost, RunEstimate
-    from driftlens.runs.timing import Phase
+    from driftlens.models.timing import Phase
+    from driftlens.runs.estimate import RunEstimate
+    from driftlens.runs.profiling import EditorCost
 
 __all__ = ["main"]
 
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with errors.status("load model") as status:
             phases, costs, model = _measure(options, records, editors, lambda what, _, __: status.update(what))
             from driftlens.models.pass_costs import keep_pass_cost
-            from driftlens.runs.profiling import estimate
-            from driftlens.runs.timing import measured_pass_cost
+            from driftlens.models.timing import measured_pass_cost
+            from driftlens.runs.estimate import estimate
 
             status.update("the cost of a pass")
             before = model.pass_cost
@@ -110,8 +111,8 @@ def _measure(
     from driftlens.data import true_texts
     from driftlens.editors import SecondMoment, sample_contexts
     from driftlens.editors.second_moment import stream_second_moments
+    from driftlens.models.timing import measured
     from driftlens.runs.profiling import profile_model
-    from driftlens.runs.timing import measured
 
     loaded: list[LensModel] = []
     moments: dict[int, Any] = {}
@@ -222,14 +223,14 @@ def _report(
     table.add_column("memory", justify="right")
     for phase in phases:
         memory = "–" if phase.peak_bytes is None else f"{phase.peak_bytes / 1e9:.2f} GB"
-        table.add_row(phase.name, duration(phase.seconds), phase.per, memory)
+        table.add_row(phase.name, measured_duration(phase.seconds), phase.per, memory)
     console.print(table)
 
     table = Table(title="editors, at most: facts that converge early cost less", title_justify="left")
     for column in ("editor", "steps", "before and after", "a step", "an edit"):
         table.add_column(column, justify="left" if column == "editor" else "right")
     for cost in costs:
-        parts = (duration(cost.fixed), duration(cost.per_step), duration(cost.seconds))
+        parts = (measured_duration(cost.fixed), measured_duration(cost.per_step), measured_duration(cost.seconds))
         table.add_row(cost.editor, str(cost.steps), *parts)
     console.print(table)
 
@@ -237,17 +238,9 @@ def _report(
     for column in ("editor", "edits", "evaluation", "generation", "in all"):
         table.add_column(column, justify="left" if column == "editor" else "right")
     for run in runs:
-        parts = [duration(part) for part in (run.edits, run.evaluation, run.generation, run.seconds)]
+        parts = [measured_duration(part) for part in (run.edits, run.evaluation, run.generation, run.seconds)]
         table.add_row(run.editor, *parts)
     console.print(table)
-    console.print(f"Once for all of them: second moments, {duration(once)} unless they are cached.")
+    console.print(f"Once for all of them: second moments, {measured_duration(once)} unless they are cached.")
     if model.device.type == "cpu" and model.dtype == torch.float32 and computes_bfloat16():
         console.print("This processor computes in bfloat16: profile --dtype bfloat16 too, it may be faster.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as one reads them: 12 ms, 3.4 s, 5 min, 2.1 h."""
-    for unit, size, below in (("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, math.inf)):
-        if seconds < below:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds} s"

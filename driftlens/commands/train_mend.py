@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.fetch import fetch_first
 from driftlens.data import Record, load_records
+from driftlens.display.durations import duration
 from driftlens.errors import DriftlensError
 from driftlens.files import require_apart
 from driftlens.options.declaration import flag, option, read
 from driftlens.options.editor import RESTRAINT, SADROptions
 from driftlens.options.model import MODEL, ModelOptions
-from driftlens.options.moments import duration
 from driftlens.options.parsing import layer_list, number, seed_number, whole_number
+from driftlens.progress import Pace
 
 if TYPE_CHECKING:
     from driftlens.display.terminal import Terminal
@@ -112,7 +112,7 @@ def _train(options: TrainMendOptions, records: Sequence[Record], errors: Termina
         settings = _settings(model, options)
         path = options.out or str(cached_path(model, settings.sadr))
         done = progress_line(bars, "train, steps")
-        start, first = time.monotonic(), 0
+        pace, first = Pace(), 0
 
         def on_step(step: int, total: int) -> None:
             nonlocal first
@@ -121,8 +121,7 @@ def _train(options: TrainMendOptions, records: Sequence[Record], errors: Termina
 
         def on_validation(row: Mapping[str, float]) -> None:
             step = int(row["step"])
-            spent, taken = time.monotonic() - start, step - max(first - 1, 0)
-            left = spent / taken * (settings.steps - step)
+            left = pace.left(step - max(first - 1, 0), settings.steps - step)
             errors.print(
                 f"step {step}: validation loss {row['loss']:.4f} (edit {row['edit']:.3f}, locality "
                 f"{row['locality']:.4f}, drift {row['drift']:.3f}); about {duration(left)} left"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import torch
-
 from driftlens.editors.second_moment import stream_second_moments
+from driftlens.models.timing import timed
 
 if TYPE_CHECKING:
     from driftlens.editors.corpora import Corpus
@@ -39,15 +37,6 @@ def moment_cost(model: LensModel, layers: Sequence[int], corpus: Corpus, samples
     if not few:
         return MomentCost(texts=0, seconds=0.0)
     stream_second_moments(model, layers, few[:1])  # the first pass makes room for what the others use
-    _finish(model)
-    start = time.perf_counter()
-    stream_second_moments(model, layers, few)
-    _finish(model)
-    return MomentCost(
-        texts=corpus.count(samples), seconds=(time.perf_counter() - start) / len(few) * corpus.count(samples)
-    )
-
-
-def _finish(model: LensModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    seconds = timed(lambda: stream_second_moments(model, layers, few), model.device)
+    texts = corpus.count(samples)
+    return MomentCost(texts=texts, seconds=seconds / len(few) * texts)

@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from driftlens.data import Record, true_texts
+from driftlens.display.durations import duration
 from driftlens.errors import DriftlensError
 from driftlens.options.editing import layers_text
 from driftlens.progress import OnDone
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from driftlens.editors.moment_cost import MomentCost
     from driftlens.models import LensModel
 
-__all__ = ["choose_corpus", "cost_text", "duration", "with_second_moments"]
+__all__ = ["choose_corpus", "cost_text", "with_second_moments"]
 
 _WORTH_A_LINE = 15.0
 """Seconds of second moments that are worth a line beforehand."""
@@ -103,16 +104,3 @@ def cost_text(editor: Editor, cost: MomentCost) -> str:
     )
     fewer = max(_FEWEST, int(round(cost.texts / 10, 1 - len(str(cost.texts // 10)))))
     return f"{text}; --samples {fewer} takes about {duration(cost.of(fewer))}" if fewer < cost.texts / 2 else text
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units: "3 h 20 min", "5 min", "40 s"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

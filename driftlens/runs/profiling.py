@@ -1,13 +1,12 @@
-"""Where time and memory go on this machine, and what a full run would take here.
+"""Where time and memory go on this machine.
 
 1. **Phases**: loading, context prefixes, the second moment, the parts of an edit (the vanilla pass, a step forward, a
    step backward, the solve), a trace, the evaluation, generation.  Each is run once to warm up and then timed alone.
 2. **Editors**: an edit takes a + b · steps seconds.  Two short runs that never stop early give a and b, and the
    preset's number of steps what an edit costs at most; facts that converge early cost less.
-3. **A full run**: records × (edit + evaluation), and generation where it is asked for, for every editor; the second
-   moments once.
 
-How seconds and memory are measured says :mod:`driftlens.runs.timing`.
+What a full run takes follows from both: :func:`driftlens.runs.estimate.estimate`.
+How seconds and memory are measured says :mod:`driftlens.models.timing`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ from driftlens.data import Record
 from driftlens.edits import Edit
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
+from driftlens.models.timing import Phase, measured
 from driftlens.progress import OnProgress, unseen
-from driftlens.runs.timing import Phase, measured
 
 __all__ = [
     "EditorCost",
     "ProfiledEditor",
-    "RunEstimate",
-    "estimate",
     "profile_model",
 ]
 
@@ -52,22 +49,6 @@ class EditorCost:
     def seconds(self) -> float:
         """An edit with all steps made."""
         return self.fixed + self.per_step * self.steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunEstimate:
-    """Seconds that ``records`` records take with one editor, edited, evaluated and continued."""
-
-    editor: str
-    records: int
-    edits: float
-    evaluation: float
-    generation: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.edits + self.evaluation + self.generation
 
 
 class ProfiledEditor(Protocol):
@@ -154,21 +135,6 @@ def profile_model(
         on_progress(f"edits, {name}", 0, 0)
         costs.append(_editor_cost(model, name, editor, facts, batch_size))
     return phases, costs
-
-
-def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int) -> list[RunEstimate]:
-    """What a run over ``records`` records takes with each editor, one after the other on this machine."""
-    by_name = {phase.name: phase.seconds for phase in phases}
-    return [
-        RunEstimate(
-            editor=cost.editor,
-            records=records,
-            edits=records * cost.seconds,
-            evaluation=records * by_name.get("evaluation", 0.0),
-            generation=records * by_name.get("generation", 0.0),
-        )
-        for cost in costs
-    ]
 
 
 def replace_steps(editor: Any, steps: int) -> Any:

@@ -15,9 +15,9 @@ from driftlens import ROME, Fact, evaluate, load_model
 from driftlens.commands import cli
 from driftlens.commands.evaluate import main
 from driftlens.commands.evaluate_options import choose_records, read_options
-from driftlens.commands.evaluate_progress import duration
 from driftlens.commands.evaluate_report import scores_beside
 from driftlens.data import load_records
+from driftlens.display.durations import duration
 from driftlens.options.program import run_command
 from driftlens.runs import BenchmarkResult
 from tests.commands.test_trace_command import RECORDS, corpus  # noqa: F401 (a fixture)

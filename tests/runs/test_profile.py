@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from driftlens import contaminating_substitution, evaluate, load_model, load_records
 from driftlens.commands.cli import main, run_command
-from driftlens.commands.profile import duration
+from driftlens.display.durations import measured_duration
 from driftlens.editors import ROME
 from driftlens.errors import DriftlensError
 from driftlens.models import LensModel
 from driftlens.models.grouping import passes
-from driftlens.runs.profiling import EditorCost, estimate, profile_model
-from driftlens.runs.timing import Phase, intercept, measured, measured_pass_cost, resident_bytes
+from driftlens.models.timing import Phase, intercept, measured, measured_pass_cost, resident_bytes
+from driftlens.runs.estimate import estimate
+from driftlens.runs.profiling import EditorCost, profile_model
 
 
 def test_a_run_is_records_times_what_a_record_takes():
@@ -36,7 +37,7 @@ def test_a_run_is_records_times_what_a_record_takes():
 
 
 def test_durations_as_one_reads_them():
-    assert [duration(s) for s in (0.0123, 3.44, 119.0, 300.0, 7560.0)] == [
+    assert [measured_duration(s) for s in (0.0123, 3.44, 119.0, 300.0, 7560.0)] == [
         "12.3 ms",
         "3.4 s",
         "119.0 s",

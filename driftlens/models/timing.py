@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from driftlens.models import LensModel
+from driftlens.models.lens_model import LensModel
 from driftlens.models.prompts import pad_rows
 
-__all__ = ["Phase", "intercept", "measured", "measured_pass_cost", "resident_bytes"]
+__all__ = ["Phase", "intercept", "measured", "measured_pass_cost", "most_bytes", "resident_bytes", "timed"]
 
 _SHORT, _MANY = 8, 1024
 """The tokens of a row, and at most so many rows, in passes that tell what a pass costs."""
@@ -38,12 +38,17 @@ class Phase:
 def measured(name: str, work: Callable[[], object], device: torch.device, *, per: str, share: int = 1) -> Phase:
     """One call of ``work`` as a phase; ``share`` divides its seconds, e.g. by the number of records in it."""
     with _peak_memory(device) as peak:
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        seconds = time.perf_counter() - start
+        seconds = timed(work, device)
     return Phase(name=name, seconds=seconds / share, peak_bytes=peak(), per=per)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """The seconds of one call of ``work``, all that it leaves to the device included."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def measured_pass_cost(model: LensModel) -> int:
@@ -102,6 +107,18 @@ def _peak_memory(device: torch.device) -> Generator[Callable[[], int | None]]:
     finally:
         done.set()
         watcher.join()
+
+
+def most_bytes(device: torch.device) -> float:
+    """The most memory in use so far (on CUDA since the last :func:`measured`); 0 where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def resident_bytes() -> int | None:

@@ -19,7 +19,7 @@ from driftlens.models import LensModel
 from driftlens.models.prompts import TokenizedPrompt
 from driftlens.progress import OnDone
 
-__all__ = ["TargetGrid", "baselines_table", "edited_layers", "extent", "parts_of_cases", "target_grids"]
+__all__ = ["TargetGrid", "baselines_table", "edited_layers", "parts_of_cases", "target_grids"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,10 +151,3 @@ def parts_of_cases(
 def edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
     """The layers that any of the cases' edits changes."""
     return tuple(sorted({layer for case in cases for layer in case.edit.layers}))
-
-
-def extent(baselines: pd.DataFrame) -> str:
-    """How many prompts, and which targets: what a result says of itself."""
-    n_cases = len(set(baselines["case"]))
-    targets = ", ".join(map(str, baselines["target_name"].unique()))
-    return f"{n_cases} {'prompt' if n_cases == 1 else 'prompts'}, P of {targets}"

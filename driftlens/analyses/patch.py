@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from driftlens.analyses.case_tables import baselines_table, edited_layers, extent, parts_of_cases, target_grids
+from driftlens.analyses.case_tables import baselines_table, edited_layers, parts_of_cases, target_grids
 from driftlens.analyses.cases import make_cases
 from driftlens.analyses.patch_cells import PatternPatches, ScorePatches
+from driftlens.analyses.results import CellResult
 from driftlens.analyses.windows import window_layers
 from driftlens.data import TaskPrompt
 from driftlens.edits import Edited
@@ -40,28 +41,15 @@ if TYPE_CHECKING:
 __all__ = ["AttentionPatch", "ScorePatch", "patch_attention", "patch_scores"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AttentionPatch:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AttentionPatch(CellResult):
     """What patching whole attention patterns does, per case, target and layer.
 
     Attributes:
         table: ``case, target_name, target, layer, first, last, probability, effect``.  ``layer`` (from 0) is the centre
             of the window ``first`` … ``last`` (clipped), and ``effect`` the probability minus the unpatched edited
             model's.
-        baselines: ``case, prompt, target_name, target, vanilla, edited``: the probabilities without any patch.
-        window: layers per window.
-        model: the model's name.
-        edited_layers: the layers that any of the edits changes.
     """
-
-    table: pd.DataFrame
-    baselines: pd.DataFrame
-    window: int
-    model: str
-    edited_layers: tuple[int, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"AttentionPatch({extent(self.baselines)}, window of {self.window}, {self.model!r})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import attention_patch
@@ -75,28 +63,15 @@ class AttentionPatch:
         return plot_patch_curve(self.table, self.baselines, self.window, title=title, note=_note(self.model, note))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScorePatch:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ScorePatch(CellResult):
     """What patching one pre-softmax score does, per case, target, attended token and layer.
 
     Attributes:
         table: ``case, target_name, target, token, token_text, role, layer, probability, effect``; ``token`` is the
             index of the attended prompt token, ``role`` one of :data:`driftlens.statistics.roles.ROLES`, ``layer`` the
             window's 0-based centre, ``effect`` the change against the edited model.
-        baselines: ``case, prompt, target_name, target, vanilla, edited``.
-        window: layers per window.
-        model: the model's name.
-        edited_layers: the layers that any of the edits changes.
     """
-
-    table: pd.DataFrame
-    baselines: pd.DataFrame
-    window: int
-    model: str
-    edited_layers: tuple[int, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"ScorePatch({extent(self.baselines)}, window of {self.window}, {self.model!r})"
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import score_patch

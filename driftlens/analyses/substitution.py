@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from typing_extensions import override
+
+from driftlens.analyses.results import CellResult
 from driftlens.errors import DriftlensError, unknown_name
 from driftlens.progress import OnDone
 
@@ -37,32 +40,21 @@ MODULES: tuple[Module, ...] = ("resid", "mlp", "attn")
 """The block's output (hidden state), the MLP's output, the attention's output."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trace:
-    """The effect of every cell, for one prompt or many.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Trace(CellResult):
+    """What every substitution does, for one prompt or many.
 
     Attributes:
         table: a row per case, target, module, token and layer: `case, target_name, target, module, token,
             token_text, role, layer, window, probability, effect, vanilla, edited`. `token` counts from 0 (a BOS
             token included), `role` is one of `driftlens.statistics.roles.ROLES`, `probability` is the target's with the
             substitution, `vanilla` and `edited` are the two models' own, and `effect` is `probability - vanilla`.
-        baselines: a row per case and target: `case, prompt, target_name, target, vanilla, edited`.
-        model: the model's name.
-        window: how many layers a cell substitutes.
-        edited_layers: the layers that any of the edits changes.
     """
 
-    table: pd.DataFrame
-    baselines: pd.DataFrame
-    model: str
-    window: int
-    edited_layers: tuple[int, ...]
-
-    def __repr__(self) -> str:
-        from driftlens.analyses.case_tables import extent
-
-        modules = ", ".join(map(str, self.table["module"].unique()))
-        return f"Trace({extent(self.baselines)}, {modules}, window of {self.window}, {self.model!r})"
+    @override
+    def _told(self) -> list[str]:
+        cases, targets, *others = super()._told()
+        return [cases, targets, ", ".join(map(str, self.table["module"].unique())), *others]
 
     def _repr_html_(self) -> str:
         from driftlens.display.cards import trace

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from driftlens.commands.edit_options import REPORT, EditOptions, read_options
 from driftlens.commands.fetch import fetch_first
-from driftlens.data import Record, load_records, true_texts
+from driftlens.data import Record, load_records
 from driftlens.errors import DriftlensError
 from driftlens.files import output_file, output_folder, write_together
 from driftlens.options.editing import check_layers, make_editor
-from driftlens.options.moments import choose_corpus, cost_text, with_second_moments
+from driftlens.options.moments import cost_text, told_corpus, with_second_moments
 from driftlens.progress import OnProgress, of_stage
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         errors = standard_error()
         with shown_warnings(errors):
-            corpus = _corpus(options, records or (), errors)
+            corpus = told_corpus(options.model, options, records or (), errors)
             fetch_first(options.model)
             check_layers(options, options.model)
             with progress_bars(errors) as bars:
@@ -127,14 +127,6 @@ def _visit(
         batch_size=options.batch_size,
         on_progress=on_progress,
     )
-
-
-def _corpus(options: EditOptions, records: Sequence[Record], errors: Terminal) -> Corpus | None:
-    corpus = choose_corpus(options.model, options.corpus, records, given=options.second_moment, editor=options.editor)
-    if corpus is not None and options.corpus is None:
-        count = len(true_texts(records))
-        errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")
-    return corpus
 
 
 def _ship(

@@ -17,11 +17,10 @@ from driftlens.commands.fetch import fetch_first
 from driftlens.commands.trace_doubts import doubts
 from driftlens.commands.trace_options import TraceOptions, read_options
 from driftlens.commands.trace_study import TraceRun, TraceStudy, choose_study
-from driftlens.data import true_texts
 from driftlens.data.templates import templates
 from driftlens.files import output_folder, path_of, require_apart, write_together
 from driftlens.options.editing import check_layers, make_editor
-from driftlens.options.moments import choose_corpus, cost_text, with_second_moments
+from driftlens.options.moments import cost_text, told_corpus, with_second_moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: TraceOptions, study: TraceStudy, errors: Terminal) -> TraceRun:
     from driftlens.display.terminal import progress_bars, progress_line
 
-    corpus = _corpus(options, study, errors)
+    corpus = told_corpus(options.model, options, study.records, errors)
     fetch_first(options.model)
     check_layers(options, options.model)
     with progress_bars(errors) as bars:
@@ -122,16 +121,6 @@ def _run(options: TraceOptions, study: TraceStudy, errors: Terminal) -> TraceRun
 
 def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
     return {"true": (true,), "new": (new,), "both": (true, new)}[options.target]
-
-
-def _corpus(options: TraceOptions, study: TraceStudy, errors: Terminal) -> Corpus | None:
-    corpus = choose_corpus(
-        options.model, options.corpus, study.records, given=options.second_moment, editor=options.editor
-    )
-    if corpus is not None and options.corpus is None:
-        count = len(true_texts(study.records))
-        errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")
-    return corpus
 
 
 def _check_lengths(model: LensModel, study: TraceStudy, targets: Sequence[tuple[str, ...]]) -> None:

@@ -20,12 +20,14 @@ from driftlens.progress import OnDone
 from driftlens.registry import EDITORS
 
 if TYPE_CHECKING:
+    from driftlens.display.terminal import Terminal
     from driftlens.editors import Corpus
     from driftlens.editors.base import Editor
     from driftlens.editors.moment_cost import MomentCost
     from driftlens.models import LensModel
+    from driftlens.options.editor import EditorOptions
 
-__all__ = ["choose_corpus", "cost_text", "with_second_moments"]
+__all__ = ["choose_corpus", "cost_text", "told_corpus", "with_second_moments"]
 
 _WORTH_A_LINE = 15.0
 """Seconds of second moments that are worth a line beforehand."""
@@ -64,6 +66,15 @@ def choose_corpus(
             "--corpus with a text file or wikitext, or --data with a data set"
         )
     return open_corpus(true_texts(records))
+
+
+def told_corpus(model: str, options: EditorOptions, records: Sequence[Record], errors: Terminal) -> Corpus | None:
+    """:func:`choose_corpus` for a command's options; where the data decide, a line says so."""
+    corpus = choose_corpus(model, options.corpus, records, given=options.second_moment, editor=options.editor)
+    if corpus is not None and options.corpus is None:
+        count = len(true_texts(records))
+        errors.print(f"no --corpus: the second moment is taken over the {count:,} true statements of the data")
+    return corpus
 
 
 def with_second_moments(

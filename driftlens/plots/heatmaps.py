@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import pandas as pd
 import plotly.graph_objects as go
 
+from driftlens.display.html import short
 from driftlens.plots.grid import Row, grid
-from driftlens.plots.style import escaped, short
+from driftlens.plots.style import escaped
 from driftlens.statistics.roles import ROLES, SUBJECT_ROLES, average_by_role
 
 __all__ = ["plot_heads", "plot_score_grid", "plot_trace", "plot_traces"]
@@ -123,7 +124,7 @@ def plot_score_grid(
     rows: list[Row] = []
     labels: list[str] = []
     for name, own in tables.items():
-        made, found = _score_tokens(own) if single else _roles(average_by_role(own, ["target_name"]), means)
+        made, found = _tokens(own) if single else _roles(average_by_role(own, ["target_name"]), means)
         cells: Any = made
         labels = labels or found
         panels = [
@@ -164,19 +165,11 @@ def plot_heads(heads: pd.DataFrame, *, title: str | None = None, note: str = "")
 
 def _tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
     """Cells and row labels of a single case, by token."""
+    edited = [f" (edited model {p:.4f})" for p in table["edited"]] if "edited" in table else [""] * len(table)
     hover = [
         f"token {c.token} “{escaped(c.token_text)}” ({c.role})<br>layer {c.layer}<br>"
-        f"P {c.vanilla:.4f} → {c.probability:.4f} (edited model {c.edited:.4f})<br><b>{c.effect:+.4f}</b>"
-        for c in table.itertuples()
-    ]
-    return _labelled(table.assign(hover=hover))
-
-
-def _score_tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
-    hover = [
-        f"token {c.token} “{escaped(c.token_text)}” ({c.role})<br>layer {c.layer}<br>"
-        f"P {c.probability - c.effect:.4f} → {c.probability:.4f}<br><b>{c.effect:+.4f}</b>"
-        for c in table.itertuples()
+        f"P {c.probability - c.effect:.4f} → {c.probability:.4f}{beside}<br><b>{c.effect:+.4f}</b>"
+        for c, beside in zip(table.itertuples(), edited, strict=True)
     ]
     return _labelled(table.assign(hover=hover))
 
@@ -198,7 +191,7 @@ def _roles(means: Any, first: Any = None) -> tuple[pd.DataFrame, list[str]]:
     means = means[means["role"].isin(present)]
     examples = dict(zip(first["role"], first["example"], strict=True))
     labels = [
-        f"{role}{'*' if role in SUBJECT_ROLES else ''}  <i>{escaped(short(examples[role]))}</i>" for role in present
+        f"{role}{'*' if role in SUBJECT_ROLES else ''}  <i>{escaped(short(examples[role], 22))}</i>" for role in present
     ]
     hover = [
         f"{c.role}<br>layer {c.layer}<br><b>{c.effect:+.4f}</b> [{c.low:+.4f}, {c.high:+.4f}]<br>{c.cases} prompts"

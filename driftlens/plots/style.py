@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 __all__ = [
     "DIVERGING", "EDITED", "FAINT", "FONT", "INK", "PALETTE", "PAPER", "TRUE", "Frame", "escaped", "lines_of", "plain",
-    "short", "signed", "write",
+    "signed", "write",
 ]  # fmt: skip
 
 TEMPLATE = "plotly_white"
@@ -157,11 +157,6 @@ def write(figure: go.Figure, text: str, **place: Any) -> None:
 def signed(value: float, digits: int) -> str:
     """With its sign, and a minus as it is printed."""
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def short(text: str, most: int = 22) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def escaped(text: str) -> str:

@@ -98,10 +98,10 @@ def test_long_texts_are_cut_to_the_context(model: LensModel, checkpoints: Any):
 
 
 def test_progress_counts_texts(model: LensModel):
-    seen: list[int] = []
-    stream_second_moments(model, [0], TEXTS, 5, seen.append, batch_tokens=8)
+    seen: list[tuple[int, int]] = []
+    stream_second_moments(model, [0], TEXTS, 5, lambda *now: seen.append(now), batch_tokens=8)
     assert seen == sorted(seen)
-    assert seen[-1] == 5
+    assert seen[-1] == (5, 5)
 
 
 def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(

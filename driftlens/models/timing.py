@@ -1,7 +1,7 @@
-"""What a piece of work takes on this machine: its seconds, its memory, and what a pass costs besides its tokens.
+"""Measure seconds, peak memory, and the fixed cost of a pass on this machine.
 
-Memory is the most that CUDA's allocator held meanwhile; elsewhere the most the process grew to, sampled while the work
-ran, where the system tells it.
+On CUDA, memory is the peak of the allocator.  Elsewhere it is the greatest size of the process, sampled during the
+work, if the system reports it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from driftlens.models.prompts import pad_rows
 __all__ = ["Phase", "intercept", "measured", "measured_pass_cost", "most_bytes", "resident_bytes", "timed"]
 
 _SHORT, _MANY = 8, 1024
-"""The tokens of a row, and at most so many rows, in passes that tell what a pass costs."""
+"""Tokens in a row, and the most rows, in the passes that measure the cost of a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase: its seconds, the most memory it held in bytes (None where nobody tells), and what they are for."""
+    """One phase: its seconds, its peak memory in bytes (None if unknown), and what they refer to."""
 
     name: str
     seconds: float
@@ -36,7 +36,7 @@ class Phase:
 
 
 def measured(name: str, work: Callable[[], object], device: torch.device, *, per: str, share: int = 1) -> Phase:
-    """One call of ``work`` as a phase; ``share`` divides its seconds, e.g. by the number of records in it."""
+    """Measure one call of ``work`` as a phase; its seconds are divided by ``share``, e.g. the number of records."""
     with _peak_memory(device) as peak:
         seconds = timed(work, device)
     return Phase(name=name, seconds=seconds / share, peak_bytes=peak(), per=per)
@@ -52,11 +52,11 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measured_pass_cost(model: LensModel) -> int:
-    """What a pass costs on this machine besides its tokens, in tokens: what ``model.pass_cost`` should be.
+    """Measure the fixed cost of a pass on this machine, in tokens: the right value of ``model.pass_cost``.
 
-    A pass over one short row is timed beside passes over more and more of them, until one takes three times as long; on
-    a line through the two, the cost is what stands at no token.  The quickest of five passes counts: what else the
-    machine does can only add to it.
+    A pass over one short row is timed, and passes over more and more rows until one takes three times as long.  The
+    fixed cost is the intercept of the line through the two.  The fastest of five passes counts, because other work on
+    the machine can only add time.
     """
 
     def seconds(rows: int) -> float:
@@ -72,7 +72,7 @@ def measured_pass_cost(model: LensModel) -> int:
 
 
 def intercept(one: float, more: float, few: int, many: int) -> int:
-    """The cost of a pass in tokens, from the seconds of passes over ``few`` and ``many`` tokens; ``many`` at most."""
+    """The fixed cost in tokens, from the seconds of passes over ``few`` and ``many`` tokens; at most ``many``."""
     per_token = (more - one) / (many - few)
     return min(many, max(0, round(one / per_token - few))) if per_token > 0 else many
 
@@ -84,7 +84,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _peak_memory(device: torch.device) -> Generator[Callable[[], int | None]]:
-    """A function that tells, after the body, the most memory that was held while it ran."""
+    """Yield a function that returns, after the body, its peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
@@ -122,7 +122,7 @@ def most_bytes(device: torch.device) -> float:
 
 
 def resident_bytes() -> int | None:
-    """What the process holds in memory now; None where the system does not say."""
+    """The current memory of the process in bytes; None if the system does not report it."""
     if not sys.platform.startswith("linux"):
         return None
     import resource

@@ -1,9 +1,9 @@
-"""From tables to plotly figures, and figures to files.
+"""Draw tables as plotly figures, and write figures to files.
 
-Every analysis draws through this package: one template, one diverging colour scale centred at zero, type of at least
-12 px so that a figure survives print, exact values on hover. `heatmaps` has the grids of tokens × layers, `curves`
-lines and histograms, `tradeoffs` one measure against another, `scatter` correlations, `tables` tables, `style` the
-look, `files` how a figure becomes a file.
+Every analysis draws with this package: one template, one diverging colour scale centred at zero, type of at least 12 px
+so that figures can be printed, and exact values on hover. `heatmaps` draws grids of tokens × layers, `curves` lines and
+histograms, `tradeoffs` one measure against another, `scatter` correlations, and `tables` tables. `style` is the common
+look, and `files` writes figures.
 """
 
 from driftlens.plots.curves import plot_histogram, plot_patch_curve

@@ -26,9 +26,9 @@ def plot_patch_curve(
     title: str | None = None,
     note: str = "",
 ) -> go.Figure:
-    """Probabilities over the patched layer (Figure 5).
+    """Plot probabilities over the patched layer (Figure 5).
 
-    The unpatched edited model stands apart, left of layer 0, over the tick "none"; the vanilla model is dashed.
+    The unpatched edited model is drawn left of layer 0, at the tick "none"; the vanilla model is a dashed line.
 
     `table` and `baselines` are those of a `driftlens.analyses.patch.AttentionPatch`; with a column `task` in both,
     every task is a panel. Bands are 95 % intervals over prompts, which stay between 0 and 1.
@@ -85,7 +85,7 @@ def plot_histogram(
     title: str = "",
     note: str = "",
 ) -> go.Figure:
-    """How probabilities are spread over 0 … 1, a panel for each name (Figure 11); `threshold` is a dashed line."""
+    """Plot histograms of probabilities, a panel for each name (Figure 11); `threshold` is a dashed line."""
     frame = Frame(
         columns=len(values), rows=1, panel_width=330, panel_height=240, left=64, right=24, top=114, bottom=64,
         between_columns=34, background=PAPER,
@@ -137,25 +137,25 @@ def _mean_curve(cells: Any) -> Any:
     groups = cells.groupby("layer")
     curve = groups["probability"].agg(mean="mean").reset_index()
     ends = interval_ends(groups["probability"], bounds=(0.0, 1.0))
-    # A single prompt has none: its band is the line.
+    # A single prompt has no interval, so its band is the line.
     curve["low"], curve["high"] = (pd.Series(end).fillna(curve["mean"]) for end in ends)
     places = groups[["first", "last"]].first().reset_index()
     return curve.merge(places, on="layer")
 
 
 def _apart_from(last: int) -> float:
-    """Where the unpatched model stands: as far left of layer 0 as leaves room for its name."""
+    """The x position of the unpatched model, far enough left of layer 0 for its name to fit."""
     return -max(1.0, 0.075 * (last + 1))
 
 
 def _top(highest: float) -> tuple[float, float]:
-    """Where an axis of probabilities ends, and its steps: at 1, or lower where nothing comes near it."""
+    """The end of an axis of probabilities and its ticks: 1, or less if all values are much lower."""
     tops = ((0.05, 0.01), (0.1, 0.02), (0.3, 0.05), (0.5, 0.1), (1.0, 0.2))
     return next((top for top in tops if highest <= top[0]), tops[-1])
 
 
 def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: str, colour: str) -> float:
-    """Draw one target's curve; the highest point of all that is drawn."""
+    """Draw one target's curve and return the highest point drawn."""
     vanilla, edited = float(before["vanilla"].mean()), float(before["edited"].mean())
     layers = [int(layer) for layer in curve["layer"]]
     band = {"x": [*layers, *layers[::-1]], "y": [*curve["high"], *curve["low"][::-1]]}
@@ -192,7 +192,7 @@ def _draw_curve(figure: go.Figure, column: int, curve: Any, before: Any, name: s
         1,
         column,
     )
-    # A single prompt has no interval: its ends are the point.
+    # A single prompt has no interval, so its ends are the point.
     found = bounded_interval(before["edited"].to_numpy(dtype=float), bounds=(0.0, 1.0))[1:3]
     low, high = (edited if np.isnan(end) else end for end in found)
     figure.add_trace(
@@ -225,7 +225,7 @@ def _line(ends: dict[str, list[float]], line: dict[str, Any]) -> go.Scatter:
 
 
 def _apart(labels: Sequence[tuple[float, str, str]], *, least: float) -> list[tuple[float, str, str]]:
-    """Labels moved up so far that none covers another."""
+    """Move labels up until none overlaps another."""
     moved: list[tuple[float, str, str]] = []
     for height, text, colour in sorted(labels):
         lowest = moved[-1][0] + least if moved else 0.0

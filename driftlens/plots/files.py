@@ -1,4 +1,4 @@
-"""Figures to files: an HTML page that needs no network, and a PNG where a Chrome or Chromium is there to draw it."""
+"""Write figures to files: an HTML page that needs no network, and a PNG if Chrome or Chromium is installed."""
 
 import logging
 import re
@@ -18,9 +18,9 @@ __all__ = ["figure_html", "figure_png", "save_figure"]
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
-    """Write `path`.html, which needs no network, and `path`.png where a Chrome or Chromium is there to draw it.
+    """Write `path`.html, which needs no network, and `path`.png, and return the files written.
 
-    Without one a warning says so. Returns the files written.
+    The PNG needs Chrome or Chromium; without one, a warning says so.
     """
     stem = path_of(path)
     written = [stem.with_name(f"{stem.name}.html")]
@@ -37,7 +37,7 @@ def save_figure(figure: go.Figure, path: str | PathLike[str]) -> list[Path]:
 
 
 def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] = "inside") -> bytes:
-    """A page that holds the figure and all it needs, or (`"directory"`) reads `plotly.min.js` (5 MB) from beside it."""
+    """Return a self-contained page, or (`"directory"`) one that reads `plotly.min.js` (5 MB) from its own folder."""
     include = True if plotlyjs == "inside" else "directory"
     drawn: str = figure.to_html(include_plotlyjs=include, full_html=False, config={"displaylogo": False})
     title = re.sub(r"<[^>]*>", " ", figure.layout.title.text or "driftlens")
@@ -46,19 +46,19 @@ def figure_html(figure: go.Figure, *, plotlyjs: Literal["inside", "directory"] =
 
 
 def figure_png(figure: go.Figure, *, scale: float = 2.0) -> tuple[bytes | None, str]:
-    """The figure as a PNG, or None and in one line why there is none."""
+    """Return the figure as a PNG, or None and the reason in one line."""
     try:
         with _quiet_browser():
             return figure.to_image(format="png", scale=scale), ""
     except (ImportError, RuntimeError, ValueError, OSError) as error:
-        # kaleido missing, no browser, or one that does not start; plotly's advice is a page long.
+        # No kaleido, no browser, or one that does not start; plotly's own message is a page long.
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return None, f"{first.rstrip('.:')} (a picture needs the extra 'image' and a Chrome or Chromium)"
 
 
 @contextmanager
 def _quiet_browser() -> Generator[None]:
-    """No log of a browser's last words, which come as tracebacks and change nothing."""
+    """Silence the tracebacks that a browser logs when it closes; they have no effect."""
     logger = logging.getLogger("choreographer")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

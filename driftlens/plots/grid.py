@@ -1,4 +1,4 @@
-"""Heatmaps on one colour scale: panels side by side in rows, their labels, ticks and colour bars."""
+"""Heatmaps on one colour scale: rows of panels with their labels, ticks and colour bars."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from driftlens.plots.style import DIVERGING, INK, Frame, plain, signed, write
 __all__ = ["Row", "grid"]
 
 WIDEST = 1240
-"""Pixels that a page of 1,280 has for a figure."""
+"""Pixels available to a figure on a page 1,280 wide."""
 NARROWEST_CELL = 8
-"""Pixels of a cell; panels side by side that would need narrower ones stand under one another."""
+"""The least width of a cell in pixels; panels that would need narrower cells are placed below one another."""
 FLOOR = 0.1
-"""The least that the ends of a colour scale stand for: a change of ±0.01 must not be painted like one of ±0.9."""
+"""The smallest limit of a colour scale, so that a change of ±0.01 does not look like one of ±0.9."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Panels side by side: heading and cells (`row, layer, effect, hover`) of each, and what the colours measure."""
+    """Panels side by side: the heading and cells (`row, layer, effect, hover`) of each, and the colour bar's title."""
 
     panels: Sequence[tuple[str, pd.DataFrame]]
     unit: str
@@ -41,9 +41,9 @@ def grid(
     title: str,
     parts: Sequence[str],
 ) -> go.Figure:
-    """Rows of panels whose cells share `labels` on one side and layers below, all on one colour scale.
+    """Draw rows of panels on one colour scale, with `labels` at the left and layers below.
 
-    `axis` says what stands below, the edited layers are named there, and `parts` make the subtitle.
+    `axis` is the title of the layers' axis, to which the edited layers are added; `parts` are the subtitle.
     """
     layers: list[int] = sorted({int(layer) for row in rows for _, cells in row.panels for layer in set(cells["layer"])})
     rows, frame = _placed(rows, labels, len(layers))
@@ -74,7 +74,7 @@ def grid(
 
 
 def _placed(rows: Sequence[Row], labels: Sequence[str], n_layers: int) -> tuple[Sequence[Row], Frame]:
-    """The rows and their frame, no wider than a page: cells shrink, then panels go under one another."""
+    """Fit the rows and their frame to the page: cells shrink, then panels are placed below one another."""
     columns = len(rows[0].panels)
     longest = max(len(plain(label)) for label in labels)
     wanted = max(210.0, 20.0 * n_layers)
@@ -111,7 +111,7 @@ def _placed(rows: Sequence[Row], labels: Sequence[str], n_layers: int) -> tuple[
 
 
 def _round_above(largest: float) -> float:
-    """The next number at which a scale's end and its middle are round: 0.1, 0.2, 0.4, 0.6, 0.8, 1 and so on."""
+    """Round up to a scale's end whose half is a round number too: 0.1, 0.2, 0.4, 0.6, 0.8, 1 and so on."""
     scale = 10.0 ** math.floor(math.log10(max(largest, FLOOR)))
     # Rounding must not push a largest effect of exactly 1 to the next step.
     return next(step * scale for step in (1, 2, 4, 6, 8, 10) if step * scale >= max(largest, FLOOR) - 1e-9)
@@ -135,7 +135,7 @@ def _heatmap(cells: Any, n_rows: int, layers: Sequence[int], scale: str) -> go.H
 
 
 def _add_scale(figure: go.Figure, frame: Frame, row: int, largest: float, title: str) -> None:
-    """A colour bar beside the row's panels, the same distance to both sides of zero, and above it what it measures."""
+    """Add a colour bar, symmetric around zero, beside the row's panels, with its title above."""
     bottom, top = frame.vertical(figure, row)
     length = min(top - bottom, 360 / frame.inner_height)  # beside a long prompt it stays with the top of the panels
     digits = 2 if round(5 * largest, 9) % 1 else 1

@@ -1,4 +1,4 @@
-"""Grids of tokens (of one prompt, or roles averaged over many) × layers, and of heads × layers."""
+"""Heatmaps of tokens × layers, for one prompt or averaged by token role, and of heads × layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["plot_heads", "plot_score_grid", "plot_trace", "plot_traces"]
 
 
 class TraceLike(Protocol):
-    """What a trace's heatmaps are drawn from; `driftlens.analyses.substitution.Trace` says what each is."""
+    """The attributes of a trace that heatmaps need; `driftlens.analyses.substitution.Trace` has them."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -53,10 +53,10 @@ _MODULE_TITLES = {"resid": "Hidden state", "mlp": "MLP output", "attn": "Attenti
 
 
 def plot_trace(trace: TraceLike, *, title: str | None = None, note: str = "") -> go.Figure:
-    """The trace's heatmaps: a column for each module, a row for each target, one colour scale for all.
+    """Plot a trace's heatmaps: a column for each module, a row for each target, all on one colour scale.
 
-    One case shows its tokens, the edited subject's marked with an asterisk; several show token roles, each with its
-    text in the first case. The edited layers are named under the axis.
+    A single case shows its tokens, with an asterisk at those of the edited subject. Several cases show token roles,
+    each with its text in the first case. The axis title names the edited layers.
     """
     return plot_traces([trace], title=title, note=note)
 
@@ -64,9 +64,9 @@ def plot_trace(trace: TraceLike, *, title: str | None = None, note: str = "") ->
 def plot_traces(
     traces: Sequence[TraceLike], *, heads: Sequence[str] = (), title: str | None = None, note: str = ""
 ) -> go.Figure:
-    """Several traces under one another, on the same colour scale: of different windows (Figure 9a), or of groups.
+    """Plot several traces below one another on one colour scale, e.g. for different windows (Figure 9a) or groups.
 
-    `heads` says what each is, by default its window.
+    `heads` are their headings; the default is each trace's window.
     """
     first = traces[0]
     n_cases = len(set(first.baselines["case"]))
@@ -112,10 +112,10 @@ def plot_score_grid(
     title: str | None = None,
     note: str = "",
 ) -> go.Figure:
-    """What patching one score does: tokens of one prompt, or roles averaged over many, × layers (Figure 10).
+    """Plot the effect of patching one score, for tokens of one prompt or token roles, × layers (Figure 10).
 
-    `table` is that of a :class:`driftlens.analyses.patch.ScorePatch`; every target is a panel. Several tables, each
-    under its name, are rows on one colour scale.
+    `table` is that of a :class:`driftlens.analyses.patch.ScorePatch`; every target is a panel. Several named tables
+    become rows on one colour scale.
     """
     tables = table if isinstance(table, Mapping) else {"": table}
     first = next(iter(tables.values()))
@@ -142,7 +142,7 @@ def plot_score_grid(
 
 
 def plot_heads(heads: pd.DataFrame, *, title: str | None = None, note: str = "") -> go.Figure:
-    """Mean change of the last token's attention to the subject's last token, heads × layers.
+    """Plot the mean change of the last token's attention to the subject's last token, heads × layers.
 
     `heads` is that of an :class:`driftlens.analyses.drift.AttentionDrift`.
     """
@@ -175,7 +175,7 @@ def _tokens(table: Any) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _labelled(table: Any) -> tuple[pd.DataFrame, list[str]]:
-    """A row and a label for each token that is there: tokens averaged by role leave numbers out."""
+    """A row and a label for each token in the table, which may skip numbers."""
     tokens = table.drop_duplicates("token").sort_values("token")
     labels = [
         f"<b>{escaped(text)}*</b>" if role in SUBJECT_ROLES else escaped(text)
@@ -185,7 +185,7 @@ def _labelled(table: Any) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _roles(means: Any, first: Any = None) -> tuple[pd.DataFrame, list[str]]:
-    """Cells and row labels of an average over cases, by role; `first` is the average whose labels all have."""
+    """Cells and row labels of an average over cases, by role; all panels take the labels of `first`."""
     first = means if first is None else first
     present = [role for role in ROLES if role in set(first["role"])]
     means = means[means["role"].isin(present)]
@@ -217,7 +217,7 @@ def _axis(window: int) -> str:
 
 
 def _shown(trace: TraceLike, name: str) -> str:
-    """A target's name, or for a single one without a name its text."""
+    """A target's name, or the text of a single target without a name."""
     texts: Any = trace.baselines.loc[trace.baselines["target_name"] == name, "target"].unique()
     return escaped(texts[0]) if name == "target" and len(texts) == 1 else escaped(name)
 

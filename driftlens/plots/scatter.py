@@ -27,17 +27,18 @@ def plot_correlation(
     title: str = "",
     note: str = "",
 ) -> go.Figure:
-    """Points, a panel for each `panel` and a colour for each `group`, with the least-squares line of each.
+    """Plot points with least-squares lines, a panel for each `panel` and a colour for each `group`.
 
     Args:
-        points: with columns `panel`, `group` and those named by `x` and `y`; `hover`, if there, is shown on hover.
-        correlations: ρ and p by (panel, group), to be written beside the line; group "" is the whole panel.
-        x: the column to the right.
-        y: the column upwards.
-        x_title: what `x` is.
-        y_title: what `y` is.
-        title: of the figure.
-        note: under the title.
+        points: has the columns `panel`, `group` and those named by `x` and `y`; an optional column `hover` is shown on
+            hover.
+        correlations: ρ and p by (panel, group), shown beside the line; group "" is the whole panel.
+        x: the column on the horizontal axis.
+        y: the column on the vertical axis.
+        x_title: the title of the horizontal axis.
+        y_title: the title of the vertical axis.
+        title: the title of the figure.
+        note: the line below the title.
     """
     panels = list(dict.fromkeys(points["panel"]))
     pairs: set[tuple[str, str]] = set(zip(points["panel"], points["group"].fillna(""), strict=True))
@@ -78,7 +79,7 @@ def plot_correlation(
 
 
 def p_text(p: float) -> str:
-    """A p-value as the paper writes it."""
+    """Format a p-value as the paper does."""
     if p < 1e-5:
         return "p < 1e-5"
     return f"p = {p:.1e}" if p < 1e-3 else f"p = {p:.3f}"

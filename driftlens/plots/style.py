@@ -1,4 +1,4 @@
-"""The look that all figures share: colours, type, and where panels stand."""
+"""The common look of all figures: colours, type and the layout of panels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TEMPLATE = "plotly_white"
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 INK, FAINT = "#20242b", "#667080"
 PAPER = "#fafbfc"
-"""Behind curves and points; heatmaps have a darker ground, to tell an empty cell from one near zero."""
+"""The background of curves and points; that of heatmaps is darker, to distinguish empty cells from those near zero."""
 TRUE, EDITED = "#2f6fa8", "#b8352e"
-"""o_true and o_edit: the colours of a rise and a fall below, told apart in grey by their lightness and dashes."""
+"""o_true and o_edit: the colours of rise and fall below; in grey, their lightness and dashes differ."""
 PALETTE = ("#2f6fa8", "#d98032", "#5d7f3c", "#7a5195")
-"""Groups, editors, panels: whatever has no direction."""
+"""Colours of categories, such as groups, editors and panels."""
 DIVERGING = [
     (0.0, "#7f1d1d"),
     (0.12, "#b8352e"),
@@ -35,12 +35,12 @@ DIVERGING = [
     (0.88, "#2f6fa8"),
     (1.0, "#12365f"),
 ]
-"""Red: the probability falls; blue: it rises. The middle is almost white, and both ends are equally dark."""
+"""Red for a falling probability, blue for a rising one. The middle is almost white; both ends are equally dark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Where panels stand, in pixels, so that cells and type keep their size however many there are."""
+    """The layout of panels in pixels, so that cells and type keep their size for any number of panels."""
 
     columns: int
     rows: int
@@ -53,7 +53,7 @@ class Frame:
     between_columns: float = 28
     between_rows: float = 104
     size: float = 13
-    """Of the type, in pixels: larger in a wide figure, which a page shows scaled down."""
+    """The size of the type in pixels; larger in a wide figure, which a page scales down."""
     shared: bool = True
     """Zooming in one panel zooms in all."""
     background: str = "#eceef1"
@@ -141,7 +141,7 @@ def placed(
     vertical: str = "bottom",
     size: float = 13,
 ) -> dict[str, Any]:
-    """An annotation: text, `up` and `right` so many pixels from a place in shares of the inner width and height."""
+    """Return an annotation `up` and `right` pixels from a position given in shares of the inner width and height."""
     return {
         "text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": anchor,
         "yanchor": "middle" if angle else vertical, "align": anchor, "showarrow": False, "xshift": right, "yshift": up,
@@ -150,30 +150,30 @@ def placed(
 
 
 def write(figure: go.Figure, text: str, **place: Any) -> None:
-    """Add what :func:`placed` makes of the text."""
+    """Add the annotation that :func:`placed` returns."""
     figure.add_annotation(**placed(text, **place))
 
 
 def signed(value: float, digits: int) -> str:
-    """With its sign, and a minus as it is printed."""
+    """Format a number with its sign and a typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def escaped(text: str) -> str:
-    """Plotly reads labels as HTML; blanks at the ends of tokens are no news."""
+    """Escape a label, which plotly reads as HTML, and strip the outer blanks of tokens."""
     visible = text.strip() or text.replace("\n", "⏎").replace(" ", "␣")
     return visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", "⏎")
 
 
 def plain(label: str) -> str:
-    """A label without its marks, as long as it is seen."""
+    """A label without its HTML tags, for measuring its length."""
     for tag in ("<b>", "</b>", "<i>", "</i>", "<sub>", "</sub>"):
         label = label.replace(tag, "")
     return label
 
 
 def lines_of(parts: Sequence[str], width: int) -> list[str]:
-    """The parts joined by dots, broken between parts."""
+    """Join the parts with dots into lines, which break only between parts."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 3 <= width:

@@ -1,4 +1,4 @@
-"""A table as a picture, set as in print: rules above, below and under the head, numbers to the right."""
+"""Draw a table as in print: horizontal rules at the top, below the head and at the bottom, numbers aligned right."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def plot_table(
     bold: Sequence[tuple[int, int]] = (),
     html: Collection[str] = (),
 ) -> go.Figure:
-    """The table's cells as they are, which should be text; a line break in a column's name is read.
+    """Draw a table of texts; a column's name may contain line breaks.
 
     Args:
-        table: texts.
-        title: of the figure.
-        note: under it.
-        left: how many columns stand left; the others, numbers as a rule, stand right.
-        rules: before which rows a thin rule stands.
-        bold: cells (row, column) to be set in bold.
-        html: columns whose cells are plotly's HTML, such as "W<sub>l</sub>"; all others are shown as they are.
+        table: the cells, as texts.
+        title: the title of the figure.
+        note: the line below the table.
+        left: the number of columns aligned left; the others, usually numbers, are aligned right.
+        rules: the rows above which a thin rule is drawn.
+        bold: the cells (row, column) in bold.
+        html: the columns whose cells are plotly's HTML, such as "W<sub>l</sub>"; all others are escaped.
     """
     columns = [str(column) for column in table.columns]
     texts = [[str(cell) for cell in table.iloc[:, at]] for at in range(len(columns))]

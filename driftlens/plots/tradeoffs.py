@@ -1,4 +1,4 @@
-"""One measure against another, or against a setting, with a line for each way of changing it."""
+"""Plot one measure against another or against a setting, with a line for each series."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def plot_tradeoffs(
     log_x: bool = False,
     up: Sequence[str] = (),
 ) -> go.Figure:
-    """A panel for each entry of ``axes``, in it a line for each series through its points in their order.
+    """Draw a panel for each entry of ``axes``, with a line for each series through its points in their order.
 
     Args:
         table: a row per point: ``panel, series, x, y, text``; ``text`` is shown on hover.  A series of one point is a
-            mark without a line, in ink.  With columns ``low, high`` a point has a bar from one to the other.
-        axes: panel → what stands at its x and y axis.
-        title: of the figure.
-        note: under it.
-        log_x: x is a setting that spans orders of magnitude.
-        up: series whose points carry their text in the picture, too.
+            black mark without a line.  With columns ``low, high``, each point has an error bar between the two.
+        axes: for each panel, the titles of its x and y axes.
+        title: the title of the figure.
+        note: the line below the title.
+        log_x: whether the x axis is logarithmic.
+        up: the series whose points show their text in the figure too.
     """
     frame = Frame(
         columns=len(axes), rows=1, panel_width=380, panel_height=300, left=70, right=30, top=114, bottom=112,

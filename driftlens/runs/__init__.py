@@ -1,4 +1,4 @@
-"""Long runs: what was computed once is kept on disk, and an interrupted run goes on where it stopped."""
+"""Long runs: results are stored on disk as they are computed, and an interrupted run resumes."""
 
 from driftlens.runs.benchmark import benchmark, part_folder
 from driftlens.runs.cluster import Recipe, cluster_benchmark

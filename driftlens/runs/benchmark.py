@@ -1,13 +1,13 @@
-"""Benchmark runs: a model and an editor on many records, in a folder that survives interruption.
+"""Benchmark runs: a model and an editor on many records, stored in a folder from which the run can resume.
 
     folder/
-      manifest.json      what the run is about, and who worked on it when
+      manifest.json      the run's configuration, and its sessions
       shards/            the tables of a few records each, with checksums
 
-Every record's numbers depend on the record, the configuration and the seed, never on the records beside it, the order
-or the number of processes.  So a run can be stopped at any moment, by whatever means, and goes on with the shards that
-are not there.  Several processes can share a run without knowing of one another: each makes a part of it, in a folder
-``part-i-of-n`` of the run's, and the run without parts takes what they made.
+Every record's numbers depend on the record, the configuration and the seed, but not on other records, their order or
+the number of processes.  A run can therefore be stopped at any moment and resumes with the missing shards.  Several
+processes can share a run without communication: each computes a part, in the subfolder ``part-i-of-n``, and a run
+without parts joins them.
 """
 
 from __future__ import annotations
@@ -151,15 +151,15 @@ def counted(total: int, on_progress: OnProgress | None, on_shard: OnShard | None
 
 
 def part_folder(folder: Path, part: Part) -> Path:
-    """Where a part of the run in ``folder`` has its files."""
+    """The folder of a part of the run in ``folder``."""
     return folder / f"part-{part[0]}-of-{part[1]}"
 
 
 def check_records(records: Sequence[Record], shard_size: int) -> None:
-    """Refuse what no run can be made of.
+    """Check the records and the shard size of a run.
 
     Raises:
-        DriftlensError: no records, shards of none, or two records with one index.
+        DriftlensError: there are no records, the shard size is below 1, or two records have the same index.
     """
     if not records or shard_size < 1:
         raise DriftlensError(f"{len(records)} records in shards of {shard_size}; expected at least one of both")
@@ -181,16 +181,16 @@ def run(
     on_wait: Callable[[], None] | None = None,
     part: Part | None = None,
 ) -> BenchmarkResult:
-    """The run of a configuration: what is missing in its folder is computed, and all is put together.
+    """Run a configuration: compute the shards that its folder lacks, and join all of them.
 
     Args:
         wanted: the configuration.
-        session: what is told of this session: all that changes nothing but speed.
-        records: what to run.
-        compute: from shards of records to their tables; what is wrong for all of them is raised at the call.
-        folder: the place of this run.
-        shard_size: records of a shard, where the folder is new.
-        on_shard: called with the records done, a shard's tables, and whether they were there already.
+        session: the settings of this session, which affect only speed.
+        records: the records.
+        compute: yields the tables of shards of records; it raises errors that concern all records when it is called.
+        folder: the folder of this run.
+        shard_size: records in a shard, if the folder is new.
+        on_shard: called with the number of finished records, a shard's tables, and whether they existed already.
         on_wait: as in :func:`benchmark`.
         part: as in :func:`benchmark`.
     """
@@ -209,7 +209,7 @@ def run(
             return result_of(there, manifest, len(records))
     with claimed(folder, on_wait):
         manifest = open_manifest(folder, wanted)
-        # Shards that nobody can read any more may be replaced; those of another run may not.
+        # Unreadable shards may be replaced; those of another run may not.
         if (foreign := foreign_shard(folder / "shards", key)) is not None:
             raise DriftlensError(
                 f"{folder} holds shards of another run ({foreign.name}), and no manifest that says which; choose "
@@ -255,7 +255,7 @@ def run(
 
 
 def _size_of(parts: Sequence[Path], wanted: Mapping[str, Any]) -> int | None:
-    """The size of the parts' shards; None where there is no part of this run."""
+    """The shard size of the run's parts; None if there are none."""
     for part in parts:
         with suppress(DriftlensError):
             if size := open_manifest(part, wanted).get("shard_size"):

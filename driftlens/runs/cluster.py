@@ -1,11 +1,11 @@
 """Benchmark runs on several processes, GPUs and machines, with Ray (the extra ``cluster``).
 
-1. Every worker is an actor that keeps one model, on a GPU of its own where there are GPUs.  The first one says what
-   the run is about and takes the second moments; the others get them from it, so no machine needs another's files.
-2. Shards go to whichever worker is free and come back as tables.  The process that was started writes them, into the
-   same folder and files as a run without workers: either can go on where the other stopped.
-3. A worker that dies is started again, where the cluster has room for it; its shard goes to whichever is free first.
-   So a machine can leave in the middle of a run, and another one come.
+1. Every worker is an actor with its own model, and its own GPU if there are GPUs.  The first worker determines the
+   configuration and computes the second moments.  It sends them to the others, so machines share no files.
+2. Shards go to any free worker and come back as tables.  The driver process writes them to the same folder and files as
+   a run without workers, so that either kind of run can resume the other.
+3. A worker that dies is restarted if the cluster has room, and its shard goes to the next free worker.  Machines can
+   therefore leave and join during a run.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "cluster_benchmark"]
 
 RETRIES = 3
-"""How often a shard is tried again."""
+"""How often a shard is retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a worker makes what it works with.
+    """What a worker loads and computes.
 
     Attributes:
-        model: a name for :func:`driftlens.load_model`; a folder must be there on every machine.
-        editor: an editor, or what makes one for a model; None leaves the model as it is.
+        model: a name for :func:`driftlens.load_model`; a folder must exist on every machine.
+        editor: an editor, or a function that makes one for a model; None does not edit.
         measures: what to measure.
-        device: "cpu", "cuda" or "mps"; None takes a GPU where the cluster has some.
-        dtype: as for :func:`driftlens.load_model`.
+        device: "cpu", "cuda" or "mps"; None uses GPUs if the cluster has any.
+        dtype: as in :func:`driftlens.load_model`.
         edit_batch: facts optimised side by side.
         batch_size: rows at a time of everything else.
     """
@@ -81,21 +81,21 @@ class Recipe:
 
 
 class Worker:
-    """What runs in a process of its own.
+    """The actor that runs in a worker process.
 
-    It begins with nothing, and every call says how to work: a worker that is started again knows nothing of what the
-    one before it was told, and what an actor's constructor raises cannot be told from a worker that died.
+    It has no state at the start, and every call passes the recipe.  A restarted worker has lost the state of its
+    predecessor, and an exception in an actor's constructor looks like a worker that died.
     """
 
     def __init__(self) -> None:
         self._work: Work | None = None
 
     def ready(self) -> bool:
-        """Whether the process is there."""
+        """Return once the process has started."""
         return True
 
     def begin(self, how: Sequence[Any], records: Sequence[Record]) -> tuple[dict[str, Any], str]:
-        """The configuration and the device; whatever is wrong for all records is raised here."""
+        """Return the configuration and the device; errors that concern all records are raised here."""
         work = self._ready(how)
         work.prepare()
         return configuration(work.model, work.editor, records, work.measures), str(work.model.device)
@@ -110,16 +110,16 @@ class Worker:
         return __version__, work.model.model_hash, work.editor
 
     def prepared(self, how: Sequence[Any]) -> bool:
-        """When model and editor are there."""
+        """Return once model and editor are ready."""
         self._ready(how)
         return True
 
     def shard(self, how: Sequence[Any], start: int, records: Sequence[Record]) -> tuple[int, dict[str, Any]]:
-        """The tables of a shard, and which one it is."""
+        """Compute the tables of a shard, and return them with its number."""
         return start, self._ready(how)(records)
 
     def _ready(self, how: Sequence[Any]) -> Work:
-        """Model and editor, made at the first call: ``how`` refers to the recipe and to what the first worker made."""
+        """Model and editor, made at the first call; ``how`` refers to the recipe and to the first worker's results."""
         if self._work is not None:
             return self._work
         from driftlens.version import __version__
@@ -205,8 +205,10 @@ def cluster_benchmark(
 def _spread(
     ray: Any, workers: Sequence[Any], how: Sequence[Any], missing: Mapping[int, Sequence[Record]]
 ) -> Generator[tuple[int, Tables]]:
-    """The shards' tables as they come.  Ray's own pool would wait for a dead worker's shard until that worker is back,
-    which it never is where the cluster has no room for it any more; here only workers that are ready get one.
+    """Yield the shards' tables as they are finished.
+
+    Ray's own pool waits for a dead worker to return, which never happens if the cluster has no room for it.  Here only
+    workers that are ready get a shard.
     """
     waiting, free, died = deque(missing), deque[Any](), Counter[int]()
     running: dict[Any, tuple[Any, int | None]] = {worker.prepared.remote(how): (worker, None) for worker in workers}
@@ -240,7 +242,7 @@ def _spread(
 
 @contextmanager
 def _told(ray: Any) -> Generator[None]:
-    """What a worker raised, as it raised it; and a worker that is dead for good as a line."""
+    """The original exception of a worker; a permanently dead worker becomes a one-line error."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:

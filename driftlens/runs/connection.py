@@ -1,7 +1,7 @@
-"""Ray itself: found, started here or joined, and what a worker gets of it.
+"""Import Ray, start or join a cluster, and divide its resources among workers.
 
-Nothing is sent anywhere: usage statistics are off, and so is the dashboard of what is started here.  What is started
-here listens on the loopback interface alone: whoever reaches a port of Ray's may run code.
+Ray's usage statistics are off, and a local cluster has no dashboard.  A local cluster listens only on the loopback
+interface, because anyone who can reach a port of Ray may run code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from driftlens.errors import DriftlensError
 __all__ = ["START_SECONDS", "connected", "no_room", "ray_module", "share", "wait_for"]
 
 START_SECONDS = 300
-"""How long is waited for room for a worker."""
+"""Seconds to wait until the cluster has room for a worker."""
 _CONNECT_SECONDS = 10
 _SETTINGS = b"\x04"
 """The type of HTTP/2's settings frame, behind three bytes of length."""
@@ -27,14 +27,15 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 
 
 def ray_module(*, alone: bool = False) -> Any:
-    """The package, which is an extra.
+    """Import Ray, which is an optional dependency.
 
     Args:
-        alone: on this machine alone.  Ray then takes 127.0.0.1 for the address of the machine, as it does on macOS and
-            Windows by default, and all its processes listen there; otherwise they listen on every interface.
+        alone: whether the cluster is this machine alone.  Ray then uses 127.0.0.1 as the machine's address, as it does
+            by default on macOS and Windows, and its processes listen only there; otherwise they listen on every
+            interface.
 
     Raises:
-        DriftlensError: it is not installed.
+        DriftlensError: Ray is not installed.
     """
     # Before the import, which reads them.
     if alone:
@@ -54,7 +55,7 @@ def ray_module(*, alone: bool = False) -> Any:
 
 @contextmanager
 def connected(address: str | None, workers: int | None) -> Generator[Any]:
-    """Ray, connected; what was started is ended."""
+    """Connect to Ray, and stop a cluster that was started here on leaving."""
     if workers is not None and workers < 1:
         raise DriftlensError(f"{workers} workers; expected at least 1")
     ray = ray_module(alone=address is None)
@@ -82,13 +83,13 @@ def connected(address: str | None, workers: int | None) -> Generator[Any]:
 
 
 def _check_address(address: str) -> None:
-    """Whether Ray answers there, told within seconds.
+    """Check within seconds whether Ray listens at an address.
 
-    Ray's own client cannot say it.  Where nothing of Ray listens, ``GcsClient(address=...)`` of Ray 2.60 raises after
-    40 seconds; with ``RAY_gcs_rpc_server_reconnect_timeout_s`` below that it ends the whole process with exit code 1
-    ("The program will terminate"), and ``ray.init`` does so after minutes.  In a process of its own with a deadline it
-    could only say that nothing has answered, and a busy machine needs longer than that to import Ray.  So the first
-    frame of the protocol is read here.
+    Ray's own client is too slow.  If Ray does not listen there, ``GcsClient(address=...)`` of Ray 2.60 raises after 40
+    seconds.  With a smaller ``RAY_gcs_rpc_server_reconnect_timeout_s``, it ends the process with exit code 1 ("The
+    program will terminate"), and so does ``ray.init`` after minutes.  A separate process with a deadline would not
+    help, because a busy machine may need longer than that to import Ray.  This function therefore reads the protocol's
+    first frame.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
@@ -107,7 +108,7 @@ def _check_address(address: str) -> None:
 
 
 def share(ray: Any, device: str | None, workers: int | None) -> tuple[int, dict[str, float], str | None]:
-    """How many workers, what each needs of the cluster, and its device."""
+    """Return the number of workers, the resources of each, and its device."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     by_machine = [int(machine.get("CPU", 0)) for machine in machines]
@@ -133,7 +134,7 @@ def share(ray: Any, device: str | None, workers: int | None) -> tuple[int, dict[
 
 
 def wait_for(ray: Any, ready: Any) -> None:
-    """Until a worker is there.
+    """Wait until a worker has started.
 
     Raises:
         DriftlensError: no worker could be started.
@@ -145,7 +146,7 @@ def wait_for(ray: Any, ready: Any) -> None:
 
 
 def no_room(ray: Any) -> DriftlensError:
-    """The error for it, with what is free."""
+    """The error if no worker fits, with the free resources."""
     free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
     return DriftlensError(
         f"no worker could be started within {START_SECONDS} s (free in the cluster: {free or 'nothing'}); try again "

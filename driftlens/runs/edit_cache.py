@@ -1,12 +1,11 @@
-"""Edits on disk, shared by everything that needs them.
+"""A cache of edits on disk, shared by all commands and runs.
 
-An edit is worth keeping: it costs a minute on a large model and weighs a few kilobytes.  Its file is named by a hash
-of all that it depends on, the model's weights, the editor's settings with regularizers and contexts, the text behind
-the second moment, the fact, and driftlens's version; so nothing is ever looked up by a name that somebody chose, and
-whatever changes leads to another file.
+An edit takes a minute on a large model and a few kilobytes on disk.  Its file is named by a hash of everything that it
+depends on: the model's weights, the editor's settings with regularizers and contexts, the texts of the second moment,
+the fact, and driftlens's version.  Any change leads to another file.
 
-Files are written as each batch of facts is done, each atomically, with a checksum of the factors.  An interrupted run
-finds them again; a damaged one is made anew.
+Files are written after each batch of facts, atomically and with a checksum of the factors.  An interrupted run reuses
+them; a damaged file is computed again.
 """
 
 from __future__ import annotations
@@ -115,10 +114,10 @@ def _uncached(
 
 
 def editor_identity(model: LensModel, editor: Editor) -> str:
-    """The text behind the editor's second moments: the one thing that its provenance does not tell beforehand.
+    """Identify the texts of the editor's second moments, which its provenance lacks before an edit.
 
-    It is the same whether they are given or are going to be taken over the same texts with this very model; moments of
-    another model, or of nobody knows what, go by their numbers.
+    Given moments and moments yet to be computed have the same identity if texts and model are the same.  Moments of
+    another model or of unknown origin are identified by their numbers.
     """
     given: Any = getattr(editor, "second_moment", None)
     if given is None and not editor.missing_second_moments:
@@ -139,7 +138,7 @@ def _moment(moment: Tensor | SecondMoment, model_hash: str) -> str:
 
 
 def _key(about: str, provenance: Mapping[str, str]) -> str:
-    # The weights' hash says which model it is; by what name and from where it was loaded does not matter.
+    # The hash of the weights identifies the model; its name and source do not matter.
     parts = {name: value for name, value in provenance.items() if name not in ("model", "model_source")}
     return hashlib.sha256(json.dumps([about, parts], sort_keys=True).encode()).hexdigest()[:32]
 
@@ -154,7 +153,7 @@ def _write(path: Path, key: str, edit: Edit) -> None:
 
 
 def _read(path: Path, key: str) -> Edit | None:
-    """The edit as it was made, or None where the file is not what was written."""
+    """Read an edit; None if the file is missing or damaged."""
     try:
         edit = Edit.load(path)
     except DriftlensError:

@@ -1,10 +1,10 @@
-"""What a folder of results is about: a readable ``manifest.json``, and the promise that it is about one thing only.
+"""The ``manifest.json`` of a folder of results, which ties the folder to one configuration.
 
-1. The *configuration* is all that the numbers depend on: weights, precision, editor, second moment, records, what is
-   measured, seed, driftlens's version.  A folder that holds another one is refused, and the refusal says what differs.
-2. What changes nothing but speed (batch sizes, device, number of workers) is told per session, and may change.
-3. One process at a time works in a folder.  The lock is the operating system's, so that it ends with its process
-   however that ends: there are no stale ones.  Reading a run that is finished needs none.
+1. The *configuration* is everything that the numbers depend on: weights, precision, editor, second moment, records,
+   measures, seed and driftlens's version.  A folder with another configuration is refused with a list of differences.
+2. Settings that affect only speed (batch sizes, device, number of workers) are stored per session and may change.
+3. One process at a time works in a folder.  The operating system releases the lock when its process ends, so there are
+   no stale locks.  Reading a finished run needs no lock.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _POLL_SECONDS = 0.5
 def configuration(
     model: LensModel, editor: Editor | None, records: Sequence[Record], measures: Measures
 ) -> dict[str, Any]:
-    """All that the numbers depend on, as JSON says it.
+    """Return everything that the numbers depend on, as JSON values.
 
     Raises:
-        UnidentifiedError: something in the editor cannot be told from something else, so neither could a run of it.
+        UnidentifiedError: a part of the editor has no identity, so that runs of it could be confused.
     """
     from driftlens.version import __version__
 
@@ -89,11 +89,12 @@ def _settings(model: LensModel, editor: Editor) -> dict[str, Any]:
 
 @contextmanager
 def claimed(folder: Path, on_wait: Callable[[], None] | None = None) -> Generator[None]:
-    """``folder`` for this process alone.
+    """Lock ``folder`` for this process.
 
     Args:
-        folder: made if need be.
-        on_wait: called once where another process works in it, whose end is waited for then; ``None`` does not wait.
+        folder: the folder, created if necessary.
+        on_wait: called once if another process works in the folder; the call then waits for it.  ``None`` does not
+            wait.
 
     Raises:
         DriftlensError: another process works in it, or it cannot be written.
@@ -121,7 +122,7 @@ def claimed(folder: Path, on_wait: Callable[[], None] | None = None) -> Generato
 
 
 def _leave_nothing_empty(folder: Path) -> None:
-    """A run that came to nothing leaves no sign."""
+    """Remove the folder of a run that wrote nothing."""
     with suppress(OSError):
         (folder / "shards").rmdir()  # only an empty one goes
     if [path.name for path in folder.iterdir()] == [LOCK]:
@@ -129,10 +130,10 @@ def _leave_nothing_empty(folder: Path) -> None:
 
 
 def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest that is in ``folder``, or the beginning of one.
+    """Read the manifest in ``folder``, or make a new one.
 
     Raises:
-        DriftlensError: it is unreadable, or about another configuration than ``wanted``.
+        DriftlensError: the manifest is unreadable, or its configuration is not ``wanted``.
     """
     path = folder / MANIFEST
     # Without a shard there is nothing to mix: a first attempt with a mistake in it binds nobody.
@@ -162,7 +163,7 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether everything that is read from a manifest is of the kind that was written."""
+    """Whether all fields of a manifest have the types that were written."""
     size: object = manifest.get("shard_size", 1)
     return (
         isinstance(manifest["configuration"], dict)
@@ -174,7 +175,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it, indented for people, atomically."""
+    """Write the manifest atomically, indented for people."""
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 STEPS = (3, 7)
-"""The two short runs that an edit's cost per step is read off."""
+"""The numbers of steps of the two short runs that determine an edit's cost per step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorCost:
-    """What an editor's edit costs: ``fixed + per_step · steps`` seconds, with ``facts`` edited side by side."""
+    """The cost of an edit: ``fixed + per_step · steps`` seconds, with ``facts`` edited side by side."""
 
     editor: str
     steps: int
@@ -47,12 +47,12 @@ class EditorCost:
 
     @property
     def seconds(self) -> float:
-        """An edit with all steps made."""
+        """Seconds of an edit that takes all steps."""
         return self.fixed + self.per_step * self.steps
 
 
 class ProfiledEditor(Protocol):
-    """What is asked of an editor: all of driftlens's can be profiled."""
+    """What profiling needs of an editor; all of driftlens's editors have it."""
 
     @property
     def most_steps(self) -> int:
@@ -78,18 +78,18 @@ def profile_model(
     generate: bool,
     on_progress: OnProgress = unseen,
 ) -> tuple[list[Phase], list[EditorCost]]:
-    """The phases of edits, traces and evaluations of ``records`` side by side, and what each of ``editors`` costs.
+    """Time the phases of edits, traces and evaluations of ``records``, and measure the cost of each editor.
 
     Args:
         model: the model.
-        records: what is edited, traced and evaluated.
-        editors: by what to call them; the first one's parts are timed and its edits are traced and evaluated.
+        records: the records, processed side by side.
+        editors: the editors by name.  The phases of the first are timed, and its edits are traced and evaluated.
         batch_size: facts edited side by side, and a quarter of a pass's rows.
         generate: whether to time the continuations of the fluency score too.
         on_progress: called with the name of what comes next, 0 and 0: nobody counts it.
 
     Raises:
-        DriftlensError: no record, no editor, or an editor refuses.
+        DriftlensError: no record, no editor, or an error of an editor.
     """
     if not records or not editors:
         raise DriftlensError(f"{len(records)} records and {len(editors)} editors to profile; give at least one of each")
@@ -138,7 +138,7 @@ def profile_model(
 
 
 def replace_steps(editor: Any, steps: int) -> Any:
-    """The editor with so many steps, made whether a fact has converged or not; as it is where it has none to set."""
+    """The editor with this number of steps and without early stopping; unchanged if it has no steps."""
     if not _has(editor, "steps"):
         return editor
     never = {"early_stop_loss": -math.inf} if _has(editor, "early_stop_loss") else {}
@@ -156,7 +156,7 @@ def _editor_cost(
             name, lambda short=short: short.edit_many(model, facts, batch_size=batch_size), model.device, per=""
         )
         seconds.append(phase.seconds / len(facts))
-    # Noise must not make a step cost less than nothing, nor what stands before the steps.
+    # Noise must not make a step, or the fixed part, cost less than nothing.
     per_step = max(0.0, (seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]))
     fixed = max(0.0, seconds[0] - per_step * STEPS[0])
     return EditorCost(
@@ -169,7 +169,7 @@ def _has(editor: Any, setting: str) -> bool:
 
 
 def _edit_phases(model: LensModel, editor: Any, facts: Sequence[Any], on_progress: OnProgress) -> list[Phase]:
-    """The parts of a value optimisation of ``facts`` side by side, each per fact; of another editor, all in one."""
+    """Time the parts of a value optimisation of ``facts`` side by side, per fact; other editors as a whole."""
     from driftlens.editors import ValueEditor
 
     if not isinstance(editor, ValueEditor):

@@ -1,4 +1,4 @@
-"""What a benchmark run found, and the warning where something could not be measured."""
+"""The results of a benchmark run, and a warning if something could not be measured."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ __all__ = ["BenchmarkResult", "counts", "result_of", "scores_of"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BenchmarkResult:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
-        nlls: the long table of :func:`driftlens.evaluate`, all records.
-        records: a line per record: ``record, subject, fluency, reference, steps, loss, probability, perplexity,
-            seconds, problem``; NaN where there is none.  ``steps``, ``loss`` and ``probability`` are the last of
-            the optimisation, ``seconds`` the edit's share of its batch, ``problem`` why there is no edit, else "".
+        nlls: the long table of :func:`driftlens.evaluate`, for all records.
+        records: a row per record: ``record, subject, fluency, reference, steps, loss, probability, perplexity,
+            seconds, problem``; NaN if not measured.  ``steps``, ``loss`` and ``probability`` are those at the end of
+            the optimisation, ``seconds`` is the edit's share of its batch, and ``problem`` says why there is no edit,
+            else "".
         generations: ``record, prompt_index, prompt, text``.
-        problems: ``record, stage, prompt_index, reason``: what could not be done; ``stage`` is "edit" or
+        problems: ``record, stage, prompt_index, reason`` of everything that failed; ``stage`` is "edit" or
             "perplexity" (index −1), the prompt's task, or "generation".
-        manifest: what ``manifest.json`` says.
+        manifest: the content of ``manifest.json``.
     """
 
     nlls: pd.DataFrame
@@ -39,12 +40,12 @@ class BenchmarkResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """:func:`driftlens.summarize` of the NLLs, and FL, REF, PPL where they were measured."""
+        """:func:`driftlens.summarize` of the NLLs, and FL, REF and PPL if they were measured."""
         return scores_of(self.nlls, self.records)
 
 
 def scores_of(nlls: pd.DataFrame, records: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
-    """The scores of prompts and of records in one table, with the columns of :func:`driftlens.summarize`."""
+    """Return the scores of prompts and of records in one table, with the columns of :func:`driftlens.summarize`."""
     tables = [summarize(nlls, resamples=resamples)]
     for name in ("fluency", "reference", "perplexity"):
         measured = records.loc[records[name].notna(), ["record", name]]
@@ -54,7 +55,7 @@ def scores_of(nlls: pd.DataFrame, records: pd.DataFrame, *, resamples: int = 100
 
 
 def result_of(tables: Tables, manifest: Mapping[str, Any], total: int) -> BenchmarkResult:
-    """The result of the tables of a run over `total` records; warns of what could not be measured."""
+    """Make the result from the tables of a run over `total` records; a warning counts what could not be measured."""
     _warn(tables, total)
     return BenchmarkResult(
         nlls=tables["nlls"],
@@ -66,7 +67,7 @@ def result_of(tables: Tables, manifest: Mapping[str, Any], total: int) -> Benchm
 
 
 def counts(problems: pd.DataFrame) -> dict[str, int]:
-    """How many problems there were, by stage."""
+    """The number of problems by stage."""
     return {str(stage): int(count) for stage, count in problems["stage"].value_counts().items()}
 
 

@@ -1,11 +1,12 @@
-"""Tables that are computed a few items at a time, each piece kept on disk as soon as it is done.
+"""Compute tables a few items at a time, and store each piece on disk as soon as it is done.
 
-A shard is the tables of a slice of the items, one parquet file each, written atomically; an index with their checksums
-and the place of the slice comes last, and a shard without one does not count.  A run that was interrupted goes on with
-the shards that are not there, in whatever order they were made and by whom, and one that has all of them computes
-nothing.  A shard that was truncated, altered, moved to another's place, or made with other settings is computed again.
+A shard is the tables of a slice of the items, one parquet file each, written atomically.  Its index, with checksums and
+the position of the slice, is written last; a shard without an index does not count.  An interrupted run resumes with
+the missing shards, in any order and by any process.  A shard that was truncated, altered, moved or made with other
+settings is computed again.
 
-What is put together is always what was read back from disk, so an interrupted run gives the very tables of another.
+Results are always joined from what was read back from disk, so interrupted and uninterrupted runs give identical
+tables.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ __all__ = [
 Item = TypeVar("Item")
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
 Compute: TypeAlias = Callable[[Mapping[int, Sequence[Item]]], Iterable[tuple[int, Tables]]]
-"""From the slices that are missing, by the number of their first item, to their tables, in any order."""
+"""Maps the missing slices, by the number of their first item, to their tables, in any order."""
 
 
 Part: TypeAlias = tuple[int, int]
-"""(i, n): of n processes that share the work, the i-th, from 1; it has every n-th shard."""
+"""(i, n): the i-th (from 1) of n processes that share the work; it computes every n-th shard."""
 
 
 def settings_hash(settings: object) -> str:
-    """20 hexadecimal digits over anything that JSON can say; what it cannot goes by its repr."""
+    """A hash of 20 hexadecimal digits of JSON values; other values are hashed by their repr."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:20]
 
 
@@ -97,17 +98,17 @@ def sharded_by(
     part: Part | None = None,
     also: Iterable[Path] = (),
 ) -> dict[str, pd.DataFrame]:
-    """As :func:`sharded`, with all missing slices given to ``compute`` at once, which may spread them out.
+    """As :func:`sharded`, but ``compute`` gets all missing slices at once and may distribute them.
 
     Args:
         items: as in :func:`sharded`.
-        compute: makes the tables of all missing slices and yields each slice's as soon as they are there.
+        compute: computes the tables of all missing slices, and yields each slice's tables when they are finished.
         folder: as in :func:`sharded`.
         size: items of a shard.
         key: as in :func:`sharded`.
-        on_shard: called with the number of items done and the tables of the shard that was just read or made.
-        part: only the shards of this part, and their tables.
-        also: other folders where shards of these items may lie; what is found there is copied.
+        on_shard: called with the number of finished items and the tables of the shard that was just read or computed.
+        part: compute and return only the shards of this part.
+        also: other folders that may hold shards of these items; shards found there are copied.
 
     Raises:
         DriftlensError: no items, a size below 1, a part without a shard, or the folder cannot be written.
@@ -151,7 +152,7 @@ def all_there(
     on_shard: Callable[[int, Tables], None] | None = None,
     part: Part | None = None,
 ) -> dict[str, pd.DataFrame] | None:
-    """What :func:`sharded_by` would give without computing anything, or None; nothing is written."""
+    """Return the result of :func:`sharded_by` if all shards exist, else None; this writes nothing."""
     slices = _slices(items, size, part)
     found: list[tuple[int, Tables]] = []
     for start, shard in slices.items():
@@ -168,7 +169,7 @@ def all_there(
 
 
 def shard_starts(items: int, size: int, part: Part | None) -> range:
-    """The number of each shard's first item; empty where there is no such part, or nothing for it to do."""
+    """The number of each shard's first item; empty if the part has no shard."""
     starts = range(0, items, size)
     if part is None:
         return starts
@@ -194,7 +195,7 @@ def _slices(items: Sequence[Item], size: int, part: Part | None) -> dict[int, Se
 
 
 def foreign_shard(folder: Path, key: str) -> Path | None:
-    """The first shard in ``folder`` that was whole once and written under another key than ``key``, or None."""
+    """The first complete shard in ``folder`` with another key than ``key``, or None."""
     for index in sorted(folder.glob("*.json")):
         try:
             told: Any = json.loads(index.read_text())
@@ -223,7 +224,7 @@ def _stem(start: int, shard: Sequence[object]) -> str:
 
 
 def _write(folder: Path, stem: str, tables: Tables, key: str) -> Tables:
-    """The tables as they will be read back."""
+    """Write the tables and return them as they will be read back."""
     contents: dict[str, bytes] = {name: table.to_parquet(index=False) for name, table in tables.items()}
     for name, content in contents.items():
         with atomic_path(folder / f"{stem}.{name}.parquet") as temporary:
@@ -236,7 +237,7 @@ def _write(folder: Path, stem: str, tables: Tables, key: str) -> Tables:
 
 
 def _read(folder: Path, stem: str, key: str) -> tuple[dict[str, pd.DataFrame] | None, int]:
-    """The tables of a shard or None, and how many shards were found damaged."""
+    """Read the tables of a shard, or None, and the number of damaged shards."""
     index = folder / f"{stem}.json"
     if not index.exists():
         return None, 0

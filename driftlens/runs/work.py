@@ -1,9 +1,8 @@
-"""What a benchmark does with a few records: edit each, measure each under its own edit, and say what did not work.
+"""Edit and evaluate a few records of a benchmark, and report what failed.
 
-Different edits run as rows of one batch, through hooks, so nothing is ever written into the model.  A fact that
-cannot be edited (its loss is not finite, its prompt is too long for the model) and a prompt that cannot be read, or
-has no finite NLL under its edit, stop nothing: they stand in the table of problems with the reason, their NLLs are NaN,
-and all others are measured.
+Different edits run as rows of one batch, through hooks, so the model's weights never change.  A fact may fail to be
+edited (its loss is not finite, its prompt is too long), and a prompt may be unreadable or have no finite NLL.  Such
+failures do not stop the run: they are listed with their reason in the table of problems, and their NLLs are NaN.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _Problem: TypeAlias = tuple[int, str, int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What is measured on every record; :func:`driftlens.runs.benchmark` says what each means."""
+    """What is measured on every record; :func:`driftlens.runs.benchmark` explains each field."""
 
     tasks: tuple[str, ...] | None = None
     generate: bool = True
@@ -78,7 +77,7 @@ class Measures:
 
     @cached_property
     def weights(self) -> TfIdf:
-        """The words' weights of the reference score: as given, else those of all reference texts."""
+        """The word weights of the reference score: the given ones, or those of all reference texts."""
         if self.tfidf is not None:
             return self.tfidf
         return TfIdf.fit(text for texts in (self.snippets or {}).values() for text in texts)
@@ -105,7 +104,7 @@ class Work:
     on_progress: OnProgress | None = None
 
     def prepare(self) -> None:
-        """Whatever is wrong for all records is an error now: the editor's settings, its texts, the texts to read."""
+        """Raise errors that concern all records now: the editor's settings, its texts, the texts to read."""
         for name, value in (("edit_batch", self.edit_batch), ("batch_size", self.batch_size)):
             if value < 1:
                 raise DriftlensError(f"{name} is {value}; expected at least 1")
@@ -119,7 +118,7 @@ class Work:
             self.editor.edit_many(self.model, [])
 
     def __call__(self, records: Sequence[Record]) -> dict[str, pd.DataFrame]:
-        """The tables ``nlls``, ``records``, ``generations`` and ``problems`` of ``records``."""
+        """Compute the tables ``nlls``, ``records``, ``generations`` and ``problems`` of ``records``."""
         with self.model.unchanged():
             return self._tables(records)
 
@@ -150,7 +149,7 @@ class Work:
     def _measured(
         self, records: Sequence[Record], edits: Sequence[Edit | None], problems: list[_Problem]
     ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, float]]]:
-        """NLLs, texts, and FL, REF and PPL by record; what cannot be measured goes to ``problems``."""
+        """Measure NLLs, texts, and FL, REF and PPL by record; failures are added to ``problems``."""
         model, measures, size = self.model, self.measures, self.batch_size
 
         def told(*problem: Any) -> None:
@@ -202,7 +201,7 @@ class Work:
         return float(table["perplexity"].iloc[0])
 
     def _edits(self, facts: Sequence[Fact]) -> tuple[list[EditResult | Failure | None], list[float]]:
-        """Per fact its edit, or why there is none, and its share of the seconds."""
+        """For each fact, its edit or the reason why there is none, and its share of the seconds."""
         if self.editor is None:
             return [None] * len(facts), [0.0] * len(facts)
         outcomes: list[EditResult | Failure | None] = []
@@ -218,7 +217,7 @@ class Work:
             start = time.perf_counter()
             outcomes += self.editor.try_many(self.model, batch, batch_size=len(batch), on_facts=on_facts)
             seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
-            # Where memory ran out the editor went on with smaller batches; starting with one saves the next attempt.
+            # If memory ran out, the editor went on with smaller batches; start with such a batch next time.
             self.edit_batch = min(self.edit_batch, done[0]) if done and done[0] < len(batch) else self.edit_batch
             self._tell("edit", len(outcomes), len(facts))
         return outcomes, seconds
@@ -241,7 +240,7 @@ def _told(record: Record, outcome: EditResult | Failure | None, seconds: float) 
 
 
 def _finite(nlls: pd.DataFrame, perplexities_of: dict[int, float], problems: list[_Problem]) -> pd.DataFrame:
-    """What is not finite would spoil every mean: an NLL becomes NaN, a perplexity goes, and each is a problem."""
+    """Replace NLLs that are not finite by NaN and drop such perplexities, and list each as a problem."""
     told = "is not finite under the edit; load the model in float32"
     measured = nlls[["nll_true", "nll_new"]].where(np.isfinite(nlls[["nll_true", "nll_new"]]))
     known = {problem[:3] for problem in problems}  # a prompt that cannot be read has its reason already
@@ -262,7 +261,7 @@ def _by_record(table: pd.DataFrame, column: str) -> dict[int, float]:
 def _readable(
     model: LensModel, records: Sequence[Record], problems: list[_Problem]
 ) -> tuple[list[Record], dict[int, list[int]]]:
-    """The records with only those generation prompts that the model can read, and the places these had."""
+    """Return the records with only the generation prompts that the model can read, and those prompts' indexes."""
     kept: dict[int, list[int]] = {}
     readable: list[Record] = []
     for record in records:
@@ -276,6 +275,6 @@ def _readable(
 
 
 def _numbered_as_given(texts: pd.DataFrame, kept: dict[int, list[int]]) -> pd.DataFrame:
-    """With the numbers that the prompts had before some were left out."""
+    """Restore the prompts' original indexes."""
     places = [kept[int(record)][int(at)] for record, at in zip(texts["record"], texts["prompt_index"], strict=True)]
     return texts.assign(prompt_index=pd.Series(places, index=texts.index, dtype="int64"))

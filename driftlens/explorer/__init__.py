@@ -1,7 +1,7 @@
-"""The explorer: what an edit does to one prompt, by record, task, module, window, target and γ.
+"""The explorer: an interactive view of what an edit does to one prompt.
 
-1. `readings`: both models on a prompt, and contaminating substitution with the likeliest next tokens read along.
-2. `bench`: edits, readings and grids by what was chosen, made when they are first asked for, then kept.
+1. `readings`: the probabilities and attention of both models on a prompt, and contaminating substitution.
+2. `bench`: edits, readings and grids for each choice, computed on demand and cached.
 3. `view`: the data that the front end draws (`view.html`, `view.css`, `view.js`), which page and notebook share.
 4. `page`: the front end and all its data in one HTML file without Python or network (`driftlens trace --explore`).
 5. `notebook`: the front end as a widget in Jupyter, with data computed on demand: `driftlens.explore(model, record)`.
@@ -42,19 +42,19 @@ def explore(
     windows: Sequence[int] | None = None,
     batch_size: int = 128,
 ) -> Explorer:
-    """Look around in what an edit does, in a notebook: a cell that ends in `explore(model, record)` shows the widgets.
+    """Explore an edit in a notebook: a cell that ends in `explore(model, record)` shows the widget.
 
-    Choices are the record, its task and prompt, the editor with or without SADR, the module and the window that are
-    substituted, and the answer whose probability is drawn. The heatmap, the attention of every head before and after
-    the edit, and the likeliest next tokens follow. What a choice needs is computed when it is made, and kept.
+    You choose the record, task, prompt, editor (with or without SADR), substituted module, window, and the answer whose
+    probability is drawn. The widget shows the heatmap, the attention of every head before and after the edit, and the
+    most probable next tokens. Each result is computed when it is first selected, and cached.
 
     Args:
-        model: the vanilla model; it stays as it is.
+        model: the vanilla model; it is not changed.
         record: a benchmark record, or several to choose from.
-        editor: how to edit; default ROME with the presets for the model. Its SADR is replaced by each of `gammas`.
-        gammas: SADR's γ to choose from; None in it is without SADR. Default: without, and the model's preset.
-        windows: numbers of layers to choose from; default one, the paper's window scaled to the model, twice that.
-        batch_size: rows of a pass; out of memory halves it.
+        editor: the editor; default ROME with the presets for the model. Each of `gammas` replaces its SADR.
+        gammas: values of SADR's γ to choose from; None is without SADR. Default: None and the model's preset.
+        windows: numbers of layers to choose from; default 1, the paper's window scaled to the model, and twice that.
+        batch_size: rows of a pass; it is halved if memory runs out.
 
     Returns:
         A widget (anywidget); its `save(path)` writes the page that needs no Python.

@@ -1,6 +1,6 @@
-"""Edits, readings and grids by what was chosen, each made when it is first asked for and then kept.
+"""Compute edits, readings and grids for each choice on demand, and cache them.
 
-This is all that the notebook's explorer and the page share: both ask a `Bench` by record, prompt, γ and window.
+The notebook's explorer and the page both query a `Bench` by record, prompt, γ and window.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EditorFor = Callable[[float | None], Editor]
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """A fact and the prompts it can be looked at with, by task."""
+    """A fact and its prompts, by task."""
 
     name: str
     fact: Fact
@@ -57,17 +57,17 @@ class Bench:
         self.editor_for = editor_for
         self.templates = tuple(templates)
         self.batch_size = batch_size
-        # The first of each key is the model's hash: its weights may be edited between two questions.
+        # Each key begins with the model's hash, because its weights may change between two queries.
         self._edits: dict[tuple[str, int, float | None], Edit] = {}
         self._readings: dict[tuple[str, int, int, float | None], Reading] = {}
         self._grids: dict[tuple[str, int, int, float | None, int], Floats] = {}
 
     def keep(self, exhibit: int, gamma: float | None, edit: Edit) -> None:
-        """An edit that was made elsewhere."""
+        """Cache an edit that was made elsewhere."""
         self._edits[self.model.model_hash, exhibit, gamma] = edit
 
     def label(self, editor: str, gamma: float | None) -> str:
-        """What to call the edits with a γ: the editor's name, γ, and its number of steps."""
+        """The label of the edits with a γ: the editor's name, γ, and the number of steps."""
         restrained = editor if gamma is None else f"{editor} + SADR γ = {gamma:g}"
         steps = self.editor_for(gamma).most_steps
         return f"{restrained}, {steps} {'step' if steps == 1 else 'steps'}"
@@ -82,7 +82,7 @@ class Bench:
             return self._edits[key]
 
     def reading(self, exhibit: int, prompt: int, gamma: float | None) -> Reading:
-        """Both models on a prompt, which is counted over all tasks."""
+        """The reading of a prompt, whose index counts over all tasks."""
         with self.model.unchanged():
             key = self.model.model_hash, exhibit, prompt, gamma
             if key not in self._readings:
@@ -107,7 +107,7 @@ class Bench:
         *,
         on_cells: OnDone | None = None,
     ) -> None:
-        """Make the grids of several prompts side by side, which is cheaper than one after another."""
+        """Compute the grids of several prompts side by side, which is cheaper than one after another."""
         with self.model.unchanged():
             model_hash = self.model.model_hash
             readings = [self.reading(exhibit, prompt, gamma) for prompt in prompts]
@@ -117,7 +117,7 @@ class Bench:
 
 
 def exhibits(records: Record | Sequence[Record], *, most: int | None = None) -> list[Exhibit]:
-    """What can be looked at in benchmark records: their tasks that have prompts, at most `most` prompts of each.
+    """The exhibits of benchmark records: their tasks with prompts, at most `most` prompts of each task.
 
     Raises:
         DriftlensError: no record.
@@ -135,9 +135,10 @@ def exhibits(records: Record | Sequence[Record], *, most: int | None = None) -> 
 
 
 def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
-    """With a γ, `editor` with SADR in place of any SADR it has; without one, without. None: ROME's presets.
+    """Return a function from γ to `editor` with that SADR, or without SADR for None.
 
-    The number of steps follows γ as the presets have it, unless another was given.
+    Any SADR of `editor` is replaced; None for `editor` means ROME's presets. The number of steps depends on γ as in the
+    presets, unless it was set explicitly.
     """
 
     def choose(gamma: float | None) -> Editor:
@@ -149,7 +150,7 @@ def editors_by_gamma(model: LensModel, editor: Editor | None) -> EditorFor:
 def checked_gammas(
     model: LensModel, gammas: Sequence[float | None] | None, editor: str | Editor = "ROME"
 ) -> tuple[float | None, ...]:
-    """No SADR and the preset's γ, or those that the editor has, or what was asked for; 0 has no effect, and so None."""
+    """The given γ, with None for 0; by default None (no SADR) and the γ of the editor or of the preset."""
     if gammas is None and isinstance(editor, Editor) and (known := editor.gammas(model)) is not None:
         return (None, *known)
     if gammas is None:
@@ -168,7 +169,7 @@ def default_windows(n_layers: int) -> tuple[int, ...]:
 
 
 def checked_windows(model: LensModel, windows: Sequence[int] | None) -> tuple[int, ...]:
-    """The windows to choose from, ascending."""
+    """The windows to choose from, in ascending order."""
     chosen = default_windows(model.n_layers) if windows is None else tuple(sorted(set(windows)))
     for window in chosen:
         if window < 1:

@@ -1,8 +1,8 @@
-"""The explorer in Jupyter: an anywidget whose front end is that of the page.
+"""The explorer in Jupyter: an anywidget with the same front end as the page.
 
-The front end writes what is chosen into `choice`. Python answers with the numbers in `shown`; the `Bench` computes
-those that it has not computed yet. A new module, answer, cell or head needs no answer, a window or a prompt one grid, a
-γ an edit.
+The front end writes the user's choice to `choice`, and Python writes the numbers to `shown`. A new module, answer, cell
+or head needs no new numbers; a new window or prompt needs one grid, and a new γ an edit. The `Bench` caches all of
+them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Explorer(anywidget.AnyWidget):
         return record, prompt, self.gammas[gamma], self.windows[window]
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and a picture of the first choice where widgets cannot run."""
+        """The widget, and a picture of the current choice for viewers without widgets."""
         bundle: Any = super()._repr_mimebundle_(**options)
         if bundle is None or "error" in self.shown:
             return bundle

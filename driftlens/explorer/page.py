@@ -1,8 +1,8 @@
 """The explorer as one HTML file, for people without Python.
 
-Every choice is computed beforehand and lies in the page, as JSON in which no `<` can end the script that holds it. The
-page loads nothing, and its content security policy forbids it to. The template `page.html` joins the front end
-(`view.html`, `view.css`, `view.js`) with `page.js`, which looks the numbers up in the page.
+The page holds the precomputed numbers of every choice, as JSON in which no `<` can end the script element. It loads
+nothing, which its content security policy enforces. The template `page.html` joins the front end (`view.html`,
+`view.css`, `view.js`) with `page.js`, which looks up the numbers in the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def explorer_page(
     start: str = "distract_neighborhood",
     on_grids: OnDone | None = None,
 ) -> bytes:
-    """The page with every prompt of every exhibit, each under every γ and with every window.
+    """Make the page with every prompt of every exhibit, for every γ and every window.
 
     Args:
         bench: computes and caches the numbers.

@@ -1,9 +1,9 @@
-"""What the explorer shows of one prompt under one edit.
+"""The numbers that the explorer shows for one prompt under one edit.
 
-A *reading* is what a vanilla and an edited pass say: the probabilities of both answers and of the likeliest next
-tokens, and what the last token attends to in every head. A *grid* is contaminating substitution of all modules with one
-window, for the same answers and tokens at once: they are read from the same passes, so a table of
-next tokens costs no more than the heatmap it belongs to.
+A *reading* compares the vanilla and the edited model: the probabilities of both answers and of the most probable next
+tokens, and the last token's attention in every head. A *grid* is contaminating substitution of all modules with one
+window, for the same answers and tokens. All of them are read from the same passes, so the table of next tokens costs no
+more than the heatmap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Floats", "Reading", "grids", "read"]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 _TOP = 5
-"""Of each model so many of the likeliest next tokens are followed."""
+"""How many of each model's most probable next tokens are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,12 +42,12 @@ class Reading:
 
     Attributes:
         prompt: the prompt with its two answers.
-        tokens, roles: of each prompt token its text and what it is to the edit (`driftlens.statistics.roles.ROLES`).
-        subject: index of the edited subject's last token, -1 where the prompt does not name it.
-        candidates: texts of the likeliest next tokens of both models, the vanilla model's first.
+        tokens, roles: each prompt token's text and role (`driftlens.statistics.roles.ROLES`).
+        subject: index of the edited subject's last token; -1 if the prompt does not contain the subject.
+        candidates: texts of the most probable next tokens of both models, the vanilla model's first.
         vanilla, edited: the probabilities of o_true, of o_edit (each exp of the mean log-probability of its tokens) and
             of every candidate as the next token.
-        attention: what the last token attends to, in the vanilla model and in the edited one.
+        attention: the last token's attention in the vanilla and in the edited model.
     """
 
     prompt: TaskPrompt
@@ -64,7 +64,7 @@ class Reading:
 
 @torch.no_grad()
 def read(model: LensModel, edit: Edit, prompt: TaskPrompt, *, templates: Sequence[str] = ()) -> Reading:
-    """Both models on a prompt; `templates` only help to find the test prompt's subject."""
+    """Run both models on a prompt; `templates` only help to find the test prompt's subject."""
     case = make_cases(model, edit, prompt, (prompt.target_true, prompt.target_new))[0]
     tokenized = case.tokenized[0]
     ids = tokenized.ids[: tokenized.n_prompt]
@@ -80,7 +80,7 @@ def read(model: LensModel, edit: Edit, prompt: TaskPrompt, *, templates: Sequenc
     probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
     likeliest = probabilities.topk(min(_TOP, model.d_vocab)).indices
     candidates = tuple(dict.fromkeys(int(token) for token in likeliest.flatten()))
-    # The answers' own probabilities, over all of their tokens, come with those of the candidates.
+    # The probabilities of the answers, over all their tokens, are computed together with those of the candidates.
     case = _with_candidates(case, candidates)
     seen = cell_effects(model, case.passages, Substitution(()), 1, batch_size=8)
     roles = token_roles(tokenized, prompt_parts(prompt, edit, templates=templates))
@@ -107,9 +107,9 @@ def grids(
     batch_size: int = 128,
     on_cells: OnDone | None = None,
 ) -> list[Floats]:
-    """For each reading `[modules, tokens, layers, 2 + candidates]`: the probabilities with the substitution.
+    """Compute for each reading `[modules, tokens, layers, 2 + candidates]`: the probabilities with the substitution.
 
-    Out of memory halves `batch_size` and goes on.
+    If memory runs out, `batch_size` is halved.
     """
     passages = [passage for reading in readings for passage in reading.case.passages]
     effects = iter(
@@ -118,7 +118,7 @@ def grids(
     found: list[Floats] = []
     for reading in readings:
         parts = [next(effects).grid for _ in reading.case.passages]
-        # Should the answers' passages differ in their last prompt token, the cells they have in common are shown.
+        # If the answers' passages differ in their last prompt token, only their common cells are shown.
         n_tokens = min(part.shape[1] for part in parts)
         grid = _values(reading.case, [part[:, :n_tokens] for part in parts])
         missing = len(reading.tokens) - n_tokens
@@ -127,7 +127,7 @@ def grids(
 
 
 def _with_candidates(case: Case, candidates: Sequence[int]) -> Case:
-    """The case with single tokens as further targets of its first passage."""
+    """The case with the candidates, single tokens, as further targets of its first passage."""
     first, *others = case.passages
     more = tuple((token,) for token in candidates)
     read = replace(first, targets=first.targets + more, columns=first.columns + ((first.last,),) * len(more))
@@ -135,7 +135,7 @@ def _with_candidates(case: Case, candidates: Sequence[int]) -> Case:
 
 
 def _values(case: Case, by_passage: Sequence[torch.Tensor]) -> Floats:
-    """[…, targets] of each passage as […, o_true, o_edit, candidates]."""
+    """Reorder […, targets] of each passage to […, o_true, o_edit, candidates]."""
     n_own = sum(passage == 0 for passage, _ in case.read)
     answers = [by_passage[passage][..., place] for passage, place in case.read]
     candidates = list(by_passage[0][..., n_own:].unbind(-1))

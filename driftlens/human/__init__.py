@@ -1,9 +1,9 @@
-"""Human evaluation: people compare what two edited models write (paper, E.4: Table 9, Figures 12 and 13).
+"""Human evaluation: annotators compare texts of two edited models (paper, E.4: Table 9, Figures 12 and 13).
 
-1. :func:`write_pairs` writes the texts; :class:`Comparison` hides who wrote what and adds attention checks.
-2. :func:`comparison_page` is what annotators see, as one file; :mod:`driftlens.human.server` hands it out in a network.
-3. :func:`read_answers` reads what they answered, and :func:`agreement` says who wins how often and how far annotators
-   agree; :func:`agreement_figure` and :func:`agreement_latex` show it.
+1. :func:`write_pairs` generates the texts; :class:`Comparison` blinds them and adds attention checks.
+2. :func:`comparison_page` makes the annotators' page, as one file; :mod:`driftlens.human.server` serves it.
+3. :func:`read_answers` reads the answers.  :func:`agreement` computes win rates and inter-annotator agreement, and
+   :func:`agreement_figure` and :func:`agreement_latex` show them.
 """
 
 from driftlens.human.agreement import Agreement, agreement

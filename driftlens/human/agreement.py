@@ -1,17 +1,17 @@
-"""Who wins how often, and how far annotators agree (paper, Table 9).
+"""Win rates and inter-annotator agreement (paper, Table 9).
 
-1. **Win, loss, tie**: shares of all answers about a criterion, of the challenger.  Answers about one pair depend on
-   the same two texts, so the intervals draw pairs with replacement, each with all its answers.
+1. **Win, loss, tie**: the challenger's shares of all answers about a criterion.  Answers about one pair concern the
+   same two texts, so intervals are bootstrapped over pairs, each with all its answers.
 2. **Fleiss' κ** (Fleiss, 1971): (P̄ − P̄ₑ) / (1 − P̄ₑ), P̄ the share of annotator pairs who agree about a pair of texts,
-   P̄ₑ the agreement by chance if everyone chose with the frequencies seen.  Where nearly all answers are ties P̄ₑ is
-   close to 1 and κ low however well annotators agree.
+   P̄ₑ the agreement by chance at the observed frequencies.  If nearly all answers are ties, P̄ₑ is close to 1 and κ is
+   low even if annotators agree well.
 3. **Randolph's κ** (Randolph, 2005): the same with P̄ₑ = 1/3, so it does not depend on how frequent ties are.
-4. **Left–right bias**: of the answers that are no ties, the share that chose the text on the left; 50 % without bias,
-   since sides are drawn for each annotator.
+4. **Left–right bias**: among answers other than ties, the share that chose the text on the left; 50 % without bias,
+   because sides are randomised for each annotator.
 
-The intervals are :func:`driftlens.statistics.intervals.corrected_interval`'s.  Simulated with 20 pairs and 9
-annotators, 92 to 96 % of them hold the true κ, 95 % the true share; of rare outcomes, around one in ten
-answers, 86 %.
+The intervals come from :func:`driftlens.statistics.intervals.corrected_interval`.  In simulations with 20 pairs and 9
+annotators, 92 to 96 % of them contain the true κ and 95 % the true share, but only 86 % for rare outcomes (one in ten
+answers).
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ __all__ = ["OUTCOMES", "Agreement", "agreement", "fleiss_kappa", "randolph_kappa
 
 OUTCOMES = ("win", "loss", "tie")
 Counts: TypeAlias = NDArray[np.int64]
-"""Answers of each category [pairs, categories]."""
+"""The number of answers in each category: [pairs, categories]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Agreement:
-    """What annotators found.
+    """The results of a study.
 
     Attributes:
         table: a row per setting and criterion: ``setting, criterion, baseline, challenger, pairs, annotators,
             answers``; for each of ``win, loss, tie``, ``fleiss`` and ``randolph`` the value (shares from 0 to 1) and
-            ``_low``, ``_high``, a 95 % interval; ``kappa_pairs, kappa_raters``, what the two κ rest on.
+            its 95 % interval ``_low``, ``_high``; ``kappa_pairs, kappa_raters``, the pairs and raters behind the two κ.
         annotators: a row per annotator: ``annotator, answers`` (complete pairs), ``checks, passed, left`` (share of
-            left among answers that are no ties), ``ties`` (share), ``seconds`` (median of a pair), ``failed``.
+            left among answers other than ties), ``ties`` (share), ``seconds`` (median of a pair), ``failed``.
         bias: ``value, low, high, answers`` of the left–right bias.
         judgements: all answers, see :func:`driftlens.human.judgements`.
-        excluded: annotators who were left out of ``table`` and ``bias`` for failing attention checks.
+        excluded: annotators left out of ``table`` and ``bias`` because they failed attention checks.
     """
 
     table: pd.DataFrame
@@ -66,14 +66,14 @@ def agreement(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Wins, losses, ties and κ of a study, or of several whose settings of one name are put together.
+    """Compute wins, losses, ties and κ of a study, or of several studies, whose settings are merged by name.
 
     Args:
         comparisons: the studies with their keys.
         sheets: the answers; from :func:`driftlens.human.read_answers`.
-        exclude_failed: leave out annotators who fail an attention check.
-        resamples: draws of the bootstrap.
-        seed: same seed, same intervals.
+        exclude_failed: whether to leave out annotators who fail an attention check.
+        resamples: number of bootstrap draws.
+        seed: the seed of the bootstrap.
 
     Raises:
         DriftlensError: no answers about pairs are left, or answers belong to none of the studies.
@@ -109,7 +109,7 @@ def agreement(
 
 
 def fleiss_kappa(counts: Counts) -> float:
-    """Fleiss' κ of a table of counts [pairs, categories]; NaN where all answers are alike, or with one rater."""
+    """Fleiss' κ of a table of counts [pairs, categories]; NaN if all answers are equal, or with one rater."""
     return _kappa(counts, "fleiss")
 
 
@@ -153,7 +153,7 @@ def _row(given: pd.DataFrame, *, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def _counts(given: pd.DataFrame) -> Counts:
-    """Pairs × outcomes, pairs in the order of their names, so that the order of files changes nothing."""
+    """Counts of outcomes by pair, sorted by name, so that the order of files does not matter."""
     table = pd.crosstab(given["pair"], given["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0).sort_index()
     return table.to_numpy(dtype=np.int64)
 

@@ -1,7 +1,7 @@
-"""Annotators' answers, brought back to the systems with the study's key.
+"""Annotators' answers, and their unblinding with the study's key.
 
-An answer says which text stood on which side (``shown``) and what was chosen there ("A", "B" or "tie"), as the
-annotator saw it.  Only :func:`judgements` looks into the key.
+An answer records which text was on which side (``shown``) and the choice ("A", "B" or "tie") as the annotator saw it.
+Only :func:`judgements` uses the key.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _NAMES = tuple(criterion.name for criterion in CRITERIA)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an annotator said about one item.
+    """An annotator's answer to one item.
 
     Attributes:
         item: the item's identifier.
-        shown: which of its texts stood on side A and on side B.
-        choices: by criterion "A", "B" or "tie"; a criterion that is not answered yet is missing.
-        seconds: how long the item was on the screen; NaN where nobody measured it.
+        shown: the indexes of the texts on side A and on side B.
+        choices: "A", "B" or "tie" by criterion, without criteria that are not answered yet.
+        seconds: how long the item was on the screen; NaN if not measured.
     """
 
     item: str
@@ -76,10 +76,10 @@ class AnswerSheet:
     Attributes:
         study: the study's hash.
         annotator: a name or code.
-        session: tells two annotators of one name apart.
-        answers: one for each item that was looked at.
-        exported: when the file was made; of two files of one session the later one counts.
-        comment: what the annotator wants to say.
+        session: distinguishes annotators with the same name.
+        answers: one for each item that was viewed.
+        exported: when the file was made; of two files of one session, the later one counts.
+        comment: the annotator's comment.
         source: the file it was read from.
     """
 
@@ -135,15 +135,15 @@ class AnswerSheet:
 
 
 def judgements(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]) -> pd.DataFrame:
-    """All answers about pairs, a row per annotator, pair and criterion.
+    """Unblind all answers about pairs: a row per annotator, pair and criterion.
 
     Returns:
-        Columns ``setting, pair`` (with the study's hash, so that studies can be put together), ``annotator,
+        Columns ``setting, pair`` (with the study's hash, so that studies can be merged), ``annotator,
         criterion, outcome`` ("win", "loss" or "tie" of the challenger), ``side`` ("A", "B" or "tie"), ``seconds``
         (of the whole pair).
 
     Raises:
-        DriftlensError: answers to a study or an item that ``comparisons`` do not have.
+        DriftlensError: an answer's study or item is not in ``comparisons``.
     """
     rows: list[dict[str, Any]] = []
     for sheet, answer, item in _answered(comparisons, sheets):
@@ -170,7 +170,7 @@ def judgements(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet])
 
 
 def checks(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]) -> pd.DataFrame:
-    """What annotators answered to attention checks, a row per annotator and check that was answered in full.
+    """The results of attention checks: a row per annotator and completely answered check.
 
     Returns:
         Columns ``annotator, check`` (its kind), ``item, passed``.
@@ -189,7 +189,7 @@ def checks(comparisons: Sequence[Comparison], sheets: Sequence[AnswerSheet]) -> 
 
 
 def _text_of(answer: Answer, choice: str) -> int | str:
-    """Which of the item's texts was chosen, or "tie"."""
+    """The index of the chosen text, or "tie"."""
     return "tie" if choice == "tie" else answer.shown["AB".index(choice)]
 
 

@@ -1,13 +1,14 @@
-"""A study that compares the texts of two systems: what annotators judge, and the key that says which text is whose.
+"""A blinded study that compares texts of two systems, with the key to unblind it.
 
-Annotators must not be able to tell which system wrote which text, not even by reading the page's source.  So
+Annotators must not be able to find out which system wrote a text, not even from the page's source.
 
-1. every pair of texts becomes an :class:`Item` with a random identifier, its two texts in random order;
-2. a few *attention checks* with a known answer look like any other item: two identical texts, where every answer
-   should be a tie, and a text beside itself with its words shuffled, where the intact one reads better;
-3. :meth:`Comparison.blinded` is all that a page or a browser receives; settings, systems and checks stay in the key.
+1. Every pair of texts becomes an :class:`Item` with a random identifier and its texts in random order.
+2. A few *attention checks* with a known answer look like other items.  Two identical texts should be a tie; a text is
+   better than the same text with its words shuffled.
+3. The browser receives only :meth:`Comparison.blinded`; settings, systems and checks stay in the key.
 
-The key is one JSON file.  Without it answers cannot be read, so it is kept with the answers and never sent out.
+The key is one JSON file.  Answers cannot be read without it, so it is stored with the answers and never sent to
+annotators.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ __all__ = ["CHECKS", "CRITERIA", "KEY", "Comparison", "Criterion", "Item", "Syst
 KEY = "key.json"
 FORMAT = "driftlens-comparison-1"
 CHECKS = ("identical", "shuffled")
-"""Kinds of attention checks, in the order in which a study takes them up."""
+"""Kinds of attention checks, in the order in which a study uses them."""
 
 Kind = Literal["pair", "identical", "shuffled"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """A question that is asked about every pair; ``{fact}`` and ``{new}`` in the hint stand for the request's."""
+    """A question about every pair; its hint may contain ``{fact}`` and ``{new}`` of the edit request."""
 
     name: str
     title: str
@@ -65,7 +66,7 @@ CRITERIA = (
         hint="Grammatical, coherent, without needless repetition – whether or not it is true.",
     ),
 )
-"""The paper's three (E.4); the wording is ours, since the paper does not quote its own."""
+"""The paper's three criteria (E.4), in our words, because the paper does not quote its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,14 @@ class Systems:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPair:
-    """What two systems wrote for one edit request.
+    """Two systems' texts for one edit request.
 
     Attributes:
-        setting: which comparison of the study it belongs to, such as "ROME": a row of the table.
+        setting: the comparison of the study, such as "ROME"; a row of the table.
         fact: the edit request.
-        prompt: what both texts continue.
+        prompt: the prompt that both texts continue.
         baseline: the baseline's continuation, without the prompt.
-        challenger: the challenger's.
+        challenger: the challenger's continuation.
     """
 
     setting: str
@@ -97,17 +98,17 @@ class TextPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Two texts to be judged, in an order that says nothing about who wrote them.
+    """Two texts to be judged, in random order.
 
     Attributes:
-        id: tells items apart, and tells nothing else.
-        kind: "pair", or which attention check it is.
-        setting: of a pair; "" for a check.
+        id: a random identifier.
+        kind: "pair", or the kind of attention check.
+        setting: the setting of a pair; "" for a check.
         fact: the edit request that is shown.
-        prompt: what both texts continue.
+        prompt: the prompt that both texts continue.
         texts: the two continuations.
-        challenger: which of ``texts`` is the challenger's; −1 for a check.
-        expected: for a check, the answer to each criterion that has a right one: which text (0 or 1), or "tie".
+        challenger: the index of the challenger's text; −1 for a check.
+        expected: the right answer to each criterion of a check that has one: the index of a text, or "tie".
     """
 
     id: str
@@ -125,11 +126,11 @@ class Comparison:
     """A study: its items with their key.
 
     Attributes:
-        title: what annotators see above the instructions.
-        systems: by setting, who is compared.
+        title: the title that annotators see above the instructions.
+        systems: the compared systems by setting.
         items: pairs and attention checks, in the order of their random identifiers.
-        seed: of identifiers, sides and checks.
-        about: what the texts were made with, for the record.
+        seed: the seed of identifiers, sides and checks.
+        about: how the texts were made, for documentation.
     """
 
     title: str
@@ -150,16 +151,16 @@ class Comparison:
         title: str = "Comparing texts",
         about: Mapping[str, Any] | None = None,
     ) -> Comparison:
-        """Blind ``pairs`` and put ``checks`` attention checks among them.
+        """Blind ``pairs`` and insert ``checks`` attention checks.
 
         Args:
-            pairs: what is to be compared.
-            systems: by setting, who wrote the two sides of its pairs.
-            spares: pairs that attention checks are made of, so that no text is seen twice; without any, ``pairs``.
-            checks: how many attention checks.
-            seed: same seed, same study.
-            title: what annotators see above the instructions.
-            about: what the texts were made with, for the record.
+            pairs: the pairs to compare.
+            systems: the systems of each setting's pairs.
+            spares: pairs from which attention checks are made, so that no text appears twice; if empty, ``pairs``.
+            checks: the number of attention checks.
+            seed: the seed of identifiers, sides and checks.
+            title: the title that annotators see above the instructions.
+            about: how the texts were made, for documentation.
 
         Raises:
             DriftlensError: no pairs, or a pair of an unknown setting.
@@ -196,7 +197,7 @@ class Comparison:
         return tuple(item for item in self.items if item.kind == "pair")
 
     def blinded(self) -> dict[str, Any]:
-        """All that an annotator's browser receives."""
+        """The data that an annotator's browser receives."""
         return {
             "study": self.id,
             "title": self.title,
@@ -285,7 +286,7 @@ def _blind(pair: TextPair, name: str, *, flipped: bool) -> Item:
 
 
 def _check(pair: TextPair, kind: str, name: str, draw: random.Random) -> Item:
-    """An item with a known answer, of a text that both systems' annotators would take for one of theirs."""
+    """Make an attention check from a pair's texts, so that it looks like an ordinary item."""
     text = pair.challenger
     if kind == "identical":
         texts, expected = (text, text), {criterion.name: "tie" for criterion in CRITERIA}

@@ -1,8 +1,8 @@
-"""The page that annotators see: one HTML file with its texts, style and script, which loads nothing from elsewhere.
+"""The annotators' page: one HTML file with texts, style and script, which loads nothing from elsewhere.
 
-By itself it keeps answers in the browser and hands them over as a file; with ``server`` it also sends each answer to
-where it came from (:mod:`driftlens.human.server`).  Its content security policy allows this one script and this one
-style by their hashes, so that nothing in a model's text can run.
+On its own, the page stores answers in the browser and exports them as a file.  With ``server``, it also sends each
+answer to its server (:mod:`driftlens.human.server`).  Its content security policy allows only this script and this
+style, by their hashes, so that nothing in a model's text can run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["comparison_page", "policy"]
 
 _SECONDS = 45
-"""The paper counts on 30 to 60 a pair."""
+"""Seconds per pair; the paper reckons with 30 to 60."""
 
 
 def comparison_page(comparison: Comparison, *, server: Mapping[str, Any] | None = None) -> bytes:
-    """The page of a study.
+    """Make the page of a study.
 
     Args:
-        comparison: the study; nothing of its key goes into the page.
-        server: what a server knows of the annotator: ``annotator``, ``answers`` by item, and ``comment``.
+        comparison: the study; the page contains nothing of its key.
+        server: a server's data about the annotator: ``annotator``, ``answers`` by item, and ``comment``.
     """
     data = comparison.blinded()
     if server is not None:
@@ -46,7 +46,7 @@ def comparison_page(comparison: Comparison, *, server: Mapping[str, Any] | None 
 
 
 def policy(*, connects: bool) -> str:
-    """The content security policy; ``connects`` lets the page speak to the server it came from."""
+    """The content security policy; ``connects`` allows the page to contact its own server."""
     destination = "'self'" if connects else "'none'"
     return "; ".join(
         (

@@ -1,4 +1,4 @@
-"""Annotators' answers, read from the files that the page downloaded or from a server's database."""
+"""Read annotators' answers from the page's files or from a server's database."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["read_answers"]
 
 
 def read_answers(paths: Iterable[str | PathLike[str]]) -> list[AnswerSheet]:
-    """The sheets in files that the page downloaded, in a server's export (a list of sheets) or its SQLite database.
+    """Read sheets from files of the page, from a server's export (a list of sheets) or from its SQLite database.
 
-    Of several files of one session the last exported one counts.
+    Of several files of one session, the last export counts.
 
     Raises:
-        DriftlensError: a file is missing or holds something else.
+        DriftlensError: a file is missing or contains something else.
     """
     sheets: list[AnswerSheet] = []
     for path in paths:
@@ -63,7 +63,7 @@ def _newest(sheets: Sequence[AnswerSheet]) -> list[AnswerSheet]:
 
 
 def _told_apart(sheets: Sequence[AnswerSheet]) -> list[AnswerSheet]:
-    """Two annotators who gave the same name are told apart by a number."""
+    """Add numbers to the names of annotators who gave the same name."""
     seen: dict[tuple[str, str], int] = {}
     named: list[AnswerSheet] = []
     for sheet in sheets:

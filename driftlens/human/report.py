@@ -1,4 +1,4 @@
-"""Table 9: wins, losses, ties and agreement of every setting, as a figure, as LaTeX and as plain numbers."""
+"""Table 9: wins, losses, ties and agreement of every setting, as a figure, LaTeX or plain numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TITLES = {criterion.name: criterion.title for criterion in CRITERIA}
 
 
 def agreement_figure(found: Agreement, *, title: str = "Human evaluation") -> go.Figure:
-    """The table as a picture; in brackets 95 % intervals that resample pairs."""
+    """The table as a figure, with 95 % bootstrap intervals over pairs in brackets."""
     from driftlens.plots import plot_table
 
     rows: list[dict[str, str]] = []
@@ -62,7 +62,7 @@ def agreement_latex(found: Agreement) -> str:
 
 
 def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers of a row of :attr:`Agreement.table` with their intervals, shares in percent."""
+    """Format a row of :attr:`Agreement.table`: numbers with their intervals, shares in percent."""
     return {
         **{f"{name.capitalize()} (%)": _with_interval(row, name, 100.0, 1) for name in OUTCOMES},
         "Fleiss' κ": _with_interval(row, "fleiss", 1.0, 2),

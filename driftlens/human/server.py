@@ -1,15 +1,15 @@
-"""A study in a lab's network: a small ASGI server with a link for every annotator.
+"""Serve a study in a lab's network: a small ASGI server with a link for every annotator.
 
-| path | what it is |
+| path | content |
 | --- | --- |
 | ``GET /a/TOKEN/`` | the annotator's page, with the answers given so far |
-| ``PUT /a/TOKEN/answers/ITEM`` | an answer (``revision, shown, choices, seconds``); the reply names the revision kept |
+| ``PUT /a/TOKEN/answers/ITEM`` | an answer (``revision, shown, choices, seconds``); the reply has the stored revision |
 | ``PUT /a/TOKEN/comment`` | a comment: ``revision, comment`` |
-| ``GET /overview/TOKEN/`` | for whoever runs the study: the links, and how far everybody is |
+| ``GET /overview/TOKEN/`` | for the study's organiser: the links, and each annotator's progress |
 | ``GET /overview/TOKEN/answers.json`` | all answers, for ``driftlens agree`` |
 
-A token is 128 random bits and opens one annotator's answers, nobody else's.  All answers lie in one SQLite file
-(:mod:`driftlens.human.store`), so the server holds nothing itself: it may be stopped, killed and started again.
+A token is 128 random bits and gives access to one annotator's answers only.  All answers are in one SQLite file
+(:mod:`driftlens.human.store`).  The server has no other state, so it may be stopped, killed and restarted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _HEADERS = {
 
 
 def links(path: str | PathLike[str], comparison: Comparison, annotators: int) -> tuple[dict[str, str], str]:
-    """The path of every annotator's page by name, and that of the overview; missing annotators are added."""
+    """The path of each annotator's page by name, and that of the overview; missing annotators are added."""
     with AnswerStore.open(path, study=comparison.id) as store:
         invited = store.invite(annotators)
         return {one.name: f"/a/{one.token}/" for one in invited}, f"/overview/{store.overview_token}/"
@@ -68,13 +68,13 @@ def serve(
 
     Args:
         comparison: the study.
-        path: the database, made if need be.
-        host: the address to listen at.  Anything but the loopback's lets others in, over plain HTTP.
-        port: the port to listen at; 0 takes a free one.
-        on_ready: called with the port when requests are answered.
+        path: the database, created if necessary.
+        host: the address to listen on.  Any address but loopback gives others access, over plain HTTP.
+        port: the port to listen on; 0 chooses a free one.
+        on_ready: called with the port when the server accepts requests.
 
     Raises:
-        DriftlensError: Starlette or uvicorn are not installed, or the address cannot be listened at.
+        DriftlensError: Starlette or uvicorn is not installed, or the server cannot listen on the address.
     """
     import socket
 
@@ -92,7 +92,7 @@ def serve(
         reason = error.strerror or str(error)
         raise DriftlensError(f"cannot listen at {host}:{port} ({reason}); choose another --host or --port") from error
     with listening:
-        # No access log: tokens are secrets and stand in the paths.
+        # No access log, because the paths contain the tokens, which are secret.
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         if on_ready is not None:
             listening.listen()
@@ -101,7 +101,7 @@ def serve(
 
 
 def application(comparison: Comparison, path: str | PathLike[str]) -> Starlette:
-    """The study as an ASGI application, for a server of your own.
+    """Return the study as an ASGI application, for your own server.
 
     Raises:
         DriftlensError: Starlette is not installed, or the database at ``path`` holds another study.
@@ -129,7 +129,7 @@ def application(comparison: Comparison, path: str | PathLike[str]) -> Starlette:
 
 
 class _Desk:
-    """The endpoints.  They are no coroutines: each call runs in a thread of its own and may wait for the disk."""
+    """The endpoints.  They are not coroutines: each call runs in its own thread and may wait for the disk."""
 
     def __init__(self, comparison: Comparison, database: Path) -> None:
         self.comparison = comparison
@@ -214,7 +214,7 @@ def _put(keep: Callable[[Request, bytes], Response]) -> Any:
     from starlette.concurrency import run_in_threadpool
 
     async def endpoint(request: Request) -> Response:
-        # A page from elsewhere cannot send this type without asking first, and nobody answers such a question here.
+        # Another site's page may not send this type without a CORS preflight, which this server does not answer.
         if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
             return _json({"error": "expected JSON"}, 415)
         body = b""

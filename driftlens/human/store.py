@@ -1,8 +1,8 @@
-"""Answers on disk: one SQLite file that survives a killed server and many annotators at once.
+"""Store answers in one SQLite file, safely for concurrent annotators and a killed server.
 
-An answer is a row under annotator and item, so it can be sent again without being counted twice.  Revisions grow with
-every change; a row only gives way to a later revision, so answers that overtake one another end in the right order.
-What :meth:`AnswerStore.put` has returned is on the disk (write-ahead log, ``synchronous=FULL``).
+An answer is a row identified by annotator and item, so an answer sent twice counts once.  Revisions increase with every
+change, and only a later revision replaces a row, so answers may arrive in any order.  When :meth:`AnswerStore.put`
+returns, the answer is on disk (write-ahead log, ``synchronous=FULL``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator:
-    """Somebody with a link of their own."""
+    """An annotator with a personal link."""
 
     name: str
     token: str
@@ -56,10 +56,10 @@ class AnswerStore:
     @classmethod
     @contextmanager
     def open(cls, path: str | PathLike[str], *, study: str | None = None) -> Generator[AnswerStore]:
-        """Open the database at ``path``; with ``study``, a study's hash, make it where there is none.
+        """Open the database at ``path``; with ``study``, a study's hash, create it if it does not exist.
 
         Raises:
-            DriftlensError: there is none, it cannot be opened, or it holds another study's answers.
+            DriftlensError: the database does not exist, cannot be opened, or holds another study's answers.
         """
         place = Path(path)
         if study is None and not place.is_file():
@@ -83,7 +83,7 @@ class AnswerStore:
             connection.close()
 
     def invite(self, count: int) -> list[Annotator]:
-        """The annotators, after adding as many as are missing of ``count``; links of earlier ones stay valid."""
+        """Add annotators up to ``count`` and return all of them; existing links stay valid."""
         with self._transaction():
             known = self.annotators()
             for number in range(len(known) + 1, count + 1):
@@ -94,17 +94,17 @@ class AnswerStore:
         return self.annotators()
 
     def annotators(self) -> list[Annotator]:
-        """Everybody with a link, in order."""
+        """All annotators, in order."""
         rows = self._connection.execute("SELECT name, token FROM annotator ORDER BY rowid")
         return [Annotator(name=name, token=token) for name, token in rows]
 
     def annotator(self, token: str) -> Annotator | None:
-        """Whose link it is; None for nobody's."""
+        """The annotator of a link, or None."""
         row = self._connection.execute("SELECT name, token FROM annotator WHERE token = ?", (token,)).fetchone()
         return None if row is None else Annotator(name=row[0], token=row[1])
 
     def put(self, annotator: Annotator, item: str, revision: int, answer: Mapping[str, Any]) -> int:
-        """Keep an answer unless a later revision is there; the revision that is there afterwards."""
+        """Store an answer unless a later revision exists, and return the stored revision."""
         with self._transaction():
             self._connection.execute(
                 "INSERT INTO answer (annotator, item, revision, answer, received) VALUES (?, ?, ?, ?, ?) "
@@ -118,7 +118,7 @@ class AnswerStore:
         return int(row[0])
 
     def put_comment(self, annotator: Annotator, revision: int, comment: str) -> int:
-        """Keep a comment unless a later revision is there; the revision that is there afterwards."""
+        """Store a comment unless a later revision exists, and return the stored revision."""
         with self._transaction():
             self._connection.execute(
                 "UPDATE annotator SET comment = ?, comment_revision = ? WHERE name = ? AND comment_revision < ?",
@@ -130,7 +130,7 @@ class AnswerStore:
         return int(row[0])
 
     def known(self, annotator: Annotator) -> dict[str, Any]:
-        """What the annotator's page needs to go on: name, answers by item with their revisions, comment."""
+        """The data with which an annotator's page resumes: name, answers by item with revisions, comment."""
         rows = self._connection.execute(
             "SELECT item, revision, answer FROM answer WHERE annotator = ?", (annotator.name,)
         )
@@ -142,7 +142,7 @@ class AnswerStore:
         return {"annotator": annotator.name, "answers": answers, "comment": comment_of}
 
     def sheets(self) -> list[AnswerSheet]:
-        """Everybody's answers, without those who have given none."""
+        """The answers of all annotators who have given any."""
         found: list[AnswerSheet] = []
         for annotator in self.annotators():
             known = self.known(annotator)
@@ -158,7 +158,7 @@ class AnswerStore:
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
-        # IMMEDIATE waits for its turn at the beginning; a deferred one could fail half-way.
+        # IMMEDIATE waits for the lock at the beginning; a deferred transaction could fail half-way.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield

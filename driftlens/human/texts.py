@@ -1,7 +1,7 @@
-"""The texts that a study compares: written by a model under two edits, or taken from what two runs wrote.
+"""The texts that a study compares: generated under two edits, or taken from two runs.
 
-Both texts of a pair continue the same prompt with the same random numbers, so where two edits agree about the next
-token, so do the texts (paper, E.4: prompts made of subject and relation, at most 100 tokens).
+Both texts of a pair continue the same prompt with the same random numbers, so the texts agree as long as both edits
+agree about the next token (paper, E.4: prompts made of subject and relation, at most 100 tokens).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_TOKENS", "pairs_of_texts", "write_pairs"]
 
 MAX_TOKENS = 100
-"""Tokens of a text, prompt included."""
+"""The length of a text in tokens, prompt included."""
 
 
 def write_pairs(
@@ -45,16 +45,16 @@ def write_pairs(
         model: the vanilla model.
         records: the edit requests.
         baseline: the baseline's edit of each record; ``None`` is the vanilla model.
-        challenger: the challenger's.
-        setting: what the pairs belong to, such as "ROME".
-        seed: of the sampled tokens; both texts of a pair use the same random numbers.
-        max_tokens: of a text, prompt included.
-        top_k: each token is drawn among the ``top_k`` likeliest.
+        challenger: the challenger's edit of each record.
+        setting: the setting of the pairs, such as "ROME".
+        seed: the seed of sampling; both texts of a pair use the same random numbers.
+        max_tokens: the length of a text in tokens, prompt included.
+        top_k: each token is drawn from the ``top_k`` most probable ones.
         batch_size: rows at a time.
         on_rows: called with (texts written, texts in all).
 
     Raises:
-        DriftlensError: the numbers of records and edits differ, or :func:`driftlens.generate` refuses.
+        DriftlensError: the numbers of records and edits differ, or an error of :func:`driftlens.generate`.
     """
     from driftlens.evaluation.generation import generate
 
@@ -84,14 +84,14 @@ def write_pairs(
 def pairs_of_texts(
     records: Sequence[Record], baseline: pd.DataFrame, challenger: pd.DataFrame, *, setting: str
 ) -> list[TextPair]:
-    """The pairs of two tables of generated texts, of each record the first prompt that both have.
+    """Pair the texts of two tables: for each record, those of the first prompt that both tables have.
 
     Args:
         records: the edit requests.
-        baseline: with the columns ``record, prompt_index, prompt, text`` (prompt included), such as a benchmark run's
-            ``generations``.
+        baseline: a table with the columns ``record, prompt_index, prompt, text`` (prompt included), such as a benchmark
+            run's ``generations``.
         challenger: the same for the challenger.
-        setting: what the pairs belong to.
+        setting: the setting of the pairs.
 
     Raises:
         DriftlensError: the tables have no text in common, or were made from other records.
@@ -115,7 +115,7 @@ def pairs_of_texts(
 
 
 def _texts(table: pd.DataFrame) -> dict[tuple[int, int], tuple[str, str]]:
-    """By record and prompt: the prompt and its continuation."""
+    """Each prompt and its continuation, by record and prompt index."""
     columns = ("record", "prompt_index", "prompt", "text")
     missing = [name for name in columns if name not in table.columns]
     if missing:

@@ -1,4 +1,4 @@
-"""Options that several command lines share: how they are parsed, and the editor that they make.
+"""Options that several commands share: their parsing, and the editor that they describe.
 
-Nothing here imports torch before every option has been looked at.
+torch is imported only after all options have been checked.
 """

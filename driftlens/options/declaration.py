@@ -5,10 +5,10 @@
         limit: int | None = option(None, "only the first N records", "N", whole_number(1))
         png: bool = flag("write no PNG", default=True)
 
-1. :func:`option` declares a field that is an option with a value, :func:`flag` one without. The name is the field's:
-   `limit` becomes `--limit N`, and `png`, which is True by default, becomes `--no-png`.
-2. A subclass has the options of its bases; to change one, it declares the field anew.
-3. :func:`read` builds the parser, parses the arguments, and makes the dataclass, which checks how options go together.
+1. :func:`option` declares a field that is an option with a value, :func:`flag` an option without one. The field's name
+   gives the option's: `limit` becomes `--limit N`, and `png`, which is True by default, becomes `--no-png`.
+2. A subclass inherits the options of its bases; to change one, it declares the field again.
+3. :func:`read` builds the parser, parses the arguments, and makes the dataclass, which checks combinations of options.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from driftlens.options.parsing import Parser
 __all__ = ["REQUIRED", "Further", "flag", "flag_of", "option", "read"]
 
 REQUIRED: Any = MISSING
-"""The default of an option that must be given."""
+"""The default of a required option."""
 
 _KEY = "option"
 T = TypeVar("T")
@@ -58,20 +58,20 @@ def option(
     const: Any = None,
     positional: bool = False,
 ) -> T:
-    """A field of a dataclass that is an option of its command line.
+    """Declare a dataclass field that is an option of a command line.
 
     Args:
         default: the field's default, or :data:`REQUIRED`.
-        help: the help text, in which `%(default)s` stands for the default; or a function that returns it, for texts
-            that list what is registered.
-        metavar: what stands for the value in the help.
-        parse: makes the value of the text; it raises `argparse.ArgumentTypeError` for a text that it refuses.
+        help: the help text, with `%(default)s` for the default; or a function that returns it, for texts that list
+            registered names.
+        metavar: the placeholder of the value in the help.
+        parse: converts the text; it raises `argparse.ArgumentTypeError` for an invalid text.
         group: the title under which the help lists the option; None for the general list.
-        flags: how the option is typed, if not as the field is called.
-        action: what happens to the value, if it is not simply stored (:class:`Further`).
-        nargs: how many values the option takes, as argparse writes it ("+", "?").
-        const: the value for `nargs="?"` if the option stands without one.
-        positional: whether it is an argument without a flag.
+        flags: the option's flags, if they differ from the field's name.
+        action: the argparse action, if the value is not simply stored (:class:`Further`).
+        nargs: the number of values, in argparse's notation ("+", "?").
+        const: with `nargs="?"`, the value of an option without one.
+        positional: whether it is a positional argument.
     """
     given = {"metavar": metavar, "type": parse, "action": action, "nargs": nargs, "const": const}
     settings = {name: value for name, value in given.items() if value is not None}
@@ -80,14 +80,14 @@ def option(
 
 
 def flag(help: str, *, default: bool = False, group: str | None = None, flags: tuple[str, ...] = ()) -> bool:  # noqa: A002
-    """A field that is an option without a value, which turns its default around; otherwise as :func:`option`."""
+    """Declare an option without a value, which negates its default; otherwise as :func:`option`."""
     settings = {"action": "store_false" if default else "store_true"}
     declared = _Declared(help=help, group=group, flags=flags, positional=False, settings=settings)
     return field(default=default, metadata={_KEY: declared})
 
 
 class Further(argparse.Action):
-    """One more value of an option that may be repeated; the field is a tuple."""
+    """Append a value of a repeatable option; the field is a tuple."""
 
     @override
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -103,18 +103,18 @@ def read(
     epilog: str | None = None,
     groups: Sequence[str] = (),
 ) -> OptionsT:
-    """The options of the dataclass `kind` in `argv` (None: the program's arguments).
+    """Parse `argv` (None: the program's arguments) into the dataclass `kind`.
 
     Args:
         kind: a dataclass with options.
         argv: the arguments.
         prog: the program's name in messages and in the help.
-        description: what the help says first; its lines stay as they are.
-        epilog: what the help says last, such as examples.
+        description: the beginning of the help; its line breaks are kept.
+        epilog: the end of the help, such as examples.
         groups: the titles of all groups of options, in the order of the help.
 
     Raises:
-        DriftlensError: an unknown option, a value that is refused, or options that do not go together.
+        DriftlensError: an unknown option, an invalid value, or options that exclude each other.
     """
     parser = Parser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,7 +134,7 @@ def read(
 
 
 def flag_of(item: Field[Any]) -> str:
-    """How the option of a field is typed, for messages."""
+    """The flag of a field's option, for messages."""
     return _flags(item)[0]
 
 

@@ -1,10 +1,10 @@
-"""The editor that a command's options mean.
+"""Make the editor that a command's options describe.
 
-1. :func:`check_layers` tells whether the model has the layers that the options name, before any weight is loaded.
-2. :func:`make_editor` takes the model's preset and changes what the options change.
-3. :func:`editor_text` says in a few words what came out.
+1. :func:`check_layers` checks, before any weight is loaded, that the model has the layers in the options.
+2. :func:`make_editor` changes the model's preset by the options.
+3. :func:`editor_text` describes the editor in a few words.
 
-The options are `driftlens.options.editor`; second moments are `driftlens.options.moments`.
+`driftlens.options.editor` declares the options; `driftlens.options.moments` computes second moments.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ OptionsT = TypeVar("OptionsT", bound=EditorOptions)
 
 
 def check_layers(options: EditorOptions, model: str) -> None:
-    """Whether the model of that name has the layers that the options name: its configuration is read, no weight.
+    """Check that the named model has the layers in the options; this reads its configuration, but no weights.
 
     Raises:
-        DriftlensError: it has not, or no attention is above them for SADR to restrain.
+        DriftlensError: a layer does not exist, or there is no attention above the edit for SADR to restrain.
     """
     if options.layers is None:
         return
@@ -73,10 +73,10 @@ def _check_room(options: EditorOptions, last: int, n_layers: int, model: str) ->
 
 
 def make_editor(model: LensModel, options: EditorOptions) -> Editor:
-    """The preset of the editor for ``model``, changed by what ``options`` say; its second moments are not taken yet.
+    """Make the editor's preset for ``model``, changed by ``options``; its second moments are not computed yet.
 
     Raises:
-        DriftlensError: a layer that the model does not have, or no attention above the edit for SADR to restrain.
+        DriftlensError: a layer does not exist, or there is no attention above the edit for SADR to restrain.
     """
     from driftlens.editors import SADR
     from driftlens.editors.moment_files import read_moments
@@ -119,7 +119,7 @@ def make_editor(model: LensModel, options: EditorOptions) -> Editor:
 
 
 def applicable(options: OptionsT) -> OptionsT:
-    """The options without settings that their editor does not have: for tables over several editors."""
+    """The options without the settings that their editor lacks, for tables over several editors."""
     known = {item.name for item in fields(EDITORS.find(options.editor)) if item.init}
     gone: dict[str, Any] = {option: None for option, setting in _SETTINGS.items() if setting not in known}
     gone |= {} if "sampling" in known else {"contexts": None}
@@ -130,10 +130,10 @@ def applicable(options: OptionsT) -> OptionsT:
 
 
 def made_regularizer(text: str) -> Any:
-    """The regularizer that a text such as ``sadr:gamma=0.01,heads=all`` describes.
+    """Make the regularizer that a text such as ``sadr:gamma=0.01,heads=all`` describes.
 
     Raises:
-        DriftlensError: an unknown name or setting, or a value that the regularizer refuses.
+        DriftlensError: an unknown name or setting, or an invalid value.
     """
     name, _, settings = text.partition(":")
     kind = REGULARIZERS.find(name)
@@ -154,7 +154,7 @@ def made_regularizer(text: str) -> Any:
 
 
 def _layers(editor: str, layers: tuple[int, ...], known: Collection[str]) -> dict[str, Any]:
-    """What an editor calls the layers that it edits."""
+    """The name of the editor's setting for its layers."""
     if "layers" in known:
         return {"layers": layers}
     if "layer" in known and len(layers) == 1:
@@ -164,7 +164,7 @@ def _layers(editor: str, layers: tuple[int, ...], known: Collection[str]) -> dic
 
 
 def editor_text(editor: Editor) -> str:
-    """An editor in a few words: "MEMIT at layers 3–8 + SADR γ = 0.01"."""
+    """Describe an editor in a few words, e.g. "MEMIT at layers 3–8 + SADR γ = 0.01"."""
     from driftlens.editors import SADR
 
     text = f"{type(editor).__name__} at {layers_text(editor.edited_layers)}"
@@ -177,7 +177,7 @@ def editor_text(editor: Editor) -> str:
 
 
 def layers_text(layers: Sequence[int]) -> str:
-    """Ascending layers as they are read: "layer 5", "layers 3–8", "layers 1, 3 and 5"."""
+    """Format ascending layers as text: "layer 5", "layers 3–8", "layers 1, 3 and 5"."""
     if len(layers) == 1:
         return f"layer {layers[0]}"
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):

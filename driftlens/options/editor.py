@@ -1,6 +1,6 @@
-"""The options of an editor: what the command line says about how to edit.
+"""The command-line options of an editor.
 
-`driftlens.options.editing` makes the editor from them, `driftlens.options.moments` takes its second moments.
+`driftlens.options.editing` makes the editor from them; `driftlens.options.moments` computes its second moments.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Heads = Literal["selected", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class SADROptions:
-    """Whether SADR restrains attention drift, and how strongly; None where the model's preset decides."""
+    """Whether and how strongly SADR restrains attention drift; None means the model's preset."""
 
     sadr: bool = flag("restrain attention drift while the model is edited", group=RESTRAINT)
     gamma: float | None = option(
@@ -45,13 +45,13 @@ class SADROptions:
 
 
 def editor_names() -> str:
-    """The registered editors, as a text."""
+    """The names of the registered editors, for the help."""
     *others, last = EDITORS.names
     return f"{', '.join(others)} or {last}"
 
 
 def _regularizer(text: str) -> str:
-    """A type for arguments: a registered regularizer's name, and perhaps its settings."""
+    """An argument type: a registered regularizer's name, optionally with settings."""
     name, _, settings = text.partition(":")
     if name not in REGULARIZERS.names:
         raise argparse.ArgumentTypeError(str(unknown_name("regularizer", name, REGULARIZERS.names)))
@@ -62,10 +62,10 @@ def _regularizer(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions(SADROptions):
-    """The editor and its settings; None where the model's preset decides.
+    """The editor and its settings; None means the model's preset.
 
     Raises:
-        DriftlensError: settings that the editor cannot have, such as several layers for ROME.
+        DriftlensError: settings that the editor does not accept, such as several layers for ROME.
     """
 
     editor: str = option(

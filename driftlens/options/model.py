@@ -1,4 +1,4 @@
-"""The model that a command's options name."""
+"""The command-line options of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, where and in which precision; None where the model decides."""
+    """The model, its device and its precision; None means the model's own default."""
 
     model: str = option(
         "demo", "demo (default), a Hugging Face name, a local folder or a .gguf file", "NAME", group=MODEL
@@ -52,7 +52,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(ModelOptions):
-    """As :class:`ModelOptions`, and whether prompts are put into the model's chat template."""
+    """As :class:`ModelOptions`, with the use of the model's chat template."""
 
     chat: bool = flag(
         "put the model's own chat template around every prompt: the prompt becomes the user's message, and the "

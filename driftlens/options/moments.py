@@ -1,9 +1,9 @@
 """The second moments of a command's editor.
 
-1. :func:`choose_corpus` says over which texts they are computed.
-2. :func:`with_second_moments` computes them, or reads them from the cache, and gives them to the editor, so that
-   nothing is streamed unasked.
-3. :func:`cost_text` says beforehand how long that takes.
+1. :func:`choose_corpus` chooses the texts.
+2. :func:`with_second_moments` computes the second moments, or reads them from the cache, and passes them to the editor,
+   which then downloads nothing by itself.
+3. :func:`cost_text` estimates beforehand how long that takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["choose_corpus", "cost_text", "told_corpus", "with_second_moments"]
 
 _WORTH_A_LINE = 15.0
-"""Seconds of second moments that are worth a line beforehand."""
+"""Second moments that take longer than this many seconds are announced beforehand."""
 _FEWEST = 200
 """Texts that are never said to be too many."""
 
@@ -38,15 +38,15 @@ _FEWEST = 200
 def choose_corpus(
     model: str, corpus: str | None, records: Sequence[Record], *, given: str | None = None, editor: str = "rome"
 ) -> Corpus | None:
-    """The texts of the second moments for the model of that name; None where the editor's own default is right, or
-    where it needs none.
+    """Choose the texts of the second moments for the named model.
 
-    None, too, where a file is ``given`` that holds the second moments. A local model's texts are the true statements of
-    ``records``, which it can be trusted to know: nothing goes to the network unasked.
+    None means the editor's own default, or that no texts are needed: the editor has no second moments, or a file with
+    them is ``given``. For a local model, the texts are the true statements of ``records``, so that nothing is
+    downloaded unless the user asks for it.
 
     Raises:
-        DriftlensError: an unknown model or corpus; a corpus for an editor that takes none; a local model, and neither a
-            corpus nor records.
+        DriftlensError: an unknown model or corpus; a corpus for an editor without second moments; a local model with
+            neither a corpus nor records.
     """
     from driftlens.editors import open_corpus
     from driftlens.models.names import resolve
@@ -106,7 +106,7 @@ def with_second_moments(
 
 
 def cost_text(editor: Editor, cost: MomentCost) -> str:
-    """What the second moments will cost, and how that gets shorter: nothing where it is not worth a line."""
+    """A line with the cost of the second moments and how to reduce it; empty if they are quick."""
     if cost.seconds < _WORTH_A_LINE:
         return ""
     text = (

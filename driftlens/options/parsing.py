@@ -1,4 +1,4 @@
-"""An argument parser whose complaints are one line, and types of arguments."""
+"""An argument parser with one-line errors, and argument types."""
 
 import argparse
 import math
@@ -22,22 +22,22 @@ __all__ = [
 ]
 
 MOST = 1_000_000_000
-"""No count on a command line is larger: a thousand million records, rows or steps are a slip of the finger."""
+"""The largest accepted count; a thousand million records, rows or steps are a typing error."""
 _MOST_LAYERS = 10_000
 _DIGITS = 4
 """Of the length and the number of context prefixes."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a `DriftlensError` where argparse would print its usage and leave, and for an option whose value is empty.
+    """A parser that raises a `DriftlensError` instead of exiting, and rejects empty values.
 
-    `--data "$FILE"` with an unset variable is an empty text, which would otherwise be taken for the default, for the
-    current folder, or for a name.
+    `--data "$FILE"` with an unset variable passes an empty text, which could otherwise mean the default, the current
+    folder or a name.
     """
 
     @override
     def error(self, message: str) -> NoReturn:
-        """What argparse calls with its complaint."""
+        """Called by argparse with its error message."""
         start = "unrecognized arguments: "
         unknown = message.removeprefix(start).split("=")[0].split(" ")[0]
         if message.startswith(start) and unknown.startswith("--"):
@@ -57,12 +57,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def any_text(text: str) -> str:
-    """A type for arguments: any text, also an empty one."""
+    """An argument type: any text, even an empty one."""
     return text
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
-    """A type for arguments: a whole number from `least` to `most`."""
+    """An argument type: a whole number from `least` to `most`."""
 
     def convert(text: str) -> int:
         try:
@@ -78,11 +78,11 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 seed_number = whole_number(0, 2**63 - 1)
-"""A type for arguments: what every generator of random numbers takes for a seed."""
+"""An argument type: a seed that every random number generator accepts."""
 
 
 def number(*, above: float | None = None, least: float | None = None) -> Callable[[str], float]:
-    """A type for arguments: a finite number, `above` some bound or at least another."""
+    """An argument type: a finite number greater than `above`, or not less than another bound."""
     bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
 
     def convert(text: str) -> float:
@@ -99,9 +99,9 @@ def number(*, above: float | None = None, least: float | None = None) -> Callabl
 
 
 def name_of(kind: str, known: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[str], str]:
-    """A type for arguments: one of the names `known`; `kind` says what they are names of.
+    """An argument type: one of the names `known` of a `kind`, which messages use.
 
-    A function as `known` is called for each text, so that names registered later count.
+    If `known` is a function, it is called for each text, so that names registered later are accepted.
     """
 
     def convert(text: str) -> str:
@@ -114,7 +114,7 @@ def name_of(kind: str, known: Sequence[str] | Callable[[], Sequence[str]]) -> Ca
 
 
 def layer_list(text: str) -> tuple[int, ...]:
-    """A type for arguments: layers, such as `5`, `3-8` or `3,4,7-9`; each once, in ascending order."""
+    """An argument type: layers, such as `5`, `3-8` or `3,4,7-9`, without duplicates and in ascending order."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
@@ -130,7 +130,7 @@ def layer_list(text: str) -> tuple[int, ...]:
 
 
 def context_lengths(text: str) -> tuple[tuple[int, int], ...]:
-    """A type for arguments: tokens of a context prefix and how many such prefixes, `10x5` or `5x10,10x10`."""
+    """An argument type: the length and the number of context prefixes, `10x5` or `5x10,10x10`."""
     lengths: list[tuple[int, int]] = []
     for part in text.split(","):
         length, _, count = (piece.strip() for piece in part.partition("x"))

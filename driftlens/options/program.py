@@ -1,12 +1,12 @@
-"""Running a command as a program: the one place that turns exceptions into exit codes.
+"""Run a command as a program, and turn exceptions into exit codes.
 
-| what came out | exit code |
+| outcome | exit code |
 | --- | --- |
-| the command's own code | that |
-| a mistake in what was given, or a file or stream that the system refuses: one line | 2 |
+| the command returns a code | that code |
+| a user's mistake, or a file or stream that the system refuses: one line | 2 |
 | an interrupt: one line | 130 |
-| whoever read the output went away: nothing is said | 141 |
-| anything else is our own fault: a traceback | 1 |
+| the reader of the output is gone: no message | 141 |
+| anything else, which is a bug: a traceback | 1 |
 """
 
 import io
@@ -29,7 +29,7 @@ _PIPE_CLOSED = 128 + 13  # as a shell reports SIGPIPE
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run `main` as a program: the exit code, and a user's mistake as one line on stderr, not a traceback."""
+    """Run `main` as a program and return the exit code; a user's mistake is one line on stderr, not a traceback."""
     try:
         with _plain_warnings():
             _prepare_streams()
@@ -49,7 +49,7 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         _say("out of memory; give a smaller model, fewer records or a smaller --batch-size")
         return _BAD_INPUT
     except OSError as error:
-        # Most are told with better advice where they arise; what is left is a file or a stream all the same.
+        # Most are caught earlier, with better advice; the rest also concern a file or a stream.
         what = f"cannot use {error.filename}" if error.filename else "the system refused to read or write"
         _say(str(DriftlensError(f"{what}: {reason_of(error)}")))
         _discard(sys.stdout)
@@ -58,9 +58,9 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
 
 
 def interrupts_in_one_line() -> None:
-    """From now on an interrupt that nobody catches is one line and exit code 130.
+    """Make an uncaught interrupt print one line and exit with code 130.
 
-    For `python -m` of a module that imports for seconds before :func:`run_command` is reached.
+    This covers the seconds of imports before :func:`run_command` when a module is run with `python -m`.
     """
     before = sys.excepthook
 
@@ -75,18 +75,18 @@ def interrupts_in_one_line() -> None:
 
 
 def _say(line: str) -> None:
-    """One line on stderr, which may itself be closed or full."""
+    """Print one line on stderr, which may be closed or full."""
     with suppress(OSError):
         sys.stderr.write(f"driftlens: {line}\n")
         sys.stderr.flush()
 
 
 def _prepare_streams() -> None:
-    """Streams that take whatever is printed.
+    """Make the standard streams accept whatever is printed.
 
-    1. Where a stream was closed before the start, Python has None in its place, and its number would go to the next
-       file that is opened. The null device takes both.
-    2. A terminal or a pipe that is ASCII or cp1252 shows `?` in place of what it cannot, such as γ.
+    1. For a stream that was closed before the start, Python has None, and the next opened file would get its number.
+       The null device replaces both.
+    2. An ASCII or cp1252 terminal or pipe shows `?` for characters that it lacks, such as γ.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
@@ -101,7 +101,7 @@ def _prepare_streams() -> None:
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Arguments that are text; bytes that are not come from the shell as halves of surrogate pairs."""
+    """Check that arguments are text; other bytes arrive from the shell as halves of surrogate pairs."""
     for argument in arguments:
         try:
             argument.encode()
@@ -110,14 +110,14 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _discard(stream: IO[str]) -> None:
-    """What is still buffered must go somewhere, or the interpreter's shutdown complains about the closed stream."""
+    """Discard buffered output, which would otherwise raise an error at the interpreter's shutdown."""
     with suppress(OSError):  # where it is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
 def _plain_warnings() -> Generator[None]:
-    """A warning is a line; where in the code it comes from is no news to the person at the keyboard."""
+    """Show warnings as plain lines, without their place in the code."""
     with warnings.catch_warnings():
 
         def show(message: Warning | str, *_: object, **__: object) -> None:

@@ -69,38 +69,38 @@ def benchmark(
     on_shard: OnShard | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
-    """Edit every record by itself and measure it under its edit; what is in ``folder`` already is not done again.
+    """Edit each record separately and evaluate it under its edit; results in ``folder`` are reused.
 
-    A fact that cannot be edited has no rows, a prompt that cannot be measured NaN; both are told in ``problems`` and in
-    one warning.
+    A fact that cannot be edited has no rows, and a prompt that cannot be measured has NaN.  ``problems`` lists both,
+    and one warning counts them.
 
     Args:
-        model: the vanilla model; it stays as it is.
-        records: what to run, each with an ``index`` of its own.
-        editor: how to edit; None measures the vanilla model.
-        folder: the place of this run alone, made if need be.
-        tasks: which tasks; default all that the records have.
+        model: the vanilla model; it is not changed.
+        records: the records, each with a unique ``index``.
+        editor: the editor; None measures the vanilla model.
+        folder: the folder of this run alone; it is created if necessary.
+        tasks: the tasks; default all that the records have.
         generate: whether to continue the records' generation prompts, for FL and REF.
-        perplexity_texts: texts for PPL, e.g. ``driftlens.data.load_texts()``; None leaves it out.
-        snippets: reference texts for REF, e.g. ``driftlens.data.load_snippets()``; None leaves it out.
-        tfidf: the words' weights for REF; default those of all ``snippets``.
+        perplexity_texts: texts for PPL, e.g. ``driftlens.data.load_texts()``; None skips PPL.
+        snippets: reference texts for REF, e.g. ``driftlens.data.load_snippets()``; None skips REF.
+        tfidf: the word weights for REF; default those of all ``snippets``.
         edit_batch: facts optimised side by side.
-        batch_size: rows at a time of everything else.  Like ``edit_batch`` it is honoured until memory runs out,
-            and changes nothing beyond float rounding.
-        shard_size: records that are kept together, so the most that an interruption costs.  A folder keeps the
-            size it was begun with.
-        seed: of the texts that are generated.
-        part: (i, n): do every n-th shard, from the i-th on (from 1), and give their tables alone.  When all parts are
-            done, the same call without puts them together.
-        on_progress: called with what is being done, how much of it is done, and how much there is: of a shard "second
-            moment", "edit", "evaluate", "generate", "perplexity"; of the run "records".
-        on_shard: called with the records done, the tables of a shard, and whether it was there already.
-        on_wait: called once where another process works in the folder; its end is waited for then, and what it did is
-            not done again.  Without it that is an error.  A finished run is read whoever else reads it.
+        batch_size: rows at a time of everything else.  If memory runs out, this and ``edit_batch`` are reduced; they
+            change the numbers only by float rounding.
+        shard_size: records in a shard, and so the most that an interruption can cost.  An existing folder keeps its
+            size.
+        seed: the seed of the generated texts.
+        part: (i, n): compute every n-th shard, beginning with the i-th (from 1), and return only their tables.  When
+            all parts are done, the same call without ``part`` joins them.
+        on_progress: called with a stage, the amount done and the total.  The stages of a shard are "second moment",
+            "edit", "evaluate", "generate" and "perplexity"; that of the run is "records".
+        on_shard: called with the number of finished records, the tables of a shard, and whether it existed already.
+        on_wait: called once if another process works in the folder; the call then waits for it and reuses its results.
+            Without it, such a folder is an error.  A finished run can be read at any time.
 
     Raises:
-        DriftlensError: the folder is about another configuration, another process works in it, or it cannot be
-            written; two records have one index; the editor's own errors, where they concern all records.
+        DriftlensError: the folder has another configuration, another process works in it, or it cannot be written; two
+            records have the same index; an editor's error that concerns all records.
     """
     check_records(records, shard_size)
     measures = Measures(

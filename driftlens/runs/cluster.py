@@ -157,21 +157,21 @@ def cluster_benchmark(
     on_progress: OnProgress | None = None,
     on_shard: OnShard | None = None,
 ) -> BenchmarkResult:
-    """:func:`driftlens.runs.benchmark` with its shards spread over Ray workers; the same folder, the same tables.
+    """Run :func:`driftlens.runs.benchmark` with its shards distributed over Ray workers: same folder, same tables.
 
     Args:
-        recipe: model, editor and what to measure.
-        records: what to run.
-        folder: the place of this run, on the machine of this process alone.
-        workers: how many; default one per GPU, or per machine where there are no GPUs.
-        address: of a running cluster ("auto" for the one on this machine); None starts one here and ends it again.
+        recipe: model, editor and measures.
+        records: the records.
+        folder: the folder of this run, only on the machine of this process.
+        workers: the number of workers; default one per GPU, or one per machine without GPUs.
+        address: a running cluster ("auto" for the one on this machine); None starts a local cluster and stops it again.
         shard_size: as in :func:`driftlens.runs.benchmark`.
-        on_progress: called with "records", how many of them are done, and how many there are.
+        on_progress: called with "records", the number of finished records, and the number of all.
         on_shard: as in :func:`driftlens.runs.benchmark`.
 
     Raises:
-        DriftlensError: Ray is not installed, the cluster cannot be reached or has too little for so many workers, a
-            worker died again and again, and all that :func:`driftlens.runs.benchmark` raises.
+        DriftlensError: Ray is not installed, the cluster cannot be reached or is too small for the workers, a worker
+            died repeatedly, or an error of :func:`driftlens.runs.benchmark`.
     """
     check_records(records, shard_size)
     tell = counted(len(records), on_progress, on_shard)

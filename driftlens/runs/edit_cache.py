@@ -46,19 +46,19 @@ def cached_edits(
     batch_size: int = 16,
     on_facts: OnDone | None = None,
 ) -> list[Edit]:
-    """The edit of each of ``facts``, read from ``folder`` where it is there, else made and kept there.
+    """Return the edit of each of ``facts``, read from ``folder`` or computed and stored there.
 
     Args:
         model: the vanilla model.
-        editor: how to edit.
-        facts: the requests; one that occurs twice is edited once.
-        folder: the cache, made if need be.  Several models, editors and processes can share one.
-        batch_size: facts that are optimised at a time, and after which files are written.
-        on_facts: called with the number of different facts that are there and the number of all.
+        editor: the editor.
+        facts: the edit requests; duplicates are edited once.
+        folder: the cache, created if necessary.  Models, editors and processes can share it.
+        batch_size: facts that are optimised at a time; files are written after each batch.
+        on_facts: called with the number of distinct facts that are available and the number of all.
 
     Raises:
-        DriftlensError: the folder cannot be written, or the editor's own errors; those about single facts
-            (:class:`driftlens.editors.EditError`) when all the others are made and kept.
+        DriftlensError: the folder cannot be written, or an error of the editor.  Errors of single facts
+            (:class:`driftlens.editors.EditError`) are raised after all other edits have been stored.
     """
     if batch_size < 1:
         raise DriftlensError(f"batch_size is {batch_size}; expected at least 1")

@@ -1,12 +1,12 @@
-"""Where time and memory go on this machine.
+"""Measure time and memory on this machine.
 
 1. **Phases**: loading, context prefixes, the second moment, the parts of an edit (the vanilla pass, a step forward, a
-   step backward, the solve), a trace, the evaluation, generation.  Each is run once to warm up and then timed alone.
-2. **Editors**: an edit takes a + b · steps seconds.  Two short runs that never stop early give a and b, and the
-   preset's number of steps what an edit costs at most; facts that converge early cost less.
+   step backward, the solve), a trace, the evaluation, generation.  Each is run once to warm up and then timed.
+2. **Editors**: an edit takes a + b · steps seconds.  Two short runs without early stopping give a and b.  The preset's
+   number of steps gives the greatest cost of an edit; facts that converge early cost less.
 
-What a full run takes follows from both: :func:`driftlens.runs.estimate.estimate`.
-How seconds and memory are measured says :mod:`driftlens.models.timing`.
+:func:`driftlens.runs.estimate.estimate` estimates a full run from both. :mod:`driftlens.models.timing` measures seconds
+and memory.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def profile_model(
         editors: the editors by name.  The phases of the first are timed, and its edits are traced and evaluated.
         batch_size: facts edited side by side, and a quarter of a pass's rows.
         generate: whether to time the continuations of the fluency score too.
-        on_progress: called with the name of what comes next, 0 and 0: nobody counts it.
+        on_progress: called with the name of the next phase, 0 and 0, because phases are not counted.
 
     Raises:
         DriftlensError: no record, no editor, or an error of an editor.

@@ -61,17 +61,17 @@ def sharded(
     key: str = "",
     on_items: OnDone | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """``work`` on slices of ``items``, its tables put together, every slice read back where it is on disk.
+    """Apply ``work`` to slices of ``items`` and join its tables; slices on disk are reused.
 
-    Tables may have a column ``case`` that counts a slice's items from 0; put together it counts all items.
+    If a table has a column ``case`` that counts a slice's items from 0, it counts all items in the joined table.
 
     Args:
-        items: what to compute, in an order that belongs to ``folder``.
-        work: makes the tables of a slice; the same names every time.
-        folder: the place of these shards and of no others: its name, or ``key``, should hold a hash of all settings.
-        size: items of a shard.
-        key: shards that were written with another one are computed again.
-        on_items: called with the number of items done and the number of all.
+        items: the items, always in the same order for one ``folder``.
+        work: computes the tables of a slice, always with the same names.
+        folder: the folder of these shards alone; its name, or ``key``, should contain a hash of all settings.
+        size: items in a shard.
+        key: shards that were written with another key are computed again.
+        on_items: called with the number of finished items and the number of all.
 
     Raises:
         DriftlensError: no items, a size below 1, or the folder cannot be written.

@@ -85,15 +85,15 @@ class Measures:
 
 @dataclass(kw_only=True, eq=False)
 class Work:
-    """A model, an editor, and what to measure: called with records it gives their tables.
+    """A model, an editor and measures; a call with records returns their tables.
 
     Attributes:
         model: the vanilla model.
-        editor: how to edit; None leaves the model as it is.
+        editor: the editor; None does not edit.
         measures: what to measure.
-        edit_batch: facts optimised at a time; smaller from then on when memory runs out.
+        edit_batch: facts optimised at a time; reduced permanently if memory runs out.
         batch_size: rows at a time of everything else.
-        on_progress: called with what is being done, how much of it is done, and how much there is.
+        on_progress: called with the stage, the amount done and the total.
     """
 
     model: LensModel

@@ -1,7 +1,8 @@
-"""How a long piece of work tells how far it is.
+"""Callbacks for the progress of long work.
 
-A loop over things of one kind takes ``on_THINGS`` (``on_cells``, ``on_facts``, ``on_rows``, ``on_step`` …), an
-:data:`OnDone`.  Work in several stages takes ``on_progress``, an :data:`OnProgress`: the same with the stage's name.
+A loop over items of one kind has a parameter ``on_ITEMS`` (``on_cells``, ``on_facts``, ``on_rows``, ``on_step`` …) of
+the type :data:`OnDone`.  Work in several stages has a parameter ``on_progress`` of the type :data:`OnProgress`, which
+is also given the stage's name.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from typing import TypeAlias
 __all__ = ["OnDone", "OnProgress", "Pace", "of_stage", "unseen"]
 
 OnDone: TypeAlias = Callable[[int, int], None]
-"""Called with how many are done, and how many there are (0 where nobody knows)."""
+"""Called with the number of finished items and the number of all (0 if unknown)."""
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0 where nobody knows)."""
+"""Called with the stage, the amount done and the total (0 if unknown)."""
 
 
 def of_stage(on_progress: OnProgress | None, stage: str) -> OnDone | None:
-    """What to hand to a loop so that it counts as this stage."""
+    """Make the callback of a loop that is one stage of the work."""
     return None if on_progress is None else lambda done, total: on_progress(stage, done, total)
 
 
 def unseen(*_: object) -> None:
-    """Where nobody watches."""
+    """A callback that ignores all progress."""
 
 
 class Pace:

@@ -1,5 +1,5 @@
-"""The insides of the commands: options, what a command shows in the terminal, and what it writes.
+"""The commands: their options, terminal output and files.
 
-A command `driftlens NAME` is `driftlens.NAME.main`, which hands over to `driftlens.commands.NAME`; so the analyses
-themselves know nothing of command lines. Nothing here imports torch before every option has been looked at.
+The command `driftlens NAME` is `driftlens.NAME.main`, which calls `driftlens.commands.NAME`. Analyses do not depend on
+command lines. torch is imported only after all options have been checked.
 """

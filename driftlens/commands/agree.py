@@ -1,4 +1,4 @@
-"""`driftlens agree`: who wins how often in a comparison, and how far its annotators agree."""
+"""`driftlens agree`: the win rates of a comparison, and the agreement of its annotators."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOOKED = Path("driftlens-compare")
 
 @dataclass(frozen=True, kw_only=True)
 class AgreeOptions:
-    """What the command line says."""
+    """The options of `driftlens agree`."""
 
     answers: list[str] = option(
         REQUIRED,
@@ -59,7 +59,7 @@ class AgreeOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print and write what annotators found."""
+    """Print and write the results of the study."""
     options = read(AgreeOptions, argv, prog="driftlens agree", description=_DESCRIPTION, epilog=_EPILOG)
     from driftlens.display.terminal import shown_warnings, standard_error, standard_output
     from driftlens.human import agreement, read_answers
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keys(options: AgreeOptions, sheets: Sequence[AnswerSheet]) -> list[Comparison]:
-    """The studies that the answers belong to, in the order of the keys."""
+    """The studies of the answers, in the order of the keys."""
     from driftlens.human import KEY, Comparison
 
     if options.keys is not None:

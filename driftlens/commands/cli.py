@@ -1,7 +1,7 @@
 """The `driftlens` command: `driftlens trace …` is `python -m driftlens.trace …`.
 
-A command is a module with `main(argv) -> int`. It is imported only when it is called, so `driftlens
---version` and a mistyped command answer at once.
+A command is a module with `main(argv) -> int`. It is imported only when it is called, so that `driftlens --version` and
+a mistyped command answer at once.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the arguments after the command's name to that command; without a command, list them."""
+    """Pass the arguments after the command's name to that command; without a command, list all commands."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     if not arguments:

@@ -1,9 +1,9 @@
 """`driftlens compare`: pairs of texts, the page on which people compare them, and a server that collects answers.
 
-1. Everything that can be wrong without a model is looked at first: options, data, the output folder.
-2. Texts are generated under both sides' edits (edits are cached), or taken from two runs.
-3. The key is written before the page: without it answers could not be read.
-4. With `--serve` the study, new or found in the folder, is handed out until interrupted.
+1. Options, data and the output folder are checked before a model is loaded.
+2. Texts are generated under both sides' edits, which are cached, or taken from two runs.
+3. The key is written before the page, because answers cannot be read without it.
+4. With `--serve`, the study, whether new or found in the folder, is served until interrupted.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _identity(options: CompareOptions) -> dict[str, str]:
-    """What a study depends on, as text: a folder holds one study."""
+    """Everything that a study depends on, as text; a folder holds one study."""
     free = ("out", "serve", "host", "port", "annotators", "batch_size", "device")
     return {name: repr(value) for name, value in vars(options).items() if name not in free}
 
@@ -85,7 +85,7 @@ def _write_page(comparison: Comparison, folder: Path) -> None:
 
 
 def _made(options: CompareOptions, errors: Terminal) -> Comparison:
-    """The study that the options ask for."""
+    """Make the study that the options describe."""
     from driftlens.human import Comparison, Systems
 
     setting = options.baseline.name

@@ -1,4 +1,4 @@
-"""The options of `driftlens compare`, checked as far as they can be without a model."""
+"""The options of `driftlens compare`, and their checks without a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -39,12 +39,12 @@ _SERVER = "server, for a lab's network (extra 'human')"
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """Who writes one of the two texts: an editor, the unedited model, or a folder with what was made before.
+    """The source of one of the two texts: an editor, the unedited model, or a folder with earlier results.
 
     Attributes:
-        name: as it is written in tables.
+        name: the name in tables.
         editor: an editor's options; None for a folder.
-        folder: of a benchmark run or of saved edits.
+        folder: the folder of a benchmark run or of saved edits.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(EditorOptions, ModelOptions):
-    """What the command line says; None where the model, its presets or the data decide.
+    """The options of `driftlens compare`; None means the default of the model, its presets or the data.
 
-    The settings of editors hold for both sides; :attr:`baseline` and :attr:`challenger` say what becomes of them.
+    Settings of editors apply to both sides; :attr:`baseline` and :attr:`challenger` are the resulting sides.
     """
 
     seed: int = option(
@@ -146,7 +146,7 @@ class CompareOptions(EditorOptions, ModelOptions):
         object.__setattr__(self, "challenger", challenger)
 
     def _side(self, option: str) -> Side:
-        """An editor with the settings that concern it, "none", or a folder."""
+        """Make a side: an editor with the settings that it has, "none", or a folder."""
         name: str = getattr(self, option)
         editor, plus, regularizer = name.lower().partition("+")
         if editor in EDITORS.names and (not plus or plus + regularizer == _SADR):
@@ -173,7 +173,7 @@ class CompareOptions(EditorOptions, ModelOptions):
 
 
 def read_options(argv: Sequence[str] | None = None) -> CompareOptions:
-    """The options in `argv` (default: the program's arguments)."""
+    """Parse the options in `argv` (default: the program's arguments)."""
     return read(
         CompareOptions,
         argv,

@@ -1,10 +1,11 @@
 """`driftlens edit` from end to end: the edit clinic.
 
-1. Everything that can be wrong without a model is looked at first: options, data, where to write.
-2. The model is loaded and asked whether it knows the fact; only then are second moments taken (cached) and edits made.
-3. The report is written, then, if the verdict allows it or --force does, the edit and the edited model.  Each of these
-   is whole or not there.
-4. Only then is anything printed: a terminal that is closed, full or of another encoding costs no file.
+1. Options, data and output paths are checked before a model is loaded.
+2. The model is loaded, and the clinic checks whether it knows the fact.  Only then are second moments computed (or read
+   from the cache) and edits made.
+3. The report is written, then the edit and the edited model, if the verdict or --force allows it.  Each of them is
+   written completely or not at all.
+4. Only then is anything printed, so that a closed or full terminal, or another encoding, costs no file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ EXIT_CODES = {"ship": 0, "ship with care": 0, "do not ship": 3, "cannot judge": 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Visit the clinic, write what it found, and say in the terminal what came out."""
+    """Run the clinic, write its report, and print a summary."""
     options = read_options(argv)
     records = load_records(options.data) if options.data is not None else None
     if records is not None and not records:
@@ -132,7 +133,7 @@ def _visit(
 def _ship(
     options: EditOptions, report: ClinicReport, model: LensModel
 ) -> tuple[list[str], str | DriftlensError | None]:
-    """Write the edit and the edited model: what was written, a line each, and what was not."""
+    """Write the edit and the edited model; return a line for each of them, written or not."""
     shipped: list[str] = []
     wanted = [name for name in ("save", "export") if getattr(options, name) is not None]
     if not wanted:

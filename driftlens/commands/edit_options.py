@@ -1,4 +1,4 @@
-"""The options of `driftlens edit`, checked as far as they can be without a model."""
+"""The options of `driftlens edit`, and their checks without a model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OUTPUT = "output"
 
 
 class _Answer(argparse.Action):
-    """The answer of the probe that stands before it, with that probe's number."""
+    """The answer to the preceding probe, with that probe's number."""
 
     @override
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -65,7 +65,7 @@ def _guard_weights(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(EditorOptions, ChatOptions):
-    """What the command line says; None where it says nothing and the model or the data decide."""
+    """The options of `driftlens edit`; None means the default of the model or the data."""
 
     subject: str = option(REQUIRED, 'its subject, e.g. "Eiffel Tower"', "S", group=_FACT)
     prompt: str = option(REQUIRED, 'its prompt, e.g. "{} is located in"', "P", group=_FACT)
@@ -114,13 +114,13 @@ class EditOptions(EditorOptions, ChatOptions):
 
     @property
     def probes(self) -> tuple[tuple[str, str | None], ...]:
-        """The prompts to watch, each with the answer that was given for it, if any."""
+        """The prompts to watch, each with its given answer, if any."""
         answers = dict(self.answer)
         return tuple((prompt, answers.get(number)) for number, prompt in enumerate(self.probe))
 
 
 def read_options(argv: Sequence[str] | None = None) -> EditOptions:
-    """The options in `argv` (default: the program's arguments)."""
+    """Parse the options in `argv` (default: the program's arguments)."""
     return _checked(
         read(
             EditOptions,
@@ -146,7 +146,7 @@ def _checked(options: EditOptions) -> EditOptions:
 
 
 def _check_places(options: EditOptions) -> None:
-    """What is to be written must not be in one another's way, nor overwrite what is read."""
+    """Check that output paths do not conflict with each other or overwrite an input."""
     if options.export is not None:
         require_empty(options.export)
     report = {f"--out's {name}": path_of(options.out) / name for name in REPORT}

@@ -1,4 +1,4 @@
-"""What `driftlens edit` says in the terminal: the verdict, the path of γ, the probes that changed, the files."""
+"""The terminal output of `driftlens edit`: the verdict, the path of γ, the changed probes, the files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 10
 
 
 def tell(report: ClinicReport, written: Sequence[Path], console: Terminal) -> None:
-    """Print the findings, the verdict last but for the files."""
+    """Print the findings, then the verdict, then the files."""
     request, known = report.request, report.knowledge
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
@@ -71,7 +71,7 @@ def _path(report: ClinicReport) -> Table:
 
 
 def _short(restraint: str) -> str:
-    """As it fits into a terminal of 80 columns."""
+    """Shorten a restraint's name for a terminal of 80 columns."""
     return restraint.replace("γ = ", "").replace("μ = ν = ", "")
 
 

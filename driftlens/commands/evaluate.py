@@ -1,10 +1,10 @@
 """`driftlens evaluate` from end to end.
 
-1. Everything that can be wrong without a model is looked at first: options, data, texts, the output folder.
-2. The run itself is `driftlens.runs.benchmark`, or `cluster_benchmark` with workers; both keep what is done, so that
-   the same command goes on after any interruption.
-3. The unedited model is measured on the same records, in the folder `unedited` there.
-4. In the end the scores are printed beside the unedited model's, and scores and tables written beside the shards.
+1. Options, data, texts and the output folder are checked before a model is loaded.
+2. The run is `driftlens.runs.benchmark`, or `cluster_benchmark` with workers.  Both store finished shards, so that the
+   same command resumes after any interruption.
+3. The unedited model is measured on the same records, in the subfolder `unedited`.
+4. Finally the scores are printed beside the unedited model's, and scores and tables are written beside the shards.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _NAMES = (
 )
 
 _UNEDITED = "unedited"
-"""The folder of the unedited model's run, in the run's own."""
+"""The folder of the unedited model's run, inside the run's folder."""
 _INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run or go on with a run, print and write what it found."""
+    """Start or resume a run, and print and write its results."""
     options = read_options(argv)
     require_apart(
         {f"--out's {name}": path_of(options.out) / name for name in _NAMES},
@@ -103,7 +103,7 @@ def editor_for(
     corpus: Corpus | None,
     shown: Shown | None = None,
 ) -> Editor | None:
-    """The editor that the options mean for a model, with its second moments; None for no editor."""
+    """Make the editor that the options describe, with its second moments; None for no editor."""
     if options.editor == "none":
         return None
     editor = make_editor(model, options)
@@ -155,7 +155,7 @@ def _results(
     folder: Path,
     shown: Shown,
 ) -> tuple[BenchmarkResult, BenchmarkResult | None]:
-    """The run, and beside it the unedited model's, where there is an editor."""
+    """The results of the run and, if there is an editor, those of the unedited model."""
     from driftlens.runs import benchmark
 
     if options.spread:
@@ -194,7 +194,7 @@ def _spread(
     folder: Path,
     shown: Shown,
 ) -> tuple[BenchmarkResult, BenchmarkResult | None]:
-    """As :func:`_results`, over Ray's workers."""
+    """As :func:`_results`, with Ray workers."""
     from driftlens.runs import Recipe, cluster_benchmark
 
     recipe = Recipe(
@@ -226,7 +226,7 @@ def _spread(
 
 @contextmanager
 def _said_once() -> Generator[None]:
-    """A prompt that cannot be measured is told of the edited model's run; it is the same one in the unedited's."""
+    """Suppress the unedited run's warning about prompts that the edited run has already reported."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*could not be measured", category=RuntimeWarning)
         yield

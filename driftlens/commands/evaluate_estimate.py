@@ -1,8 +1,8 @@
 """`driftlens evaluate --dry-run`: what a run would cost, measured on a few of its records.
 
-Time, memory and files of all records follow from a few of them (:func:`driftlens.runs.estimate.try_out`).  Second
-moments that are in the cache are used.  Others are not taken, which may need hours: the identity stands in for them, a
-few texts are run, and their time is taken to grow in a straight line too.
+Time, memory and file sizes are extrapolated from a few records (:func:`driftlens.runs.estimate.try_out`).  Cached
+second moments are used.  Others are not computed, because that may take hours: the identity replaces them, a few texts
+are run, and their time is extrapolated linearly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def estimate(
     console: Terminal,
     errors: Terminal,
 ) -> None:
-    """Measure and print."""
+    """Measure a few records and print the estimate."""
     with errors.status("trying a few records") if errors.is_terminal else nullcontext():
         start = time.perf_counter()
         model = options.load()
@@ -77,7 +77,7 @@ def estimate(
 
 
 def print_lines(console: Terminal, lines: dict[str, str], note: str) -> None:
-    """A small table without lines, and a note."""
+    """Print a small table without rules, and a note."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""The options of `driftlens evaluate`, checked as far as they can be without a model, and the records they choose."""
+"""The options of `driftlens evaluate`, their checks without a model, and the choice of records."""
 
 import argparse
 import random
@@ -52,7 +52,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(EditorOptions, ChatOptions):
-    """What the command line says; None where it says nothing and the model or the data decide."""
+    """The options of `driftlens evaluate`; None means the default of the model or the data."""
 
     data: str = option("demo", "demo (default), a data set's name, or a JSON file of records", "D", group=_RECORDS)
     split: str | None = option(None, "only the records of this split, if the data has splits", "S", group=_RECORDS)
@@ -147,12 +147,12 @@ class EvaluateOptions(EditorOptions, ChatOptions):
 
     @property
     def spread(self) -> bool:
-        """Whether the run is for Ray's workers."""
+        """Whether the run uses Ray workers."""
         return self.workers is not None or self.address is not None
 
 
 def read_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
-    """The options in `argv` (default: the program's arguments)."""
+    """Parse the options in `argv` (default: the program's arguments)."""
     return read(
         EvaluateOptions,
         argv,
@@ -164,7 +164,7 @@ def read_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
 
 
 def choose_records(options: EvaluateOptions, given: Sequence[Record]) -> list[Record]:
-    """Of the data's, the records of the split, shuffled if wanted, the first of them if not all are wanted."""
+    """Choose records: those of the split, shuffled if wanted, and at most the first `--limit`."""
     records = [*given]
     if options.split is not None:
         splits = {record.split for record in records if record.split is not None}

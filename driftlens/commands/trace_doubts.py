@@ -1,7 +1,7 @@
-"""Why a trace may show nothing: what the unedited model does not know, and what the edit does not do.
+"""Explain why a trace may show nothing: the unedited model does not know the answer, or the edit fails.
 
-A trace explains how probabilities change. Where the unedited model gives the right answer next to none there is nothing
-to lose, and where the edit does not take there is nothing to explain; then effects are noise, and one line says so.
+A trace explains changes of probabilities. If the unedited model gives the right answer almost no probability, it cannot
+fall; if the edit fails, there is no change to explain. The effects are then noise, and one line says so.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["KNOWN", "TAKEN", "doubts"]
 
 KNOWN = 0.05
-"""The least P(o_true) of the unedited model of which a fall can be told."""
+"""The least P(o_true) of the unedited model from which a fall is visible."""
 
 TAKEN = 0.5
-"""The least P(o_edit) of the edited model on the edit's own prompt, where the edit took."""
+"""The least P(o_edit) of the edited model on the edit's own prompt if the edit succeeded."""
 
 _SEARCHED = 64
 
 
 def doubts(model: LensModel, study: TraceStudy, probabilities: Any) -> str:
-    """What is missing and what to do, in one line; empty where nothing is.
+    """What is wrong and what to do, in one line; empty if nothing is.
 
     Args:
         model: the unedited model.
-        study: what is traced.
+        study: the traced fact and prompts.
         probabilities: a row for the edit's own prompt and each traced one: ``task, true_before,
             true_after, edit_after``.
     """
@@ -73,7 +73,7 @@ def _said(model: LensModel, prompt: str) -> str:
 
 
 def _known_record(model: LensModel, study: TraceStudy) -> int | None:
-    """The first record whose fact and whose prompts of the task the model knows, among some."""
+    """The first of some records whose fact and whose prompts of the task the model knows."""
     import numpy as np
 
     from driftlens.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""`driftlens trace --explore`: the fact that was traced, with all its tasks, as one page to look around in."""
+"""`driftlens trace --explore`: the explorer's page of the traced fact, with all its tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["explore_page"]
 
 _PROMPTS = 2
-"""Of each task so many are in the page: everything that can be chosen in it is computed beforehand."""
+"""Prompts of each task in the page; few, because the results of every choice are precomputed."""
 
 
 def explore_page(
@@ -35,14 +35,14 @@ def explore_page(
     edit: Edit,
     bars: Progress,
 ) -> bytes:
-    """The page; `editor` and `edit` are the run's own."""
+    """Make the page; `editor` and `edit` are those of the run."""
     name = type(editor).__name__
 
     def editor_for(gamma: float | None) -> Editor:
         restrained = {"sadr": gamma is not None, "gamma": gamma}
         heads = None if gamma is None else options.sadr_heads
         own = make_editor(model, replace(options, sadr_heads=heads, **restrained))
-        # The run's own second moments: they are not taken again.
+        # The run's own second moments are reused.
         moments = editor.given_second_moments
         return own.with_second_moments(moments) if moments else own
 

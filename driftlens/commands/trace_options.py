@@ -1,4 +1,4 @@
-"""The options of `driftlens trace`, checked as far as they can be without a model."""
+"""The options of `driftlens trace`, and their checks without a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +38,14 @@ _module_name = name_of("module", (*MODULES, "all"))
 
 
 def _modules(text: str) -> tuple[str, ...]:
-    """A type for arguments: a module, or all of them."""
+    """An argument type: a module, or all of them."""
     name = _module_name(text)
     return MODULES if name == "all" else (name,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceOptions(EditorOptions, ChatOptions):
-    """What the command line says; None where it says nothing and the model or the data decide."""
+    """The options of `driftlens trace`; None means the default of the model or the data."""
 
     data: str | None = option(
         None,
@@ -124,17 +124,17 @@ class TraceOptions(EditorOptions, ChatOptions):
 
     @property
     def typed(self) -> bool:
-        """Whether the fact stands on the command line."""
+        """Whether the fact is given on the command line."""
         return self.subject is not None
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """What the traced probabilities are called in tables and figures."""
+        """The names of the traced probabilities in tables and figures."""
         return {"true": ("o_true",), "new": ("o_edit",), "both": ("o_true", "o_edit")}[self.target]
 
 
 def read_options(argv: Sequence[str] | None = None) -> TraceOptions:
-    """The options in `argv` (default: the program's arguments)."""
+    """Parse the options in `argv` (default: the program's arguments)."""
     options = read(
         TraceOptions,
         argv,

@@ -1,4 +1,4 @@
-"""What `driftlens trace` says in the terminal: the edit, the probabilities, the strongest cells, the files."""
+"""The terminal output of `driftlens trace`: the edit, the probabilities, the strongest cells, the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["note", "report", "title"]
 
 _STRONGEST = 2
 FLOOR = 0.001
-"""Effects below it, a tenth of a percent, are not ranked."""
+"""Smaller effects, below a tenth of a percent, are not ranked."""
 
 
 def title(run: TraceRun) -> str:
@@ -29,7 +29,7 @@ def title(run: TraceRun) -> str:
 
 
 def note(run: TraceRun) -> str:
-    """For the figure's subtitle: how it was edited, and what is traced."""
+    """The figure's subtitle: the editor and the traced prompts."""
     text = f"{editor_text(run.editor)} · {run.study.name}, {run.study.task.replace('_', ' ')}"
     return f"{text} · caution: {run.doubts.partition(':')[0].partition(';')[0]}" if run.doubts else text
 
@@ -84,7 +84,7 @@ def _probabilities(run: TraceRun, width: int) -> Table:
 
 
 def _strongest(run: TraceRun) -> Table:
-    """The cells that change a target most, for every module and target."""
+    """The cells with the largest effect, for every module and target."""
     trace = run.trace
     n_cases, n_layers = len(run.study.prompts), len(set(trace.table["layer"]))
     cells: Any

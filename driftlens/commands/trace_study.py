@@ -1,4 +1,4 @@
-"""What a run of `driftlens trace` is about, the fact and the prompts to trace; and what it has found."""
+"""The fact and the prompts of a run of `driftlens trace`, and its results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _DEFAULT_TASKS = ("distract_neighborhood", "relation", "rewrite")
 
 @dataclass(frozen=True, kw_only=True)
 class TraceStudy:
-    """A fact, the prompts whose prediction is traced, and `name`, `task` and `notes` for the people who read it.
+    """A fact and the prompts whose prediction is traced, with `name`, `task` and `notes` for the output.
 
-    `records` are those of the data set, where one was read.
+    `records` are those of the dataset, if one was read.
     """
 
     fact: Fact
@@ -41,10 +41,10 @@ class TraceStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TraceRun:
-    """What a run found; `probabilities` has a row per prompt, of the edit itself and of the traced task.
+    """The results of a run; `probabilities` has a row for the edit's own prompt and for each traced one.
 
-    `doubts` says in a line why there is little to see, if there is a reason (`driftlens.commands.trace_doubts`);
-    `page` is the explorer's, where it was asked for.
+    `doubts` is a line that says why there may be little to see, or empty (`driftlens.commands.trace_doubts`). `page` is
+    the explorer's page, if requested.
     """
 
     study: TraceStudy
@@ -58,7 +58,7 @@ class TraceRun:
 
 
 def choose_study(options: TraceOptions) -> TraceStudy:
-    """The typed fact or the record that the options name, and the prompts of its task."""
+    """The typed fact or the chosen record, with the prompts of its task."""
     data = options.data or _default_data(options.model)
     records = tuple(load_records(data)) if options.data or not options.typed else ()
     study = _typed(options) if options.typed else _recorded(options, data, records)
@@ -74,7 +74,7 @@ def choose_study(options: TraceOptions) -> TraceStudy:
 
 
 def _default_data(model: str) -> str:
-    """The bundled world for the bundled model and for local ones, which may descend from it; else real facts."""
+    """The bundled world for the bundled model and for local ones, which may be derived from it; else real facts."""
     return "demo" if model == "demo" or Path(model).expanduser().exists() else "real"
 
 

@@ -1,4 +1,4 @@
-"""`driftlens train-mend`: train the hypernetwork that the editor MEND edits with."""
+"""`driftlens train-mend`: train a hypernetwork for the editor MEND."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TRAINING = "training"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainMendOptions(SADROptions, ModelOptions):
-    """What the command line says; None where the model or `MENDTraining` decides."""
+    """The options of `driftlens train-mend`; None means the default of the model or of `MENDTraining`."""
 
     data: str = option("demo", "demo (default), merged_counterfact or a JSON file of records", "D", group=_DATA)
     measured: int | None = option(
@@ -79,7 +79,7 @@ class TrainMendOptions(SADROptions, ModelOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, show the validation curve, and say where the hypernetwork is."""
+    """Train, show the validation curve, and print the hypernetwork's path."""
     options = read(
         TrainMendOptions,
         argv,

@@ -1,4 +1,4 @@
-"""Models: loading, running parts of them with hooks, and everything that differs between families and backends."""
+"""Models: loading, partial passes with hooks, and everything that differs between families and backends."""
 
 from driftlens.models.batch import Batch
 from driftlens.models.chat import RAW, ChatFrame

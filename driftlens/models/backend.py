@@ -1,8 +1,7 @@
-"""What `LensModel` needs from the model inside it, whichever TransformerLens class that is.
+"""The interface between `LensModel` and the TransformerLens model that it wraps.
 
-Both implementations run the blocks themselves, one after the other, instead of calling the whole model: that
-is how a pass can start at any layer, stop at any layer and leave out the head without computing what it does
-not need.
+Both implementations run the blocks one by one instead of calling the whole model. A pass can therefore start and stop
+at any layer and leave out the head, without computing anything that it does not need.
 """
 
 from abc import ABC, abstractmethod
@@ -42,9 +41,9 @@ class Dimensions:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of one pass: where each stands in its row and what it may attend to.
+    """The columns of one pass: the position of each in its row, and the columns that it may attend to.
 
-    ``seq`` counts the batch's columns, ``keys`` those of the prefix before them, too.
+    ``seq`` counts the batch's columns, ``keys`` also those of the prefix before them.
     """
 
     positions: Int[Tensor, "rows seq"]
@@ -54,7 +53,7 @@ class Columns:
 
     @classmethod
     def of(cls, batch: Batch, past: KeyValues | None) -> "Columns":
-        """Those of a batch, after the columns of a prefix."""
+        """The columns of a batch that follow a prefix."""
         visible = visible_columns(batch, None if past is None else past.mask)
         positions = standing(visible)
         before = positions[:, :0] if past is None else past.mask.cumsum(-1) - 1
@@ -66,16 +65,16 @@ class Columns:
         )
 
     def within(self, window: int | None) -> Bool[Tensor, "rows seq keys"]:
-        """What of `visible` a layer attends to that reads only the last `window` positions, the query's own included.
+        """The part of `visible` within a sliding window of the last `window` positions, the query's own included.
 
-        Positions count, not columns: between a branch and its trunk there may be other branches.
+        The window counts positions, not columns, because other branches may lie between a branch and its trunk.
         """
         if window is None:
             return self.visible
         return self.visible & (self.key_positions[:, None, :] > self.positions[:, :, None] - window)
 
     def only(self, read: Int[Tensor, "rows read"]) -> "Columns":
-        """These columns of each row as queries; keys are the same."""
+        """These columns of each row as queries, with unchanged keys."""
         return Columns(
             positions=self.positions.gather(1, read),
             mask=self.mask,
@@ -95,13 +94,13 @@ class Backend(ABC):
     name: ClassVar[str]
     """"bridge" or "hooked"."""
     column_dim: ClassVar[int]
-    """The dimension of cached keys and values that counts columns."""
+    """The columns' dimension in cached keys and values."""
 
     model: Any
     family: Family
     dimensions: Dimensions
     quantisation: str | None = None
-    """How the weights are quantised, so that they can be read but not changed."""
+    """The quantisation method; quantised weights can be read but not changed."""
     parallel_blocks: bool
 
     def __init__(self, model: Any) -> None:
@@ -112,7 +111,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
 
     @property
     @abstractmethod
@@ -121,7 +120,7 @@ class Backend(ABC):
 
     @abstractmethod
     def processed(self) -> str | None:
-        """How the weights differ from the checkpoint's, or None when they are raw."""
+        """How the weights differ from the checkpoint's, or None if they are raw."""
 
     @abstractmethod
     def embed(
@@ -137,7 +136,7 @@ class Backend(ABC):
         columns: Columns,
         cache: PassCache | None,
     ) -> Float[Tensor, "rows seq d_model"]:
-        """The residual stream after these blocks, one behind the other, given the input of the first."""
+        """Run these blocks in order and return the residual stream, given the input of the first."""
 
     def run_block_at(
         self,
@@ -147,9 +146,9 @@ class Backend(ABC):
         cache: PassCache | None,
         read: Int[Tensor, "rows read"],
     ) -> Float[Tensor, "rows read d_model"]:
-        """The output of one block in the columns `read` of each row; its keys and values are those of all columns.
+        """The output of one block in the columns `read` of each row; keys and values cover all columns.
 
-        Here the block is run whole; a backend overrides this where it can do with less.
+        This runs the whole block; backends override it to compute less.
         """
         return chosen(self.run_blocks(resid, range(layer, layer + 1), columns, cache), read)
 
@@ -163,7 +162,7 @@ class Backend(ABC):
 
     @contextmanager
     def narrowed(self, window: int) -> Generator[None]:  # noqa: ARG002 (only a backend with windows narrows them)
-        """No sliding window wider than this while the body runs, in passes and in `reference_logits`."""
+        """Limit all sliding windows to this width while the body runs, in passes and in `reference_logits`."""
         yield
 
     @abstractmethod
@@ -190,22 +189,21 @@ class Backend(ABC):
         raise DriftlensError(f"{site} cannot be changed in a {type(self.model).__name__}; load it with load_model")
 
     def stored_name(self, site: Site) -> str | None:  # noqa: ARG002 (what a subclass overrides)
-        """What the checkpoint calls a linear map's weight; None where it has none of its own there."""
+        """The checkpoint's name of a linear map's weight; None if the checkpoint has no separate tensor for it."""
         raise DriftlensError(f"the checkpoint of a {type(self.model).__name__} is not known; load it with load_model")
 
     @abstractmethod
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight, under the checkpoint's names where the backend knows them."""
+        """All weights, under the checkpoint's names if the backend knows them."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What besides the weights makes the function: the configuration, less names, paths and versions."""
+        """The configuration without names, paths and versions: with the weights, it determines the function."""
 
     def hook_point(self, name: str) -> Any:
-        """The hook point behind a name such as `blocks.3.attn.hook_pattern`.
+        """The hook point with a name such as `blocks.3.attn.hook_pattern`.
 
-        An unknown name is an error: a hook that is silently ignored looks like an intervention without
-        effect.
+        An unknown name is an error, because a silently ignored hook looks like an intervention without effect.
         """
         point = self._hook_points.get(name)
         if point is None:
@@ -222,7 +220,7 @@ class Backend(ABC):
         return point
 
     def foreign_hooks(self) -> list[str]:
-        """Where hooks are on the model, whoever put them there: TransformerLens's or PyTorch's own."""
+        """The places of all hooks on the model, whether TransformerLens's or PyTorch's."""
         if not self._hooks:
             for name, module in self.model.named_modules():
                 self._hooks += [(name, module._forward_hooks), (name, module._forward_pre_hooks)]
@@ -230,7 +228,7 @@ class Backend(ABC):
 
     @contextmanager
     def attached(self, hooks: Iterable[Hook]) -> Generator[None]:
-        """Have these hooks on the model while the body runs; then exactly these are gone, whatever happened."""
+        """Put these hooks on the model while the body runs, and remove exactly these afterwards."""
         with ExitStack() as stack:
             for name, function in hooks:
                 point = self.hook_point(name)
@@ -243,10 +241,10 @@ _WIRING = ("transformer_lens.model_bridge.", "transformers.utils.output_capturin
 
 
 def _is_wiring(hook: Callable[..., Any]) -> bool:
-    """Whether a library put this hook there for itself, and it only looks: transformer-lens's, which passes on what an
-    alias would show, and those that Hugging Face leaves on a model once its hidden states were asked for.
+    """Whether a library installed this hook for its own use, and the hook changes nothing.
 
-    Of a hook on a hook point PyTorch knows a wrapper, which closes over the function itself.
+    transformer-lens has such hooks for aliases of hook points, and Hugging Face leaves some on a model whose hidden
+    states were requested. PyTorch sees a wrapper of a hook on a hook point, which closes over the function.
     """
     names: tuple[str, ...] = getattr(getattr(hook, "__code__", None), "co_freevars", ())
     closed = dict(zip(names, getattr(hook, "__closure__", None) or (), strict=False))

@@ -1,13 +1,11 @@
-"""Rows of tokens with an explicit mask: padding is described, never guessed.
+"""Rows of tokens with an explicit padding mask.
 
-Positions follow from what a token may attend to, so a row may be padded on the left, on the right or on both sides
-and still gives the numbers that it gives on its own. Nothing here looks at a tokenizer's `padding_side` or at which
-token stands in the padded columns.
+Positions follow from the mask, so a row gives the same numbers with padding on the left, on the right or on both sides
+as it gives alone. A tokenizer's `padding_side` and the token in padded columns have no influence.
 
-A row may also hold a *tree* of texts: where they begin alike they share columns, and where they part, such as two
-targets behind a prompt, one *branch* stands after the other. Each column attends to those that lead to it and stands
-where it would stand in its text alone. So what texts share is run once, in one pass, and every number is that of a row
-of its own.
+A row may also hold a *tree* of texts. Texts share the columns of a common prefix; where they diverge, such as two
+targets after a prompt, the *branches* follow one another. Each column attends to the columns of its own text and has
+the same position as in that text alone. Shared prefixes are therefore computed once, with the same numbers.
 """
 
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ class Batch:
 
     @property
     def positions(self) -> Int[Tensor, "rows seq"]:
-        """The place of every real token in its own text, from 0; padding columns hold something harmless."""
+        """The position of every real token in its own text, from 0; padding columns have a valid dummy position."""
         return standing(visible_columns(self))
 
     @property
@@ -64,7 +62,7 @@ class Batch:
         return Batch(self.tokens.to(device), self.mask.to(device), until)
 
     def take(self, rows: slice | Int[Tensor, "..."], columns: slice | Int[Tensor, "..."] = slice(None)) -> "Batch":
-        """The tokens at `[rows, columns]`, where that is a batch again; of each row one column after the other."""
+        """The tokens at `[rows, columns]` as a batch; the columns of each row must be consecutive."""
         until = None
         if self.until is not None:
             first = (columns.start or 0) if isinstance(columns, slice) else columns[..., :1]
@@ -73,11 +71,10 @@ class Batch:
 
 
 def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = None) -> Bool[Tensor, "rows seq keys"]:
-    """For every query column the key columns that it may attend to: real ones that lead to it, and itself. All of them
-    stand behind `prefix`, whose real columns they see.
+    """For every query column, the key columns that it may attend to: earlier real columns of its text, and itself.
 
-    A column always sees itself, even where it is padding: a row of attention with nothing to see is 0/0, and
-    its NaN would reach real tokens through the backward pass although no real token attends to padding.
+    All columns follow `prefix` and attend to its real columns. A column always attends to itself, even if it is
+    padding: attention to no column is 0/0, and its NaN would reach real tokens in the backward pass.
     """
     mask, until = batch.mask, batch.until
     columns = mask.shape[1]
@@ -92,5 +89,5 @@ def visible_columns(batch: Batch, prefix: Bool[Tensor, "rows past"] | None = Non
 
 
 def standing(visible: Bool[Tensor, "rows seq keys"]) -> Int[Tensor, "rows seq"]:
-    """The position of every query column: a token stands behind all that it sees but itself."""
+    """The position of every query column: the number of columns that it attends to, except itself."""
     return visible.sum(-1) - 1

@@ -1,7 +1,7 @@
-"""Chat models: what the tokenizer's own template puts around a prompt.
+"""Chat models: the text that the tokenizer's chat template puts around a prompt.
 
-The template is run once on a stand-in for the user's message and split there, so that a prompt's characters, and with
-them the subject, keep a known place in what the model reads. The frame ends where the assistant's answer begins.
+The template is applied once to a placeholder message and split there, so that the positions of a prompt's characters,
+and of its subject, are known. The text after the prompt ends where the assistant's answer begins.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["RAW", "ChatFrame", "chat_frame"]
 class ChatFrame:
     """The text `before` and `after` a prompt.
 
-    `complete` says that all special tokens stand in the text already, so that the tokenizer adds none.
+    If `complete`, the text already contains all special tokens, and the tokenizer adds none.
     """
 
     before: str = ""
@@ -28,12 +28,12 @@ class ChatFrame:
         return self.complete
 
     def around(self, prompt: str) -> str:
-        """What the model reads in place of `prompt`."""
+        """The text that the model reads for `prompt`."""
         return f"{self.before}{prompt}{self.after}"
 
 
 RAW = ChatFrame()
-"""The prompt as it is."""
+"""No template: the prompt alone."""
 
 _STAND_INS = ("the-message-of-the-user-stands-here", "another-message-stands-here")
 

@@ -1,8 +1,7 @@
-"""A checkpoint on disk or on the hub, read part by part: configuration, tokenizer, weights.
+"""Read a checkpoint from disk or from the hub: configuration, tokenizer and weights.
 
-Hugging Face folders and GGUF files go the same way.  A GGUF file's quantised tensors are dequantised while they
-are read, and nothing in the result says afterwards that they once were quantised: what is edited and exported is an
-ordinary full-precision model.
+Hugging Face folders and GGUF files are handled alike.  Quantised tensors of a GGUF file are dequantised when they are
+read.  The result is an ordinary full-precision model, which can be edited and exported.
 """
 
 from collections.abc import Generator
@@ -33,7 +32,7 @@ class Checkpoint:
     source: str
     """Folder, or name on the hub."""
     local: bool
-    """Whether the network must not be asked."""
+    """Whether the network must not be used."""
     gguf: str | None = None
     """The GGUF file's name inside the folder."""
 

@@ -1,7 +1,7 @@
-"""Text to tokens, with the place in the text that every token came from.
+"""Tokenise text, with the character span of every token.
 
-Positions of words are found through these offsets, so a token never has to be searched for as a string. A BOS
-token is added exactly when the tokenizer itself adds one; TransformerLens's own BOS handling takes no part.
+Positions of words are found through these spans, not by searching for token strings. A BOS token is added exactly if
+the tokenizer itself adds one; TransformerLens's BOS handling is not used.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["Encoding", "adds_bos", "encode", "fast", "own_tokenizer", "special_t
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Token ids and, for each, the range of characters that it stands for; (0, 0) for a BOS."""
+    """Token ids and the character span of each; (0, 0) for a BOS."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -25,10 +25,10 @@ class Encoding:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, complete: bool = False) -> list[Encoding]:
-    """Tokens of whole texts, never truncated; a closing EOS that some tokenizers append is left out.
+    """Tokenise whole texts without truncation; an EOS that some tokenizers append is removed.
 
-    A text that begins with the BOS token, written out, gets no second one. Texts that are `complete`, as a chat
-    template's are, get no special token that does not stand in them.
+    A text that already begins with the BOS token gets no second one. Texts that are `complete`, such as those of a chat
+    template, get no additional special tokens.
     """
     if not texts:
         return []
@@ -49,7 +49,7 @@ def encode(tokenizer: Any, texts: Sequence[str], *, complete: bool = False) -> l
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The tokenizer's special tokens, as they are written in a text."""
+    """The texts of the tokenizer's special tokens."""
     return tuple(sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}))
 
 
@@ -68,16 +68,15 @@ def _without_eos(ids: list[int], offsets: list[tuple[int, int]], eos: int | None
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether this tokenizer puts a BOS, a token that stands for no text, in front of every text."""
+    """Whether this tokenizer begins every text with a BOS."""
     return encode(tokenizer, ["a"])[0].offsets[0] == (0, 0)
 
 
 def own_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer as its checkpoint has it, given the one inside a TransformerLens model.
+    """The checkpoint's own tokenizer, given the one inside a TransformerLens model.
 
-    TransformerLens reloads the tokenizer it is given with `add_bos_token=True`, so that GPT-2's would put a
-    BOS in front of every text. The unchanged one is read again from where it came from, locally; where that
-    place is gone, the model's tokenizer is used as it is.
+    TransformerLens reloads its tokenizer with `add_bos_token=True`, so that GPT-2's adds a BOS to every text. The
+    original is read again from its local source; if that no longer exists, the model's tokenizer is used unchanged.
     """
     if tokenizer is None:
         return None

@@ -1,8 +1,8 @@
-"""A model, edited or not, as a Hugging Face folder that any other program loads.
+"""Export a model, edited or not, as a Hugging Face folder.
 
-The bridge's own `save_pretrained` fails, since its components stand in the place of Hugging Face's modules.
-So an empty twin of the model (same class, no storage) says what a checkpoint must hold, each tensor is read
-off the live model by its name there, and the twin writes them.
+The bridge's own `save_pretrained` fails, because its components replace Hugging Face's modules. Therefore an empty twin
+of the model (same class, no storage) provides the names of the checkpoint's tensors. Each tensor is read from the live
+model under this name, and the twin writes all of them.
 """
 
 import secrets
@@ -34,7 +34,7 @@ def export(
     *,
     tokenizer: Any,
 ) -> None:
-    """Write `model` to `folder`, the weights `[d_in, d_out]` of some linear maps replaced; all of it or nothing."""
+    """Write `model` to `folder`, completely or not at all, with the weights `[d_in, d_out]` of some maps replaced."""
     if backend.name != "bridge":
         raise DriftlensError(
             f"cannot export {model.name}: a HookedTransformer has no Hugging Face model behind it; "
@@ -69,7 +69,7 @@ def _write(huggingface: Any, dtype: torch.dtype, tensors: dict[str, Tensor], fol
 
 
 def _as_stored(model: WrappedModel, site: Site, weight: Tensor) -> tuple[str, Tensor]:
-    """The checkpoint's name for a linear map's weight, and the weight in the orientation it has there."""
+    """The checkpoint's name for a linear map's weight, and the weight in the checkpoint's orientation."""
     own = model.linear(site)[0]
     if weight.shape != own.shape:
         raise DriftlensError(f"the {site} given has shape {tuple(weight.shape)}; expected {tuple(own.shape)}")

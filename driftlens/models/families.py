@@ -1,11 +1,11 @@
-"""What differs between model families: one `Family` each, and nowhere else.
+"""All differences between model families, in one `Family` each.
 
-A family is chosen by the checkpoint's `architectures` entry, never by its name. Its fields say where things stand in
-Hugging Face's modules; its methods say what a family computes differently from the rest, and a subclass overrides
-them. The names of hook points are TransformerLens's and the same for all families.
+A family is chosen by the checkpoint's `architectures` entry, never by its name. Its fields are paths inside Hugging
+Face's modules; its methods compute what families do differently, and subclasses override them. Hook points have
+TransformerLens's names, which are the same for all families.
 
-The table holds the families that driftlens proves in its tests. `load_model(..., family=...)` takes one of your own,
-and `register_family` puts it into the table, so that everything that loads a model by its name finds it.
+The table contains the families that driftlens's tests cover. `load_model(..., family=...)` accepts your own, and
+`register_family` adds it to the table for every load by name.
 """
 
 # ruff: noqa: ARG002 (methods that a family overrides take more than the common case needs)
@@ -53,10 +53,10 @@ class Family:
         return None
 
     def require_supported(self, config: Any) -> None:
-        """Refuse a configuration that `unsupported` names a reason against.
+        """Raise an error if `unsupported` gives a reason.
 
         Raises:
-            DriftlensError: the reason.
+            DriftlensError: the checkpoint cannot be used.
         """
         reason = self.unsupported(config)
         if reason is not None:
@@ -64,14 +64,14 @@ class Family:
         self.windows(config)
 
     def windows(self, config: Any) -> tuple[int | None, ...]:
-        """For each layer how many tokens it attends to, counting the query's own; None: all of them."""
+        """For each layer, the number of tokens it attends to, including the query's own; None is all of them."""
         return sliding_windows(config)
 
     @contextmanager
     def narrowed(self, huggingface: Any, window: int) -> Generator[None]:
-        """The Hugging Face model with no sliding window wider than this while the body runs.
+        """Limit the Hugging Face model's sliding windows to this width while the body runs.
 
-        The self-check compares with it, so that a short text reaches beyond every window.
+        With it, the self-check's short texts reach beyond every window.
         """
         config = huggingface.config
         wide: int | None = getattr(config, "sliding_window", None)
@@ -85,11 +85,11 @@ class Family:
             config.sliding_window = wide
 
     def rotary_type(self, config: Any, layer: int) -> str | None:
-        """Which of the model's rotary embeddings a layer uses; None where there is one for all layers."""
+        """The key of a layer's rotary embedding; None if all layers share one."""
         return None
 
     def prepare(self, bridge: Any) -> None:
-        """Put right what the bridge of this family gets wrong; does nothing the second time."""
+        """Correct errors of this family's bridge; repeated calls have no effect."""
 
     def embed(
         self, bridge: Any, tokens: Int[Tensor, "rows seq"], positions: Int[Tensor, "rows seq"]
@@ -101,14 +101,14 @@ class Family:
         return resid
 
     def unembed(self, bridge: Any, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """The logits, given the output of the last block: final norm, head and, where there is one, soft cap."""
+        """The logits, given the output of the last block: final norm, head and, if the family has one, soft cap."""
         logits: Tensor = bridge.unembed(bridge.ln_final(resid))
         cap = getattr(bridge.original_model.config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def sliding_windows(config: Any) -> tuple[int | None, ...]:
-    """Windows as Hugging Face's configurations state them: by `layer_types`, or one for all layers."""
+    """The sliding windows in a Hugging Face configuration: by `layer_types`, or one for all layers."""
     window: int | None = getattr(config, "sliding_window", None)
     types: list[str] | None = getattr(config, "layer_types", None)
     if types is None:
@@ -228,10 +228,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def register_family(architecture: str, family: Family) -> None:
-    """Have every model of this architecture (its `architectures` entry) loaded as `family` from now on.
+    """Load every model of this architecture (its `architectures` entry) as `family` from now on.
 
-    A package that wants its family known to the command line and to other processes, too, names it as an entry point
-    in the group `driftlens.families` instead, under the architecture.
+    To make a family known to the command line and to other processes as well, a package declares it as an entry point
+    in the group `driftlens.families`, under the architecture.
     """
     FAMILIES[architecture] = family
 
@@ -252,7 +252,7 @@ def family_for(architecture: str) -> Family | None:
 
 
 def unsupported_architecture(architectures: str) -> DriftlensError:
-    """The refusal of an architecture that no family is known for."""
+    """The error for an architecture without a known family."""
     return DriftlensError(
         f"unsupported architecture {architectures}; expected one of {', '.join(FAMILIES)}, "
         f"or a family of your own: load_model(..., family=Family(...))"
@@ -260,10 +260,10 @@ def unsupported_architecture(architectures: str) -> DriftlensError:
 
 
 def longest_row(config: Any, n_ctx: int) -> int:
-    """How many tokens a row may have, at most `n_ctx`.
+    """The greatest length of a row in tokens, at most `n_ctx`.
 
-    Rotary embeddings of the kinds "longrope" and "dynamic" change all of a row's frequencies once the longest row of
-    a batch passes a boundary, so beyond it a row's numbers would depend on its neighbours and on cached keys.
+    Rotary embeddings of the types "longrope" and "dynamic" change all frequencies once the longest row of a batch
+    exceeds a boundary. Beyond it, a row's numbers would depend on other rows and on cached keys.
     """
     parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(each for each in parameters.values() if isinstance(each, Mapping))]

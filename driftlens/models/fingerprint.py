@@ -1,11 +1,11 @@
-"""A short name for a model as it is at this moment, so that caches and results can say what they were computed with.
+"""Hash a model's current state, to identify it in caches and results.
 
-1. Every byte of every weight is read, so a change of a single weight gives another name: an edit that is applied, a
-   fine-tuned layer, a write through `.data`. xxHash reads memory about as fast as the processor can, so a model of
-   135 million weights in float32 takes some 30 ms.
-2. Weights on an accelerator are copied to the CPU only when they may have changed: their digest is reused while their
-   address, PyTorch's version counter and the sum of all their bits, taken on the device, are the same.
-3. The name also covers the configuration, and what the tokenizer makes of text: its vocabulary and a few encodings.
+1. Every byte of every weight is read, so any change gives another hash: an applied edit, a fine-tuned layer, a write
+   through `.data`. xxHash reads about as fast as the memory allows; a model of 135 million float32 weights takes some
+   30 ms.
+2. Weights on an accelerator are copied to the CPU only if they may have changed. Their digest is reused as long as
+   their address, PyTorch's version counter and the sum of all their bits, computed on the device, are the same.
+3. The hash also covers the configuration and the tokenizer: its vocabulary and a few encodings.
 """
 
 import hashlib
@@ -59,13 +59,13 @@ class Fingerprint:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """128 bits over all bytes of a tensor; its shape and precision are not part of it."""
+    """A 128-bit hash of all bytes of a tensor, without its shape and precision."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return xxhash.xxh3_128_hexdigest(flat.view(torch.uint8).numpy().data)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """What a tokenizer knows, and what it makes of a few texts, whatever release of its library wrote it down."""
+    """A digest of a tokenizer's vocabulary and of a few encodings, independent of its library's release."""
     known = sorted(tokenizer.get_vocab().items())
     made = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in _PROBES for special in (True, False)]
     told = json.dumps([known, made, tokenizer.eos_token_id], ensure_ascii=False)
@@ -73,7 +73,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[_Mark]:
-    """What can be told of each tensor without copying it."""
+    """The properties of each tensor that can be read without copying it."""
     tensors = list(tensors)
     away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
     by_place: dict[int, int] = {}

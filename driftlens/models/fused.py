@@ -1,12 +1,11 @@
-"""Norms and activations of a bridged model in one kernel each, where the bridge takes many.
+"""Compute norms and activations of a bridged model in one kernel each.
 
-transformer-lens writes a LayerNorm out (mean, difference, square, mean, root, quotient, product, sum) so that its two
-inner hook points fire, and Hugging Face writes GPT-2's GELU out in eight operations on the widest tensor of a block.
-Forward and backward together, both cost more time than many of the matrix products on a CPU, and memory traffic on a
-GPU.  Here the checkpoint's own norm module runs unless somebody listens at an inner hook point, and the GELU is
-torch's: the same functions, rounded less often.
+transformer-lens computes a LayerNorm step by step, so that its two inner hook points fire, and Hugging Face computes
+GPT-2's GELU in eight operations on the widest tensor of a block.  In forward and backward passes, both take more time
+than many matrix products on a CPU, and much memory traffic on a GPU.  Here the checkpoint's own norm module runs unless
+an inner hook point has a hook, and the GELU is torch's.  The functions are the same, with fewer roundings.
 
-Nothing but the two modules' ways to compute changes: weights and hook points stay the same objects.
+Weights and hook points stay the same objects.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ __all__ = ["FusedNorm", "TanhGELU", "fuse"]
 
 
 class FusedNorm(NormalizationBridge):
-    """`hook_in` → the checkpoint's own norm → `hook_out`; the bridge's way where an inner hook point is in use."""
+    """`hook_in` → the checkpoint's own norm → `hook_out`; the bridge's computation if an inner hook point is used."""
 
     @override
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -41,7 +40,7 @@ class TanhGELU(nn.Module):
 
 
 def fuse(bridge: Any) -> None:
-    """Let the norms and activations of a bridge be computed in one kernel; a no-op the second time."""
+    """Make the norms and activations of a bridge run in one kernel each; repeated calls have no effect."""
     for module in list(bridge.modules()):
         # These classes and no others: another subclass may compute something of its own.
         if type(module) in (NormalizationBridge, RMSNormalizationBridge):

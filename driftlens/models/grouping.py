@@ -1,9 +1,9 @@
-"""Which rows share a pass: rows of similar width, since a batch is as wide as its widest row.
+"""Group rows of similar width into passes, because a batch is as wide as its widest row.
 
-The real benchmark has prompts of 3 to 120 tokens, and in one batch of all of them most columns are padding.  A pass
-of its own for every width would waste no column, but a pass has a cost of its own, whatever it holds.  With that cost
-counted in tokens, the cheapest split is found exactly: sorted by width, groups are runs of neighbours, and the
-cheapest split of the first n widths ends in some last group after the cheapest split of the widths before it.
+The benchmark has prompts of 3 to 120 tokens, so most columns of one batch of all prompts would be padding.  A separate
+pass for every width would have no padding, but each pass has a fixed cost.  With this cost counted in tokens, dynamic
+programming finds the cheapest split exactly: in order of width, the cheapest split of the first n widths is a last
+group after the cheapest split of the widths before it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 PASS_COST = {"cpu": 32}
-"""What a pass costs besides its tokens, in tokens, by device: launches on a GPU, Python on a CPU.  It is what a model
-begins with until ``driftlens profile`` has measured it on the machine (:mod:`driftlens.models.pass_costs`);
-``model.pass_cost = N`` sets it.
+"""The fixed cost of a pass in tokens, by device: launches on a GPU, Python on a CPU.  Models use it until ``driftlens
+profile`` has measured the cost on the machine (:mod:`driftlens.models.pass_costs`); ``model.pass_cost = N`` sets it.
 
 On one core of a server, a pass of a 6 M GPT-2 costs as much as 34 more of its tokens, one of a 135 M Llama as much as
 20.  The value for other devices is an estimate."""
@@ -34,21 +33,20 @@ def pass_cost(device: torch.device) -> int:
 def passes(
     widths: Sequence[int], cost: float, *, most: int, rows: Sequence[int] | None = None, times: float = 1
 ) -> list[list[int]]:
-    """The cheapest passes for items of these widths, at most ``most`` items each, where a pass costs as much as so many
-    tokens (``LensModel.pass_cost``).
+    """The cheapest passes for items of these widths, with at most ``most`` items each.
 
-    An item has one row, or as many as ``rows`` says, and a group costs ``times`` a usual pass besides its tokens.  The
-    widest come first: if memory runs out, it does so at once.
+    A pass has a fixed cost in tokens (``LensModel.pass_cost``); that of a group is ``times`` as much.  An item has one
+    row, or the number in ``rows``.  The widest items come first, so that memory runs out at once or not at all.
     """
     return group_by_width(widths, rows, times * cost, most=max(1, most))[::-1]
 
 
 def read_pays(read: Int[Tensor, "rows read"], rows: int, columns: int, cost: float) -> bool:
-    """Whether the last block of a pass costs less in two calls: one up to the keys and values of all columns, and one
-    for the columns that are read.
+    """Whether the last block of a pass costs less in two calls than in one.
 
-    Queries, keys and values are about a quarter of a block's products.  ``cost`` is that of one more pass, and so also
-    of one more call for each of its blocks, in tokens.
+    The first call computes the keys and values of all columns, the second the rest for the columns that are read.
+    Queries, keys and values are about a quarter of a block's products.  ``cost`` is the fixed cost of a pass in tokens,
+    and so of one more call for each of its blocks.
     """
     again = cost if read.shape[1] else 0
     return rows * columns / 4 + read.numel() + again < rows * columns
@@ -57,16 +55,16 @@ def read_pays(read: Int[Tensor, "rows read"], rows: int, columns: int, cost: flo
 def group_by_width(
     widths: Sequence[int], rows: Sequence[int] | None, cost: float, *, most: int | None = None
 ) -> list[list[int]]:
-    """The split of items into groups that minimises Σ (``cost`` + rows of the group · its largest width).
+    """Split items into groups so that Σ (``cost`` + rows of the group · its largest width) is minimal.
 
-    Items of one width are never split, unless a group would hold more than ``most`` items; it is cut then, from its
-    widest item on, and every piece counts as a pass.
+    Items of equal width are never split, unless a group would have more than ``most`` items.  Such a group is cut,
+    beginning with its widest item, and every piece counts as a pass.
 
     Args:
         widths: the width of each item's rows.
-        rows: how many rows each item has; ``None``: one each.
-        cost: that of one more group, in tokens.
-        most: items in a group at most.
+        rows: the number of rows of each item; ``None``: one each.
+        cost: the fixed cost of a group, in tokens.
+        most: the most items in a group.
 
     Returns:
         The groups, each with its items in ascending order, narrow groups first.

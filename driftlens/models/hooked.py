@@ -1,9 +1,8 @@
-"""An unprocessed `HookedTransformer` of transformer-lens 3.9, the class in most people's notebooks.
+"""The backend for an unprocessed `HookedTransformer` of transformer-lens 3.9, the class in most notebooks.
 
-Its blocks are run as they are, with two things put right for the length of a pass. Its attention mask leaves
-a padding column in front of a row with nothing to attend to, and the NaN of that softmax, scrubbed on the way
-forward, comes back in every gradient; so the mask is the one of `visible_columns` here too. And its cache
-grows in place, so each pass gets cache entries of its own.
+Its blocks run unchanged, with two corrections during a pass. Its attention mask lets a padding column at the beginning
+of a row attend to nothing; the NaN of this softmax is removed in the forward pass but reappears in every gradient.
+Therefore the mask is that of `visible_columns`. Its cache grows in place, so each pass gets its own cache entries.
 """
 
 from collections.abc import Generator, Iterator

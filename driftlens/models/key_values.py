@@ -1,9 +1,9 @@
-"""Keys and values of a prefix, so that many passes over different endings compute the prefix once.
+"""Keys and values of a prefix, which many passes over different endings share.
 
-Hugging Face's and TransformerLens's own caches grow in place when a pass uses them. `KeyValues` never
-changes: each pass gets a fresh `PassCache`, which puts the prefix's columns in front of the pass's own and,
-when asked, keeps the prefix and the first columns of its own, together, for a later pass. So a prefix grows,
-as generation needs it, by the very tensors that attention has put together anyway.
+The caches of Hugging Face and TransformerLens grow in place during a pass. `KeyValues` is immutable: each pass gets a
+new `PassCache`, which puts the prefix's columns before the pass's own. On request, it stores the prefix together with
+the pass's first columns for a later pass, as generation needs; these are the tensors that attention has concatenated
+anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,10 @@ __all__ = ["AllRead", "BlockCache", "KeyValues", "PassCache"]
 
 @dataclass(frozen=True, kw_only=True)
 class KeyValues:
-    """The keys and values of some layers for the first columns of a batch, and which of those columns are
-    real.
+    """The keys and values of some layers for the first columns of a batch, and a mask of real columns.
 
-    The layout of the tensors belongs to the backend that made them: the first dimension is rows on both, and
-    `column_dim` says which one counts columns.
+    The layout of the tensors depends on the backend: the first dimension is rows in both, and `column_dim` is the
+    dimension of columns.
     """
 
     mask: Bool[Tensor, "rows columns"]
@@ -45,14 +44,14 @@ class KeyValues:
         )
 
     def within(self, layers: range) -> "KeyValues":
-        """Those of some of the layers."""
+        """The keys and values of some of the layers."""
         keys, values = (
             {layer: kept for layer, kept in of.items() if layer in layers} for of in (self.keys, self.values)
         )
         return KeyValues(mask=self.mask, keys=keys, values=values, column_dim=self.column_dim)
 
     def widened(self, columns: int) -> "KeyValues":
-        """The same in so many columns; the new ones stand in front and are padding."""
+        """Add padding columns in front, up to this number of columns."""
         added = columns - self.mask.shape[1]
         if not added:
             return self
@@ -71,7 +70,7 @@ class KeyValues:
 
     @staticmethod
     def together(parts: "Sequence[KeyValues]") -> "KeyValues":
-        """The rows of all parts, which are equally wide, in one."""
+        """Concatenate the rows of all parts, which must have the same number of columns."""
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
@@ -84,7 +83,7 @@ class KeyValues:
 
 
 class PassCache:
-    """What one pass reads from a prefix and keeps for another; made anew for every pass."""
+    """What one pass reads from a prefix and stores for another; a new one for every pass."""
 
     def __init__(self, past: KeyValues | None, *, keep: int, column_dim: int) -> None:
         self.past = past
@@ -110,19 +109,19 @@ class PassCache:
         return keys, values
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """`extend` under the name and order by which Hugging Face's attention layers call their cache."""
+        """`extend` with the name and the arguments of Hugging Face's caches."""
         return self.extend(layer, keys, values)
 
 
 class AllRead(Exception):  # noqa: N818 (no error: the way out of a block)
-    """A block's keys and values are known, and no more of this call is needed."""
+    """Raised to leave a block as soon as its keys and values are known."""
 
 
 class BlockCache(PassCache):
-    """For a block that is called twice: for the keys and values of all columns, and then for a few columns alone.
+    """The cache of a block that is called twice: for the keys and values of all columns, then for a few columns.
 
-    The first call takes them from the block and leaves it, by `AllRead`, before it attends to anything.  In the second
-    call the block's own few columns are among them already.
+    The first call takes the keys and values and leaves the block with `AllRead`, before attention.  They include those
+    of the few columns of the second call.
     """
 
     def __init__(self, cache: PassCache) -> None:

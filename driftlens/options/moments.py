@@ -32,7 +32,7 @@ __all__ = ["choose_corpus", "cost_text", "told_corpus", "with_second_moments"]
 _WORTH_A_LINE = 15.0
 """Second moments that take longer than this many seconds are announced beforehand."""
 _FEWEST = 200
-"""Texts that are never said to be too many."""
+"""Numbers of texts up to this one are never called too many."""
 
 
 def choose_corpus(
@@ -69,7 +69,7 @@ def choose_corpus(
 
 
 def told_corpus(model: str, options: EditorOptions, records: Sequence[Record], errors: Terminal) -> Corpus | None:
-    """:func:`choose_corpus` for a command's options; where the data decide, a line says so."""
+    """:func:`choose_corpus` for a command's options; prints a line if the choice follows from the data."""
     corpus = choose_corpus(model, options.corpus, records, given=options.second_moment, editor=options.editor)
     if corpus is not None and options.corpus is None:
         count = len(true_texts(records))
@@ -85,10 +85,10 @@ def with_second_moments(
     on_cost: Callable[[MomentCost], None] | None = None,
     on_texts: OnDone | None = None,
 ) -> Editor:
-    """The editor with the second moments of its layers, from the cache where they are there, else over ``corpus``.
+    """The editor with the second moments of its layers, read from the cache or computed over ``corpus``.
 
-    ``on_cost`` is called before they are computed, with what that will cost; ``on_texts`` with the number of texts done
-    and the most there can be.
+    ``on_cost`` is called with the expected cost before they are computed; ``on_texts`` is called with the number of
+    finished texts and the greatest possible number.
     """
     from driftlens import editors
     from driftlens.editors import default_corpus, open_corpus

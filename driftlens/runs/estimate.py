@@ -1,8 +1,8 @@
-"""What a run would take on this machine, from what a few records or the phases of an edit take.
+"""Estimate what a run would take on this machine, from a few records or from the phases of an edit.
 
-1. :func:`try_out` gives a few records to the very work of the run, one alone, then a few together.  Memory is taken to
-   grow in a straight line from the first to the second, up to the batch that the run would use, and time per record
-   to be that of the second.  A larger batch is faster on a GPU, so the time is rather too long than too short.
+1. :func:`try_out` processes one record, then a few together, as the run does.  Memory is extrapolated linearly from the
+   two to the batch size of the run; the time per record is that of the second.  A larger batch is faster on a GPU, so
+   the time is overestimated rather than underestimated.
 2. :func:`estimate` adds up what `driftlens profile` has measured, for every editor.
 
 How seconds and memory are measured says :mod:`driftlens.models.timing`.
@@ -25,11 +25,11 @@ _RECORDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a few records of a run took, and what follows for all of them.
+    """The cost of a few records of a run, and the estimate for all of them.
 
     Attributes:
-        records: how many were tried.
-        seconds: per record.
+        records: the number of records tried.
+        seconds: seconds per record.
         needed_bytes: the most memory that the run holds; 0 where the system does not tell.
         written_bytes: the tables of all records.
     """
@@ -41,11 +41,11 @@ class Trial:
 
 
 def try_out(work: Work, records: Sequence[Record], *, batch: int) -> Trial:
-    """A few of ``records``, as the run would do them; nothing is kept.
+    """Process a few of ``records`` as the run would, and discard the results.
 
     Args:
-        work: what a run does with records.
-        records: all of them.
+        work: the work of the run.
+        records: all records.
         batch: facts that the run has side by side.
     """
     model = work.model
@@ -81,7 +81,7 @@ def _typical(records: Sequence[Record], count: int) -> list[Record]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEstimate:
-    """Seconds that ``records`` records take with one editor, edited, evaluated and continued."""
+    """Seconds that ``records`` records take with one editor: edits, evaluation and generation."""
 
     editor: str
     records: int
@@ -91,14 +91,14 @@ class RunEstimate:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Seconds of the whole run."""
         return self.edits + self.evaluation + self.generation
 
 
 def estimate(phases: Sequence[Phase], costs: Sequence[EditorCost], records: int) -> list[RunEstimate]:
-    """What a run over ``records`` records takes with each editor: records × (edit + evaluation + generation).
+    """Estimate a run over ``records`` records with each editor: records × (edit + evaluation + generation).
 
-    Second moments come once, beside it.
+    The estimate excludes second moments, which are computed once.
     """
     by_name = {phase.name: phase.seconds for phase in phases}
     return [

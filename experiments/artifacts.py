@@ -55,6 +55,11 @@ class Claim:
     answer: Answer
     because: str
 
+    @classmethod
+    def without_prompts(cls, claim: str) -> Claim:
+        """One that the data cannot tell anything about."""
+        return cls(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Artifact:

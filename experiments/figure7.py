@@ -103,7 +103,7 @@ def _claim(points: pd.DataFrame, panel: str) -> Claim:
     others = of[~of["series"].isin([SADR, UNEDITED])]
     claim = f"On {panel} SADR's trade-off is better than that of any other setting."
     if ours["y"].isna().any() or others["y"].isna().any():
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     reach = others[(others["x"] >= ours["x"].min()) & (others["x"] <= ours["x"].max())]
     if reach.empty:
         return Claim(claim=claim, answer="cannot be told", because="The curves reach no common edit success.")

@@ -51,7 +51,7 @@ def _fails(editor: str, run: BenchmarkRun, none: BenchmarkRun, task: str) -> Cla
     claim = f"{editor} gives the edited object on more than half of the {TASK_NAMES[task]} prompts."
     value, before = value_of(run, score), value_of(none, score)
     if not value >= 0:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     high = float(run.scores.loc[score, "cluster_high"])
     answer: Answer = "no"
     if value < before:
@@ -70,7 +70,7 @@ def _outweighs(editor: str, run: BenchmarkRun, task: str) -> Claim:
     claim = f"With {editor} P(o_edit) is far above P(o_true) on {TASK_NAMES[task]}."
     true, new = value_of(run, magnitude), wrong_magnitude(run, task)
     if not (true >= 0 and new >= 0):
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     share = (new - true) / max(new + true, 1e-9)
     paper = f" (paper, ROME: {wrong} % against {right} %)" if editor == "ROME" else ""
     return Claim(

@@ -67,7 +67,7 @@ def _gain(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str
     gain = difference(alone, restrained, score, seed=seed)
     claim = f"SADR raises {editor}'s {score} beyond the intervals."
     if gain is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     separate = apart(alone, restrained, score)
     text = (
         f"{number(value_of(alone, score), 1)} → {number(value_of(restrained, score), 1)}: {gain} on the same prompts; "
@@ -89,7 +89,7 @@ def _cost(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int)
     es, ps = lost["ES"], lost["PS"]
     claim = f"SADR costs {editor} little edit success: at most 5 points of ES (the paper says less than 3)."
     if es is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     answer: Answer = "yes" if es.value >= -MOST_ES_LOST else "no"
     if es.value >= -3 and ps is not None and ps.value >= -3:
         answer = "yes, strongly"

@@ -22,7 +22,6 @@ from experiments.words import number
 
 SCORES = ("ES", "EM", "PS", "PM", "RES", "NS", "NM", "RS", "RM", "DNS", "DNM", "OS", "DOS", "FL", "PPL")
 PAPER = {editor: row for (model, editor), row in TABLE_6.items() if model == MODEL}
-MISSING = "The data has no such prompts."
 
 
 def table6(study: Study) -> Artifact:
@@ -56,7 +55,7 @@ def _magnitudes(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed
     gains = {score: difference(alone, restrained, score, seed=seed) for score in ("RM", "DNM")}
     found = {score: gain for score, gain in gains.items() if gain is not None}
     if not found:
-        return Claim(claim=claim, answer="cannot be told", because=MISSING)
+        return Claim.without_prompts(claim)
     sure = [gain.low > 0 for gain in found.values()]
     answer: Answer = "yes" if all(sure) else "weakly" if any(sure) else "no"
     if all(gain.low >= 5 for gain in found.values()):
@@ -69,7 +68,7 @@ def _restored(editor: str, restrained: BenchmarkRun, none: BenchmarkRun) -> Clai
     claim = f"With SADR {editor}'s P(o_true) on Distract Neighborhood is that of the unedited model again."
     after, before = value_of(restrained, "DNM"), value_of(none, "DNM")
     if np.isnan(after) or np.isnan(before):
-        return Claim(claim=claim, answer="cannot be told", because=MISSING)
+        return Claim.without_prompts(claim)
     share = after / before if before else float("nan")
     answer: Answer = "yes, strongly" if share >= 1 else "yes" if share >= 0.95 else "weakly" if share >= 0.8 else "no"
     return Claim(claim=claim, answer=answer, because=f"DNM is {number(after, 1)} against {number(before, 1)}.")
@@ -79,7 +78,7 @@ def _reasoning(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed:
     claim = f"SADR lowers {editor}'s reasoning score (RES) by less than 3 points."
     change = difference(alone, restrained, "RES", seed=seed)
     if change is None:
-        return Claim(claim=claim, answer="cannot be told", because=MISSING)
+        return Claim.without_prompts(claim)
     answer: Answer = "no" if change.value <= -3 else "yes" if change.low > -3 else "weakly"
     return Claim(claim=claim, answer=answer, because=f"RES changes by {change} points.")
 
@@ -88,7 +87,7 @@ def _other_tasks(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, see
     claim = f"SADR raises {editor}'s distracted other-task score (DOS)."
     change = difference(alone, restrained, "DOS", seed=seed)
     if change is None:
-        return Claim(claim=claim, answer="cannot be told", because=MISSING)
+        return Claim.without_prompts(claim)
     answer: Answer = "no" if change.value <= 0 else "yes" if change.low > 0 else "weakly"
     return Claim(claim=claim, answer=answer, because=f"DOS changes by {change} points.")
 

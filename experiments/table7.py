@@ -81,7 +81,7 @@ def _failure(editor: str, none: BenchmarkRun, alone: BenchmarkRun, score: str, s
     change = difference(none, alone, score, seed=seed)
     claim = f"{editor} fails on {score} as soon as the edited subject is in the context."
     if change is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     answer: Answer = "no" if change.value >= 0 else "weakly"
     if change.high < 0:
         answer = "yes, strongly" if change.value <= -2 * FAILS else "yes" if change.value <= -FAILS else "weakly"
@@ -97,7 +97,7 @@ def _gain(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str
     gain = difference(alone, restrained, score, seed=seed)
     claim = f"SADR raises {editor}'s {score}."
     if gain is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     return Claim(
         claim=claim,
         answer=by_gain(gain, separate=gain.low > 0),
@@ -110,7 +110,7 @@ def _cost(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int)
     es, ps = (difference(alone, restrained, score, seed=seed) for score in ("ES", "PS"))
     claim = f"SADR costs {editor} at most 5 points of ES."
     if es is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     more = "" if ps is None else f"; PS changes by {ps} points"
     return Claim(claim=claim, answer="yes" if es.value >= -5 else "no", because=f"ES changes by {es} points{more}.")
 

@@ -137,7 +137,7 @@ def _claim(name: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str,
     gain = difference(alone, restrained, score, seed=study.options.seed)
     claim = f"On {name} SADR raises {score}."
     if gain is None:
-        return Claim(claim=claim, answer="cannot be told", because="The data has no such prompts.")
+        return Claim.without_prompts(claim)
     answer: Answer = "no" if gain.value <= 0 else "yes" if gain.low > 0 else "weakly"
     return Claim(
         claim=claim,

@@ -226,10 +226,11 @@ def test_a_page_to_explore(arguments: Any):
     assert run(arguments("--module", "mlp", "--explore", "5", "--gamma", "0.5", "--window", "2")) == 0
     text = Path("out/explore.html").read_text()
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
-    assert [one["name"] for one in data["exhibits"]] == ["record 0", "record 1", "record 2"]
-    assert [label.rpartition(", ")[0] for label in data["gammas"]] == ["ROME", "ROME + SADR γ = 0.5"]
-    assert data["windows"] == [2]
-    tasks = [[prompt["task"] for prompt in one["prompts"]] for one in data["exhibits"]]
+    setup = data["setup"]
+    assert [one["name"] for one in setup["exhibits"]] == ["record 0", "record 1", "record 2"]
+    assert [label.rpartition(", ")[0] for label in setup["gammas"]] == ["ROME", "ROME + SADR γ = 0.5"]
+    assert setup["windows"] == [2]
+    tasks = [[prompt["task"] for prompt in one["prompts"]] for one in setup["exhibits"]]
     assert tasks[0] == [
         "rewrite",
         *["neighborhood"] * 2,
@@ -244,7 +245,7 @@ def test_a_page_to_explore(arguments: Any):
     at = tasks[0].index("distract_neighborhood")
     import numpy as np
 
-    values = np.frombuffer(base64.b64decode(data["exhibits"][0]["edits"][1][at]["edited"]), "<u2") / 65535
+    values = np.frombuffer(base64.b64decode(data["edited"][0][1][at]["edited"]), "<u2") / 65535
     assert values[0] == pytest.approx(own["edited"], abs=1e-5)
     # Another run without it takes the page away, which would belong to another trace.
     assert run(arguments("--module", "mlp")) == 0
@@ -257,9 +258,10 @@ def test_a_typed_fact_to_explore(arguments: Any):
     assert run(argv) == 0
     text = Path("out/explore.html").read_text()
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
-    assert [prompt["text"] for prompt in data["exhibits"][0]["prompts"]] == ["Big Ben is in", "Louvre is in"]
-    assert data["start"] == "test prompts"
-    assert [label.rpartition(", ")[0] for label in data["gammas"]] == ["MEMIT", "MEMIT + SADR γ = 0.01"]
+    prompts = data["setup"]["exhibits"][0]["prompts"]
+    assert [prompt["text"] for prompt in prompts] == ["Big Ben is in", "Louvre is in"]
+    assert prompts[data["choice"]["prompt"]]["task"] == "test prompts"
+    assert [label.rpartition(", ")[0] for label in data["setup"]["gammas"]] == ["MEMIT", "MEMIT + SADR γ = 0.01"]
 
 
 @pytest.mark.usefixtures("loads")

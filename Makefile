@@ -57,6 +57,7 @@ lint-rules: $(VENV)/.installed-dev
 
 lint-types: $(VENV)/.installed-dev
 	$(python) -m pyright --pythonpath $(python)
+	$(python) -m pyright --pythonpath $(python) --project tests
 
 format: $(VENV)/.installed-dev
 	$(python) -m ruff format .

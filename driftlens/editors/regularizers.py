@@ -131,7 +131,7 @@ class Seen(LastTokenAttention):
 class Regularizer(Protocol):
     """Anything that can be added to an editor's ``regularizers``."""
 
-    def penalty(self, attention: Seen) -> Float[Tensor, "rows"]:
+    def penalty(self, seen: Seen, /) -> Float[Tensor, "rows"]:
         """The weighted penalty of every row, differentiable; it must be zero where nothing has drifted."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from driftlens.editors.base import Editor
 from driftlens.editors.guarded import GuardedSADR
@@ -13,8 +14,10 @@ from driftlens.models import LensModel
 
 __all__ = ["with_guards", "with_sadr"]
 
+E = TypeVar("E", bound=Editor)
 
-def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
+
+def with_sadr(model: LensModel, editor: E, gamma: float | None) -> E:
     """``editor`` with SADR at ``gamma`` in place of the SADR that it has, or, with None or 0, without.
 
     A restrained edit needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
@@ -24,7 +27,7 @@ def with_sadr(model: LensModel, editor: Editor, gamma: float | None) -> Editor:
     return _with(model, editor, (*_others(editor), replace(own, gamma=gamma)) if gamma else _others(editor))
 
 
-def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor:
+def with_guards(model: LensModel, editor: E, guards: GuardedSADR) -> E:
     """``editor`` with ``guards`` in place of the SADR that it has, and with as many steps as :func:`with_sadr` gives.
 
     With fewer steps, edits protect about as much and are worse remembered (``docs/guarded-sadr.md``).
@@ -32,7 +35,7 @@ def with_guards(model: LensModel, editor: Editor, guards: GuardedSADR) -> Editor
     return _with(model, editor, (*_others(editor), guards))
 
 
-def _with(model: LensModel, editor: Editor, regularizers: Sequence[Regularizer | HasParts]) -> Editor:
+def _with(model: LensModel, editor: E, regularizers: Sequence[Regularizer | HasParts]) -> E:
     restrained = editor.with_regularizers(model, regularizers)
     chosen = editor.preset(model, regularized=bool(regularizers)) if editor.steps_follow else {}
     if "steps" not in chosen:

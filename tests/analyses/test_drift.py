@@ -27,7 +27,7 @@ def seen(model: Any, text: str, hooks: Any, layer: int) -> tuple[list[Any], Any]
     """Per layer what the last token attends to, [heads, keys], and the residual stream behind `layer`."""
     ids = torch.tensor([model.encode(text).ids])
     kept: dict[Any, Tensor] = {}
-    names = [
+    names: list[Any] = [
         (model.hook_name("pattern", n), lambda tensor, hook, n=n: kept.__setitem__(n, tensor)) for n in range(LAYERS)
     ]
     names.append((model.hook_name("resid_post", layer), lambda tensor, hook: kept.__setitem__("h", tensor)))
@@ -86,17 +86,17 @@ def test_every_factor_by_hand(exact_model: Any):
 @pytest.mark.backend
 def test_heads_and_layers_add_up_to_the_table(lens_model: Any):
     edits = [random_edit(lens_model, 0), random_edit(lens_model, 0, seed=1)]
-    drift = attention_drift(lens_model, edits, PROMPTS, SUBJECTS)
+    drift: Any = attention_drift(lens_model, edits, PROMPTS, SUBJECTS)
     assert drift.layers == tuple(range(1, LAYERS))
     assert len(drift.heads) == 2 * len(drift.layers) * lens_model.n_heads
-    by_layer = drift.by_layer()
+    by_layer: Any = drift.by_layer()
     assert list(by_layer.groupby("case").size()) == [LAYERS - 1] * 2
     for name in ("kl", "max_subject", "max_others", "sum_subject"):
         np.testing.assert_allclose(by_layer.groupby("case")[name].sum(), drift.table[name], rtol=1e-5)
     gained = drift.heads["edited_subject"] - drift.heads["vanilla_subject"]
     np.testing.assert_allclose(gained, drift.heads["drift_subject"], atol=1e-6)
-    panel = next(trace for trace in drift.plot().data if trace.type == "heatmap")
-    expected = drift.heads.groupby(["head", "layer"])["drift_subject"].mean().unstack()
+    panel: Any = next(trace for trace in drift.plot().data if trace.type == "heatmap")
+    expected: Any = drift.heads.groupby(["head", "layer"])["drift_subject"].mean().unstack()
     np.testing.assert_allclose(panel.z, expected)
     assert "2 prompts" in repr(drift)
 
@@ -106,14 +106,14 @@ def test_heads_and_layers_add_up_to_the_table(lens_model: Any):
 def test_identical_models_do_not_drift(lens_model: Any):
     nothing = LowRankUpdate(left=torch.zeros(lens_model.d_mlp, 1), right=torch.zeros(1, lens_model.d_model))
     for edit in (Edit(updates={}), Edit(updates={0: nothing})):
-        table = attention_drift(lens_model, edit, PROMPTS, SUBJECTS).table
+        table: Any = attention_drift(lens_model, edit, PROMPTS, SUBJECTS).table
         assert (table[["kl", "max_subject", "max_others", "sum_subject", "hidden_l2"]] == 0).all(axis=None)
         np.testing.assert_allclose(table["hidden_cosine"], 1, rtol=1e-6)
 
 
 @pytest.mark.backend
 def test_no_attention_up_to_the_edit_drifts(lens_model: Any):
-    heads = attention_drift(lens_model, random_edit(lens_model, 1), PROMPTS[0], SUBJECTS[0], range(LAYERS)).heads
+    heads: Any = attention_drift(lens_model, random_edit(lens_model, 1), PROMPTS[0], SUBJECTS[0], range(LAYERS)).heads
     assert (heads[heads["layer"] <= 1]["kl"] == 0).all()
     assert heads[heads["layer"] == 2]["kl"].abs().max() > 1e-4
 
@@ -139,7 +139,7 @@ def test_a_batch_equals_its_cases_one_by_one(lens_model: Any):
 @pytest.mark.backend
 def test_mistakes_are_told(lens_model: Any):
     edit = random_edit(lens_model, 0)
-    for arguments, part in (
+    mistakes: list[tuple[Any, str]] = [
         ((edit, [], []), "no prompt"),
         ((edit, PROMPTS, ["Toko"]), "2 prompts, 2 edits and 1 subjects"),
         ((edit, PROMPTS[0], "Louvre"), "does not occur"),
@@ -147,7 +147,8 @@ def test_mistakes_are_told(lens_model: Any):
         ((edit, PROMPTS[0], SUBJECTS[0], []), "expected at least one of 0 to"),
         ((random_edit(lens_model, LAYERS - 1), PROMPTS[0], SUBJECTS[0]), "no layer lies above"),
         ((random_edit(lens_model, LAYERS), PROMPTS[0], SUBJECTS[0]), "has layers 0 to"),
-    ):
+    ]
+    for arguments, part in mistakes:
         with pytest.raises(DriftlensError, match=part):
             attention_drift(lens_model, *arguments)
 
@@ -156,7 +157,8 @@ def test_correlation_is_scipys():
     rng = np.random.default_rng(0)
     x = rng.standard_normal(80)
     y = 0.5 * x + rng.standard_normal(80)
-    found, expected = correlation(x, y), stats.pearsonr(x, y)
+    found = correlation(x, y)
+    expected: Any = stats.pearsonr(x, y)
     interval = expected.confidence_interval(0.95)
     assert (found.rho, found.p, found.n) == (expected.statistic, expected.pvalue, 80)
     assert (found.low, found.high) == (interval.low, interval.high)
@@ -240,7 +242,7 @@ def made_up_grid(effects: list[float], *, target: str = "o_true") -> pd.DataFram
 
 
 def test_significant_layers_have_half_of_the_largest_effect():
-    grid = made_up_grid([0, -0.1, -0.4, -0.31, -0.19, 0.35])
+    grid: Any = made_up_grid([0, -0.1, -0.4, -0.31, -0.19, 0.35])
     assert significant_layers(grid) == (2, 3)
     assert significant_layers(grid, share=0.45) == (2, 3, 4)
     both = pd.concat([grid, made_up_grid([0, 0, 0, 0.9, 0.1, 0.8], target="o_edit")])

@@ -110,7 +110,7 @@ def references(plain: PlainModel, edits: Sequence[Edit]) -> dict[tuple[int, str]
 @pytest.mark.parametrize("window", [1, 2])
 def test_patched_patterns_equal_plain_hugging_face(exact_model: Any, plain: PlainModel, window: int):
     edits = [random_edit(exact_model, 0), random_edit(exact_model, 1, seed=1)]
-    patched = patch_attention(exact_model, edits, PROMPTS, TARGETS, window)
+    patched: Any = patch_attention(exact_model, edits, PROMPTS, TARGETS, window)
     one_by_one = references(plain, edits)
     changed = 0
     for row in patched.table.itertuples():
@@ -129,7 +129,7 @@ def test_patched_patterns_equal_plain_hugging_face(exact_model: Any, plain: Plai
 def test_patched_scores_equal_plain_hugging_face(exact_model: Any, plain: PlainModel):
     window = 2
     edits = [random_edit(exact_model, 0), random_edit(exact_model, 1, seed=1)]
-    patched = patch_scores(exact_model, edits, PROMPTS, TARGETS, window)
+    patched: Any = patch_scores(exact_model, edits, PROMPTS, TARGETS, window)
     one_by_one = references(plain, edits)
     changed = 0
     for row in patched.table.itertuples():
@@ -224,14 +224,14 @@ def test_memory_that_runs_out_halves_the_batch_once(lens_model: Any, monkeypatch
 
 
 def test_tables_name_what_they_hold(lens_model: Any):
-    fact = {"subject": "Eiffel Tower", "prompt": "The {} is in", "target_new": "Rome"}
+    fact: dict[str, Any] = {"subject": "Eiffel Tower", "prompt": "The {} is in", "target_new": "Rome"}
     prompt = TaskPrompt(
         text=LONG[0], target_true="Paris", target_new="Rome", distractor="The Eiffel Tower is in Rome. "
     )
     edit = random_edit(lens_model, 0, **fact)
     scores = patch_scores(lens_model, edit, prompt, ("Paris", "Rome"), 2, templates=("{} is",))
     assert scores.edited_layers == (0,)
-    first = scores.table[(scores.table["target_name"] == "o_true") & (scores.table["layer"] == 0)]
+    first: Any = scores.table[(scores.table["target_name"] == "o_true") & (scores.table["layer"] == 0)]
     # A BOS token stands for no text.
     texts = first[~first["token_text"].str.startswith("<|")]
     assert "".join(texts["token_text"]) == LONG[0]
@@ -249,9 +249,9 @@ def test_tables_name_what_they_hold(lens_model: Any):
 @one_family
 def test_figures_show_the_tables(lens_model: Any):
     edits = [random_edit(lens_model, 0), random_edit(lens_model, 1, seed=1)]
-    curve = patch_attention(lens_model, edits, PROMPTS, TARGETS, 2)
-    figure = curve.plot(title="A & B")
-    means = curve.table.groupby(["target_name", "layer"])["probability"].mean()
+    curve: Any = patch_attention(lens_model, edits, PROMPTS, TARGETS, 2)
+    figure: Any = curve.plot(title="A & B")
+    means: Any = curve.table.groupby(["target_name", "layer"])["probability"].mean()
     drawn = {tuple(np.round(trace.y, 12)) for trace in figure.data if trace.mode == "lines+markers"}
     assert drawn == {tuple(np.round(means[name], 12)) for name in ("o_true", "o_edit")}
     apart = {round(trace.y[0], 12) for trace in figure.data if trace.mode == "markers" and trace.x[0] < 0}
@@ -260,15 +260,15 @@ def test_figures_show_the_tables(lens_model: Any):
     dashed = [trace.y[0] for trace in figure.data if trace.line.dash == "dash"]
     assert sorted(dashed) == pytest.approx(sorted(curve.baselines.groupby("target_name")["vanilla"].mean()))
 
-    scores = patch_scores(lens_model, edits, PROMPTS, TARGETS, 2)
-    panels = [trace for trace in scores.plot().data if trace.type == "heatmap"]
+    scores: Any = patch_scores(lens_model, edits, PROMPTS, TARGETS, 2)
+    panels: Any = [trace for trace in scores.plot().data if trace.type == "heatmap"]
     grid = scores.by_role()
     assert len(panels) == 2
     for panel, name in zip(panels, ("o_true", "o_edit"), strict=True):
         own = grid[grid["target_name"] == name]
         expected = own.pivot(index="role", columns="layer", values="effect").loc[list(dict.fromkeys(own["role"]))]
         np.testing.assert_allclose(panel.z, expected)
-    single = patch_scores(lens_model, edits[0], PROMPTS[0], TARGETS[0], 2).plot()
+    single: Any = patch_scores(lens_model, edits[0], PROMPTS[0], TARGETS[0], 2).plot()
     n_tokens = patch_scores(lens_model, edits[0], PROMPTS[0], TARGETS[0], 2).table["token"].nunique()
     assert len(single.layout.yaxis.ticktext) == n_tokens
 

@@ -105,8 +105,8 @@ def test_the_grid_equals_plain_hugging_face_cell_by_cell(exact_model: Any, check
     for case, (edit, prompt, targets) in enumerate(zip(edits, PROMPTS, TARGETS, strict=True)):
         # Both targets of the first case; one of the second is enough.
         for target in targets[case:]:
-            expected = pd.DataFrame(one_by_one(plain, edit, prompt, target, window), columns=columns)
-            found = trace.table[(trace.table["case"] == case) & (trace.table["target"] == target)][columns]
+            expected: Any = pd.DataFrame(one_by_one(plain, edit, prompt, target, window), columns=columns)
+            found: Any = trace.table[(trace.table["case"] == case) & (trace.table["target"] == target)][columns]
             pd.testing.assert_frame_equal(
                 found.reset_index(drop=True), expected, check_dtype=False, rtol=2e-6, atol=1e-12
             )
@@ -153,13 +153,13 @@ def test_many_cases_get_what_each_gets_alone(gpt2: Any):
 def test_an_edit_that_changes_nothing_has_no_effect(gpt2: Any):
     zero = random_edit(gpt2, 1, scale=0.0)
     for edit, most in ((zero, 1e-6), (Edit(updates={}), 0.0)):
-        trace = contaminating_substitution(gpt2, edit, PROMPTS[0], "guitar", MODULES, 2)
+        trace: Any = contaminating_substitution(gpt2, edit, PROMPTS[0], "guitar", MODULES, 2)
         assert trace.table["effect"].abs().max() <= most
         assert (trace.baselines["vanilla"] - trace.baselines["edited"]).abs().max() <= most
 
 
 def test_cells_below_the_edit_have_no_effect_at_all(gpt2: Any):
-    table = contaminating_substitution(gpt2, random_edit(gpt2, 1), PROMPTS[0], "guitar", MODULES, 1).table
+    table: Any = contaminating_substitution(gpt2, random_edit(gpt2, 1), PROMPTS[0], "guitar", MODULES, 1).table
     below = (table["layer"] < 1) | ((table["layer"] == 1) & (table["module"] == "attn"))
     assert (table["effect"][below] == 0).all()
     assert table["effect"][~below].abs().max() > 1e-4
@@ -295,7 +295,7 @@ def test_the_table_is_tidy(gpt2: Any):
     assert table["target_name"].unique().tolist() == ["o_true", "o_edit"]
     assert table["module"].unique().tolist() == ["mlp", "attn"]
     assert table["effect"].equals(table["probability"] - table["vanilla"])
-    own = table[(table["case"] == 1) & (table["target_name"] == "o_edit") & (table["module"] == "attn")]
+    own: Any = table[(table["case"] == 1) & (table["target_name"] == "o_edit") & (table["module"] == "attn")]
     assert own["target"].unique().tolist() == ["Rome"]
     assert "".join(own[own["layer"] == 0]["token_text"]) == PROMPTS[1]
     assert trace.edited_layers == (1,)
@@ -333,7 +333,12 @@ def test_an_edit_of_another_model_is_refused(gpt2: Any):
             contaminating_substitution(gpt2, edit, PROMPTS[0], "guitar")
 
 
-FACT = {"subject": "Eiffel Tower", "prompt": "The {} is located in", "target_true": "Paris", "target_new": "Rome"}
+FACT: dict[str, Any] = {
+    "subject": "Eiffel Tower",
+    "prompt": "The {} is located in",
+    "target_true": "Paris",
+    "target_new": "Rome",
+}
 SENTENCE = "The Eiffel Tower is located in Rome. "
 
 
@@ -402,7 +407,7 @@ def test_averages_over_cases(gpt2: Any):
     edit = random_edit(gpt2, 0, **FACT)
     prompts = ["The Eiffel Tower is located in", "The Eiffel Tower is near", "Where does the Eiffel Tower stand? In"]
     trace = contaminating_substitution(gpt2, edit, prompts, ("Paris", "Rome"), MODULES, 2)
-    grid = trace.by_role()
+    grid: Any = trace.by_role()
     assert len(grid) == len(grid.drop_duplicates(["target_name", "module", "role", "layer"]))
     assert grid["role"].unique().tolist() == [
         "before subject",
@@ -415,7 +420,7 @@ def test_averages_over_cases(gpt2: Any):
     table = trace.table
     here = (table["target_name"] == "o_edit") & (table["module"] == "mlp") & (table["layer"] == 1)
     for role, cases in (("before subject", 3), ("after subject", 3), ("last token", 3)):
-        each = table[here & (table["role"] == role)].groupby("case")["effect"].mean()
+        each: Any = table[here & (table["role"] == role)].groupby("case")["effect"].mean()
         row = grid.query("target_name == 'o_edit' and module == 'mlp' and layer == 1 and role == @role").iloc[0]
         assert row["cases"] == cases == len(each)
         assert row["effect"] == pytest.approx(np.mean(each), rel=1e-6)
@@ -427,7 +432,7 @@ def test_averages_over_cases(gpt2: Any):
         assert -1 <= row["low"] <= row["effect"] <= row["high"] <= 1
     example = grid[grid["role"] == "before subject"]["example"].iloc[0]
     assert example == "The"
-    single = contaminating_substitution(gpt2, edit, prompts[0], "Paris").by_role()
+    single: Any = contaminating_substitution(gpt2, edit, prompts[0], "Paris").by_role()
     assert single["low"].isna().all()
     assert not single["effect"].isna().any()
 
@@ -448,7 +453,7 @@ def test_the_bundled_models_grid_equals_plain_hugging_face(demo_model: Any, demo
     draw = random.Random(0)
     for target in targets:
         reference = OneByOne(plain, edit, task.text, target)
-        own = table[table["target"] == target]
+        own: Any = table[table["target"] == target]
         strong = own.loc[own["effect"].abs().sort_values().index[-10:]]
         for cell in [*strong.itertuples(), *own.iloc[draw.sample(range(len(own)), 25)].itertuples()]:
             layers = range(max(0, cell.layer - 1), min(demo_model.n_layers, cell.layer + 1))
@@ -464,7 +469,8 @@ def test_the_bundled_model_shows_figure_3(demo_model: Any, demo_edit: tuple[Any,
     trace = contaminating_substitution(
         demo_model, edit, list(tasks), targets, MODULES, default_window(demo_model.n_layers)
     )
-    grid, (edited,) = trace.by_role(), trace.edited_layers
+    grid: Any = trace.by_role()
+    (edited,) = trace.edited_layers
     for name, sign in (("o_true", -1), ("o_edit", 1)):
         for module, role in (("mlp", "last subject token"), ("attn", "last token")):
             cells = grid[(grid["target_name"] == name) & (grid["module"] == module)]

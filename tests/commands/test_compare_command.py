@@ -81,7 +81,7 @@ def test_pairs_are_made_answered_and_counted(arguments: Any, tmp_path: Path, cap
     assert "2 pairs, 3 annotators" in told
     assert "hasty passed 0 of 1 attention checks (left out)" in told
     assert {path.name for path in Path("found").iterdir()} == FILES
-    table = pd.read_csv("found/agreement.csv")
+    table: Any = pd.read_csv("found/agreement.csv")
     assert (table["win"] == 1).all()
 
 

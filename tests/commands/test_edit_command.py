@@ -78,7 +78,7 @@ def test_the_edited_model_answers_in_plain_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained("model")
-    edited = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32).eval()
+    edited: Any = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32).eval()
     ids = tokenizer(fact.text, return_tensors="pt")
     grown = edited.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert tokenizer.decode(grown[0, ids.input_ids.shape[1] :]).strip().startswith(fact.target_new)

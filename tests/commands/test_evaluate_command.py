@@ -168,7 +168,7 @@ def test_the_unedited_model_is_scored_on_what_the_edited_one_is_scored_on():
 
     def result(rows: list[tuple[int, str, int, float, float]], problems: list[str]) -> BenchmarkResult:
         table = pd.DataFrame(rows, columns=["record", "task", "prompt_index", "nll_true", "nll_new"])
-        records = pd.DataFrame({"record": range(len(problems)), "problem": problems, "fluency": [500.0, 300.0]})
+        records: Any = pd.DataFrame({"record": range(len(problems)), "problem": problems, "fluency": [500.0, 300.0]})
         records = records.assign(reference=math.nan, perplexity=math.nan)
         return BenchmarkResult(nlls=table, records=records, generations=records[[]], problems=records[[]], manifest={})
 

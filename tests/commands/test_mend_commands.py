@@ -75,7 +75,7 @@ def test_evaluate_goes_on_with_its_run(arguments: Any):
 def test_runs_and_caches(tiny: LensModel, tmp_path: Path):
     records = load_records("records.json")[:2]
     editor = MEND.load("plain.safetensors", tiny)
-    result = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False)
+    result: Any = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False)
     assert (result.records["problem"] == "").all()
     facts = [record.fact for record in records]
     made = cached_edits(tiny, editor, facts, tmp_path / "edits")

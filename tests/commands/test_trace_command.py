@@ -136,7 +136,7 @@ def test_a_run_writes_a_trace_and_tells_what_it_found(arguments: Any, capsys: py
         assert words in out
     assert "… The Big Ben is located in" in out
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
-    table = pd.read_parquet("out/trace.parquet")
+    table: Any = pd.read_parquet("out/trace.parquet")
     pd.testing.assert_frame_equal(
         pd.read_csv("out/trace.csv", keep_default_na=False), table, check_dtype=False, rtol=1e-12
     )

@@ -165,7 +165,7 @@ def test_a_trace_shows_the_tables_numbers(model: Any, prompts: int):
 def test_patches_show_curves_and_grids(model: Any):
     texts = [f"{ODD.subject} is in", f"{ODD.subject} is"]
     curve = patch_attention(model, an_edit(model), texts, ("a", "b"), 1)
-    means = curve.table.groupby(["target_name", "layer"])["probability"].mean()
+    means: Any = curve.table.groupby(["target_name", "layer"])["probability"].mean()
     text = shown(curve).text
     for layer in range(model.n_layers):
         assert f"{layer}: {means['o_edit', layer]:.4f}" in text

@@ -165,7 +165,9 @@ def test_with_all_directions_free_and_a_unit_moment_it_is_memit(exact_model: Len
 def test_the_bundled_model_is_edited_out_of_the_box(demo_model: LensModel):
     records = load_records("demo")[:4]
     edits = [result.edit for result in AlphaEdit.for_model(demo_model).edit_many(demo_model, [r.fact for r in records])]
-    scores = summarize(evaluate(demo_model, records, edits, tasks=("rewrite", "neighborhood")), resamples=0)["value"]
+    scores: Any = summarize(evaluate(demo_model, records, edits, tasks=("rewrite", "neighborhood")), resamples=0)[
+        "value"
+    ]
     assert scores["ES"] >= 75
     assert scores["NS"] >= 75
 
@@ -174,7 +176,7 @@ def test_the_bundled_model_is_edited_out_of_the_box(demo_model: LensModel):
 def test_mistakes_are_one_line(lens_model: LensModel):
     for name in ("null_space_threshold", "ridge"):
         with pytest.raises(DriftlensError, match=f"{name} is 0.0; expected a number above 0"):
-            AlphaEdit(layers=(0,), **{name: 0.0})
+            AlphaEdit(**{"layers": (0,), name: 0.0})
     unit = {layer: torch.eye(lens_model.d_mlp) for layer in (0, 1)}
     editor = alphaedit(lens_model, second_moment=unit)
     with pytest.raises(DriftlensError, match=r"no eigenvalue .* is below null_space_threshold = 0\.02"):

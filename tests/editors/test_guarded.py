@@ -69,7 +69,9 @@ def test_each_term_as_in_full_passes(model: LensModel, guard_heads: Any):
             targets += max(0.0, said[1] - said[0]) / len(guards)
             for site in sites:
                 p, q = before[site][:, -1], now[site][:, -1]  # [heads, keys]
-                chosen = q[:, at] > p[:, at].max() if guard_heads == "selected" else torch.ones(len(p), dtype=bool)
+                chosen = (
+                    q[:, at] > p[:, at].max() if guard_heads == "selected" else torch.ones(len(p), dtype=torch.bool)
+                )
                 p, q = p[chosen] + settings.eps, q[chosen] + settings.eps
                 attention += float((p * (p / q).log()).sum()) / len(guards)
         assert attention > 1e-3
@@ -107,7 +109,7 @@ def test_together_as_alone_in_every_editor(model: LensModel, kind: type[Any]):
     place: dict[str, Any] = {"layer": 1, "second_moment": moment}
     if kind is not ROME:
         place = {"layers": (0, 1), "second_moment": {0: moment, 1: moment}, "second_moment_weight": 1.0}
-    settings = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=2, own_words=2, subjects=SUBJECTS)
+    settings: Any = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=2, own_words=2, subjects=SUBJECTS)
     editor = kind(**place, steps=4, lr=1.0, contexts=CONTEXTS, early_stop_loss=3.0, regularizers=settings)
     together = editor.edit_many(model, [FACT, OTHER])
     for result, fact in zip(together, (FACT, OTHER), strict=True):
@@ -125,7 +127,7 @@ def test_any_number_of_passes_gives_the_same(model: LensModel, kind: type[Any], 
     place: dict[str, Any] = {"layer": 1, "second_moment": moment}
     if kind is not ROME:
         place = {"layers": (0, 1), "second_moment": {0: moment, 1: moment}, "second_moment_weight": 1.0}
-    settings = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=3, own_words=2, subjects=SUBJECTS)
+    settings: Any = GuardedSADR(gamma=0.1, gamma_guards=0.3, mu=0.5, nu=0.4, asked=3, own_words=2, subjects=SUBJECTS)
     editor = kind(**place, steps=6, lr=1.0, contexts=CONTEXTS, early_stop_loss=3.0, regularizers=settings)
     widths: list[int] = []
     run = LensModel.run

@@ -182,8 +182,8 @@ def test_runs_of_different_regularisers_are_different_runs(model: Any, tmp_path:
 
 
 def test_what_cannot_be_identified_is_not_cached(model: Any, tmp_path: Path):
-    things = [object(), object()]
-    for thing in things:
+    odd = Plain(0.5)
+    for thing in (object(), object()):
         odd = Plain(0.5)
         odd.thing = thing  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.warns(RuntimeWarning, match=r"object cannot be identified.* not cached"):

@@ -77,7 +77,7 @@ def maps(model: LensModel, *layers: int) -> dict[Site, tuple[int, int]]:
 
 def plain(model: LensModel, **settings: Any) -> Hypernetwork:
     """The identity: mean 0 and deviation 1, so that factors stay as they are but for the 1e-7 beside the deviation."""
-    network = Hypernetwork(maps(model, 1, 2), **{"rank": 4, "rate": 0.3} | settings).to(model.dtype)
+    network: Any = Hypernetwork(maps(model, 1, 2), **{"rank": 4, "rate": 0.3} | settings).to(model.dtype)
     for transform in network.transforms.values():
         transform.count.fill_(2)
         transform.squares.fill_(1)
@@ -115,7 +115,7 @@ def test_the_identity_is_a_plain_gradient_step(exact_model: LensModel):
                 gradients = torch.autograd.grad(loss, list(weights.values()))
         finally:
             for weight in weights.values():
-                weight.requires_grad_(requires_grad=False)
+                weight.requires_grad_(False)  # noqa: FBT003
         assert float(loss.detach()) == pytest.approx(float(nll[targets.row == number].mean()), rel=1e-9)
         for site, gradient in zip(weights, gradients, strict=True):
             left, right = (part[number] for part in network.update(site, factors[site]))
@@ -158,7 +158,7 @@ def trained(model: LensModel, network: Hypernetwork, sadr: SADR | None = None) -
 def test_together_alone_and_in_weights_are_the_same_edit(exact_model: LensModel):
     """Also of ranks that differ: one for each token but the last."""
     editor = MEND(hypernetwork=trained(exact_model, plain(exact_model)))
-    results = editor.edit_many(exact_model, FACTS)
+    results: Any = editor.edit_many(exact_model, FACTS)
     tolerance = 1e-9 if exact_model.family == "gpt2" else 1e-4
     for fact, result in zip(FACTS, results, strict=True):
         for mine, alone in zip(result.edit.changes, editor.edit(exact_model, fact).edit.changes, strict=True):
@@ -236,7 +236,7 @@ def test_layers_are_their_formula_and_statistics_those_of_all_tokens():
 
 
 def test_padding_takes_no_part(exact_model: LensModel):
-    network = plain(exact_model)
+    network: Any = plain(exact_model)
     for transform in network.transforms.values():
         transform.squares.zero_()  # what padding is transformed to is infinite
         transform.mean.fill_(1.0)
@@ -411,7 +411,7 @@ def test_training_lowers_the_validation_loss_and_keeps_the_best(tiny: LensModel,
     before = tiny.model_hash
     rows: list[Any] = []
     steps: list[int] = []
-    found = train_mend(
+    found: Any = train_mend(
         tiny, several(30, "train"), tmp_path / "out.safetensors", SHORT, data="toy",
         on_step=lambda step, _: steps.append(step), on_validation=rows.append,
     )  # fmt: skip
@@ -681,19 +681,21 @@ def test_a_gradient_of_exactly_zero_is_no_edit(checkpoints: Any):
 
 
 def test_settings_out_of_range(tiny: LensModel, tmp_path: Path):
-    for given, message in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"steps": 0}, "steps is 0"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"rank": 0}, "rank is 0"),
         ({"sign": "add"}, "sign is 'add'; expected 'paper' or 'published'"),
         ({"sadr": SADR(layers=(1,))}, "leave its layers out"),
-    ):
+    ]
+    for given, message in mistakes:
         with pytest.raises(DriftlensError, match=message):
             MENDTraining(**given)
-    for given, message in (
+    mistakes = [
         ({"layers": (7,)}, "layer 7 is out of range"),
         ({"layers": (2,), "sadr": SADR()}, "layer 2 is the last of"),
-    ):
+    ]
+    for given, message in mistakes:
         with pytest.raises(DriftlensError, match=message):
             train_mend(tiny, several(8, "train"), tmp_path / "out", MENDTraining(**given))
     with pytest.raises(DriftlensError, match="the loss is not finite"):
@@ -722,11 +724,11 @@ def test_the_shipped_hypernetworks_edit_the_bundled_model(demo_model: LensModel,
     gamma = sadr_gamma(demo_model, "mend")
     drift: list[float] = []
     for regularizers in ((), (SADR(gamma=gamma),)):
-        editor = MEND.for_model(demo_model, regularizers=regularizers)
+        editor: Any = MEND.for_model(demo_model, regularizers=regularizers)
         assert editor.regularizers == regularizers
         assert editor.hypernetwork.about.data["digest"] == split.digest
         edits = [result.edit for result in editor.edit_many(demo_model, [one.fact for one in tested[:10]])]
-        scores = summarize(evaluate(demo_model, tested[:10], edits, tasks=["rewrite", "neighborhood"]))["value"]
+        scores: Any = summarize(evaluate(demo_model, tested[:10], edits, tasks=["rewrite", "neighborhood"]))["value"]
         assert scores["ES"] >= 80
         assert scores["NS"] >= 80
         drift.append(float(editor.hypernetwork.curve.set_index("step")["drift"][editor.hypernetwork.about.step]))

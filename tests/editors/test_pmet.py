@@ -85,6 +85,7 @@ def value_of(model: LensModel, editor: PMET, fact: Fact) -> OptimizedValue:
         model, [fact], layer=editor.layers[-1], places=("mlp_out", "attn_out"),
         contexts=CONTEXTS, settings=editor.value_settings(),
     )  # fmt: skip
+    assert isinstance(value, OptimizedValue)
     return value
 
 
@@ -277,5 +278,6 @@ def test_defaults_for_a_model_nobody_has_tuned(lens_model: LensModel):
     ],
 )
 def test_mistakes_are_one_line(settings: dict[str, Any], message: str):
+    given: dict[str, Any] = {"layers": (3, 4)} | settings
     with pytest.raises(DriftlensError, match=message):
-        PMET(**{"layers": (3, 4)} | settings)
+        PMET(**given)

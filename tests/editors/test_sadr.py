@@ -248,7 +248,7 @@ def rome(model: LensModel, **changes: Any) -> ROME:
 @pytest.mark.backend
 def test_gamma_zero_is_plain_rome(lens_model: LensModel):
     plain = rome(lens_model).edit(lens_model, FACT)
-    with_zero = rome(lens_model, regularizers=(SADR(gamma=0.0),)).edit(lens_model, FACT)
+    with_zero: Any = rome(lens_model, regularizers=(SADR(gamma=0.0),)).edit(lens_model, FACT)
     assert torch.equal(plain.edit.updates[0].right, with_zero.edit.updates[0].right)
     assert torch.equal(plain.edit.updates[0].left, with_zero.edit.updates[0].left)
     assert (with_zero.history["sadr"] == 0).all()

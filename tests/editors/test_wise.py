@@ -99,7 +99,7 @@ class Job:
         heads = "selected" if sadr is None or sadr["select"] else "all"
         # Where SADR is not in the loss it is recorded all the same.
         gamma = sadr["gamma"] if sadr else 0.0
-        self.editor = Masked(
+        self.editor: Any = Masked(
             layer=LAYER, steps=given["n_iter"], lr=given["edit_lr"], mask_ratio=given["mask_ratio"],
             norm_constraint=given["norm_constraint"], alpha=given["alpha"], beta=given["beta"], gamma=given["gamma"],
             act_ratio=given["act_ratio"], save_freq=given["save_freq"], merge_freq=given["merge_freq"],
@@ -128,11 +128,12 @@ class Job:
 
     def trained(self, steps: int) -> Tensor:
         """Our side memory after so many steps."""
-        editor = replace(self.editor, steps=steps)
+        editor: Any = replace(self.editor, steps=steps)
         editor.__dict__["given"] = self
         (memory,) = editor._train(
             self.model, self.facts, self.editor.mask(self.model), editor._training(self.model), None
         )
+        assert not isinstance(memory, Failure)
         return memory.delta
 
     @property
@@ -232,7 +233,8 @@ def score(model: LensModel, gate: Gated, text: str) -> float:
     seen: list[Tensor] = []
     names = model.linear_hooks(gate.site)
     model.run(batch, hooks=[(name, lambda x, hook: seen.append(x)) for name in names], stop=gate.site.layer + 1)
-    return float(gate.score(model, *seen, batch.mask))
+    inputs, outputs = seen
+    return float(gate.score(model, inputs, outputs, batch.mask))
 
 
 def check_queries(job: Job, edit: Edit) -> None:
@@ -269,7 +271,7 @@ def sequence(request: pytest.FixtureRequest, name: str, published: LensModel) ->
 def test_a_sequence_is_the_published_codes(sequence: Job):
     joint = sequence.editor.edit_together(sequence.model, sequence.facts)
     for number, told in enumerate(sequence.edits):
-        history = joint.history[joint.history["fact"] == number]
+        history: Any = joint.history[joint.history["fact"] == number]
         assert len(history) == told["n_steps_evaluated"]
         for row, expected in zip(history.to_dict("records"), told["steps"], strict=True):
             for ours, theirs in COLUMNS.items():
@@ -408,7 +410,7 @@ def test_a_fact_gets_the_numbers_that_it_has_alone(exact: LensModel):
     for fact, result in zip(facts, together, strict=True):
         if isinstance(result, Failure):
             continue
-        alone = editor.edit(exact, fact)
+        alone: Any = editor.edit(exact, fact)
         pd.testing.assert_frame_equal(result.history, alone.history, rtol=1e-5, atol=1e-7)
         ours, theirs = (one.edit.gates[0].change.matrix() for one in (result, alone))
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
@@ -472,7 +474,7 @@ def test_in_bfloat16_it_is_the_same_edit_to_its_precision(checkpoints: Any):
 def test_facts_fill_memories_that_are_merged(exact: LensModel):
     editor = small(save_freq=1, merge_freq=2, steps=3)
     alone = [replace(editor, seed=0).edit(exact, FACT)]
-    joint = editor.edit_together(exact, [FACT, OTHER, LONG])
+    joint: Any = editor.edit_together(exact, [FACT, OTHER, LONG])
     assert joint.history["fact"].unique().tolist() == [0, 1, 2]
     pd.testing.assert_frame_equal(
         joint.history[joint.history["fact"] == 0].drop(columns="fact"), alone[0].history, rtol=1e-6
@@ -525,7 +527,7 @@ def test_regularisers_see_the_contexts_and_nothing_else(exact: LensModel):
     assert [*result.history.columns[6:-3]] == ["sees", "sadr", "guards"] or "sees" in result.history
     assert (result.history.loc[0, ["sees"]].abs() < 1e-6).all()
     assert result.history.loc[1, "sees"] > 0
-    seen = watcher.seen[-1]
+    seen: Any = watcher.seen[-1]
     prompts = [tokenize_prompt(exact, c.replace("{}", FACT.text)) for c in ("{}", "The guitar. {}")]
     (matrix,) = [small(steps=1, regularizers=(Sees(), guarded)).edit(exact, FACT).edit.gates[0].change.matrix()]
     for row, prompt in enumerate(prompts):
@@ -636,7 +638,7 @@ def test_runs_resume_and_caches_find(arguments: Any, tiny: LensModel, tmp_path: 
         benchmark(
             tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1, on_shard=stop
         )
-    resumed = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1)
+    resumed: Any = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False, shard_size=1)
     pd.testing.assert_frame_equal(resumed.nlls, whole.nlls)
     assert (resumed.records["problem"] == "").all()
     facts = [record.fact for record in records]

@@ -42,7 +42,7 @@ PROMPT, TARGET = "The Eiffel Tower is located in", "Rome"
 TEXTS = (PROMPT, "Toko Yasuda plays the", "Apple A5 is produced by")
 FACT = Fact(subject="Eiffel Tower", prompt="The {} is located in", target_true="Paris", target_new="Rome")
 # Float64 passes that differ in the order of their sums.
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 # Llama's attention takes its softmax in float32, so an attention that is read and put back is rounded to that.
 ROUNDED = 3e-6
 
@@ -88,7 +88,7 @@ def edits_of(model: LensModel, family: str) -> dict[str, Edit]:
 
 
 def written_plainly(folder: Path, family: str, changes: Sequence[Change]) -> PlainModel:
-    plain = PlainModel(folder, dtype=torch.float64)
+    plain: Any = PlainModel(folder, dtype=torch.float64)
     for change in changes:
         module = plain.blocks[change.site.layer].get_submodule(NAMES[family][change.site.map])
         module.weight += change.matrix().T if family == "llama" else change.matrix()
@@ -190,7 +190,7 @@ def test_a_trace_is_the_one_of_weights_plainly_written(model: LensModel, family:
     vanilla, edited = PlainModel(folder, dtype=torch.float64), written_plainly(folder, family, edit.changes)
     table = contaminating_substitution(model, edit, PROMPT, TARGET, ("resid", "mlp", "attn"), 1).table
     for module in SITES:
-        cells = table[table["module"] == module].set_index(["token", "layer"])["probability"]
+        cells: Any = table[table["module"] == module].set_index(["token", "layer"])["probability"]
         expected = pd.Series(brute_cells(vanilla, edited, module))
         pd.testing.assert_series_equal(cells, expected, check_names=False, check_index_type=False, rtol=1e-8)
     first = table.iloc[0]
@@ -203,8 +203,8 @@ def test_patches_are_those_of_weights_plainly_written(model: LensModel, family: 
     edit = edits_of(model, family)[kind]
     vanilla, edited = PlainModel(folder, dtype=torch.float64), written_plainly(folder, family, edit.changes)
     tokens = torch.tensor([vanilla.tokenizer(f"{PROMPT} {TARGET}")["input_ids"][:-1]])
-    curve = patch_attention(model, edit, PROMPT, TARGET, window=1).table.set_index("layer")["probability"]
-    scores = patch_scores(model, edit, PROMPT, TARGET, window=1).table.set_index(["token", "layer"])["probability"]
+    curve: Any = patch_attention(model, edit, PROMPT, TARGET, window=1).table.set_index("layer")["probability"]
+    scores: Any = patch_scores(model, edit, PROMPT, TARGET, window=1).table.set_index(["token", "layer"])["probability"]
     n_prompt = len(vanilla.tokenizer(PROMPT)["input_ids"])
     for layer in range(model.n_layers):
         pattern, before = (vanilla.value(site, layer, tokens) for site in ("pattern", "attn_scores"))
@@ -247,7 +247,7 @@ def test_everything_else_is_as_with_the_weights_written(model: LensModel, family
     edit = edits_of(model, family)[kind]
     found = evaluate(model, records(), [edit])
     texts = [one.text for one in generate(model, TEXTS, edit, max_tokens=14, top_k=1)]
-    ppl = perplexities(model, [None, edit], texts=TEXTS)["perplexity"]
+    ppl: Any = perplexities(model, [None, edit], texts=TEXTS)["perplexity"]
     drift = attention_drift(model, edit, PROMPT, "Eiffel Tower").heads
     with edit.applied(model):
         pd.testing.assert_frame_equal(found, evaluate(model, records(), None), rtol=1e-9)
@@ -262,7 +262,7 @@ def test_everything_else_is_as_with_the_weights_written(model: LensModel, family
         with edit.applied(model):
             model.run(batch, hooks=[hook])
         moved = (seen[1] - seen[0]).norm()  # at s and elsewhere together
-        own = drift[drift["layer"] == layer]
+        own: Any = drift[drift["layer"] == layer]
         assert float((own["drift_subject"] ** 2 + own["drift_others"] ** 2).sum()) == pytest.approx(
             float(moved.square()), rel=1e-4, abs=1e-9
         )
@@ -298,7 +298,8 @@ def by_score(model: LensModel, seed: int = 0) -> tuple[list[str], list[str]]:
         model.run(
             batch, hooks=[(name, lambda x, hook, seen=seen: seen.append(x)) for name in model.linear_hooks(Site(1))]
         )
-        scores[text] = float(gate.score(model, *seen, batch.mask))
+        inputs, outputs = seen
+        scores[text] = float(gate.score(model, inputs, outputs, batch.mask))
     ordered = sorted(scores, key=scores.__getitem__, reverse=True)
     return ordered[:1], ordered[1:]
 
@@ -326,7 +327,7 @@ def test_a_gate_opens_for_its_prompts_and_for_no_others(model: LensModel):
     # All in one call, where vanilla, edited and gated rows share passes.
     together = contaminating_substitution(model, edit, prompts, "Rome", window=1)
     assert together.edited_layers == (1,)
-    quiet = together.table[together.table["case"] > 0]["effect"]
+    quiet: Any = together.table[together.table["case"] > 0]["effect"]
     assert (quiet == 0).all()
 
 

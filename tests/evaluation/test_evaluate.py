@@ -1,6 +1,7 @@
 """`evaluate` is one prompt at a time on plain Hugging Face, whatever shares a batch with it."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -77,7 +78,7 @@ def by_hand(plain: PlainModel, text: str, target: str, edit: Edit | None) -> flo
 def test_every_nll_is_that_of_plain_hugging_face(exact_model: LensModel, checkpoint_folder: Path, batch_size: int):
     plain = PlainModel(checkpoint_folder, dtype=torch.float64)
     edits = edits_of(exact_model)
-    table = evaluate(exact_model, RECORDS, edits, batch_size=batch_size)
+    table: Any = evaluate(exact_model, RECORDS, edits, batch_size=batch_size)
     assert list(table.columns) == ["record", "task", "prompt_index", "group", "nll_true", "nll_new"]
     place = {of.index: number for number, of in enumerate(RECORDS)}
     assert len(table) == sum(len(prompts) for of in RECORDS for prompts in of.tasks.values())
@@ -106,7 +107,7 @@ prompts = st.lists(st.tuples(phrases, phrases, phrases), max_size=3)
     order=st.randoms(use_true_random=False),
 )
 def test_all_at_once_is_one_record_at_a_time(
-    exact_model: LensModel, asked: list[tuple[list, list, bool]], batch_size: int, order: object
+    exact_model: LensModel, asked: list[tuple[Any, Any, bool]], batch_size: int, order: Any
 ):
     records = [record(i, relation=plain, distract_relation=after) for i, (plain, after, _) in enumerate(asked)]
     edits = [random_edit(exact_model, i, 1) if edited else None for i, (*_, edited) in enumerate(asked)]
@@ -117,7 +118,7 @@ def test_all_at_once_is_one_record_at_a_time(
         exact_model, [records[i] for i in shuffled], [edits[i] for i in shuffled], batch_size=batch_size
     )
     keys = ["record", "task", "prompt_index"]
-    both = alone.merge(together, on=keys, suffixes=("", "_together"))
+    both: Any = alone.merge(together, on=keys, suffixes=("", "_together"))
     assert len(both) == len(alone) == len(together)
     for column in ("nll_true", "nll_new"):
         assert both[column].dtype == "float64"
@@ -153,7 +154,7 @@ def test_tasks_can_be_chosen_and_progress_is_told(lens_model: LensModel):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1]
     whole = evaluate(lens_model, RECORDS)
-    expected = whole[whole["task"] == "neighborhood"].reset_index(drop=True)
+    expected: Any = whole[whole["task"] == "neighborhood"].reset_index(drop=True)
     pd.testing.assert_frame_equal(table, expected, atol=1e-4)
 
 

@@ -35,7 +35,7 @@ def record(index: int, subject: str, **tasks: tuple[TaskPrompt, ...]) -> Record:
     return Record(index=index, fact=fact, tasks={task: tasks.get(task, ()) for task in TASKS})
 
 
-RECORDS = [
+RECORDS: Any = [
     record(
         7,
         "Toko Yasuda",
@@ -113,7 +113,7 @@ def table_by_hand(plain: PlainModel, edits: list[Edit | None]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+def assert_same(found: Any, expected: Any) -> None:
     """The same lines in the same order; NLLs of about 8, in float32, to 1e-5 of that (measured: 6e-7)."""
     assert list(found.columns) == COLUMNS
     pd.testing.assert_frame_equal(found[COLUMNS[:3]], expected[COLUMNS[:3]], check_dtype=False)
@@ -129,7 +129,7 @@ def test_vanilla_and_edited_nlls_are_hugging_faces(lens_model: LensModel, plain:
     edit = random_edit(lens_model, 0, (0, 2))
     vanilla = table_by_hand(plain, [None, None])
     assert_same(evaluate(lens_model, RECORDS), vanilla)
-    mixed = evaluate(lens_model, RECORDS, [edit, None])
+    mixed: Any = evaluate(lens_model, RECORDS, [edit, None])
     assert_same(mixed, table_by_hand(plain, [edit, None]))
     first = mixed["record"] == 7
     assert ((mixed["nll_new"] - vanilla["nll_new"]).abs()[first] > 1e-4).all()
@@ -152,9 +152,9 @@ def test_the_batch_size_does_not_matter(model: LensModel, batch_size: int, order
     """Nor which records share a batch, with which edits."""
     edits = [random_edit(model, 1), None]
     records, chosen = [RECORDS[i] for i in order], [edits[i] for i in order]
-    found = evaluate(model, records, chosen, batch_size=batch_size)
+    found: Any = evaluate(model, records, chosen, batch_size=batch_size)
     one_by_one = [evaluate(model, r, e, batch_size=1) for r, e in zip(records, chosen, strict=True)]
-    expected = pd.concat(one_by_one, ignore_index=True)
+    expected: Any = pd.concat(one_by_one, ignore_index=True)
     pd.testing.assert_frame_equal(found[COLUMNS[:3]], expected[COLUMNS[:3]])
     for column in ("nll_true", "nll_new"):
         assert torch.allclose(torch.tensor(found[column]), torch.tensor(expected[column]), rtol=1e-5)
@@ -165,7 +165,7 @@ def test_one_record_and_chosen_tasks(model: LensModel):
     whole = evaluate(model, RECORDS, [edit, edit])
     one = evaluate(model, RECORDS[0], edit, tasks=["neighborhood", "rewrite"])
     assert list(one["task"]) == ["rewrite", "neighborhood", "neighborhood"]
-    expected = whole[(whole["record"] == 7) & whole["task"].isin(["rewrite", "neighborhood"])]
+    expected: Any = whole[(whole["record"] == 7) & whole["task"].isin(["rewrite", "neighborhood"])]
     assert torch.allclose(
         torch.tensor(one["nll_new"].to_numpy()), torch.tensor(expected["nll_new"].to_numpy()), rtol=1e-5
     )
@@ -217,14 +217,14 @@ def test_a_prompt_that_is_too_long_costs_its_own_nll(model: LensModel):
         found = evaluate(model, [far, long, RECORDS[1]], edits)
     assert len(told) == 1
     assert "reads at most 64" in str(told[0].message)
-    lost = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
+    lost: Any = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
     assert lost[["record", "task", "prompt_index"]].to_numpy().tolist() == [[7, "paraphrase", 0], [5, "relation", 0]]
     # Where only one target is too long, the other's NLL is there.
     assert lost["nll_true"].isna().tolist() == [True, False]
     assert lost["nll_new"].isna().all()
     others = evaluate(model, [RECORDS[0], RECORDS[1]], [edits[0], None])
-    left = found[(found["record"] != 5) & (found["task"] != "paraphrase")]
-    expected = others[others["task"] != "paraphrase"]
+    left: Any = found[(found["record"] != 5) & (found["task"] != "paraphrase")]
+    expected: Any = others[others["task"] != "paraphrase"]
     assert torch.allclose(torch.tensor(left["nll_new"].to_numpy()), torch.tensor(expected["nll_new"].to_numpy()))
     assert summarize(found).loc["RS", "n"] == summarize(others).loc["RS", "n"] + 1
     listed: list[tuple[int, str, int, str]] = []
@@ -269,7 +269,7 @@ def test_records_of_the_benchmark():
     plain = PlainModel(SHARED / "models" / "counterfact-gpt2", dtype=torch.float32)
     everything = load_records(data)
     records = [everything[i] for i in (0, 538, 839, 1468)]
-    nlls = evaluate(model, records, tasks=["rewrite", "reasoning", "relation"])
+    nlls: Any = evaluate(model, records, tasks=["rewrite", "reasoning", "relation"])
     for line in nlls.itertuples():
         each: Record = next(r for r in records if r.index == line.record)
         asked = each.tasks[str(line.task)][line.prompt_index]

@@ -1,6 +1,7 @@
 """Batched generation with a cache is generation one row at a time without one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +149,6 @@ def test_progress_counts_rows(lens_model: LensModel):
         ({"keys": ["a"]}, "5 prompts but 1 keys"),
     ],
 )
-def test_mistakes_are_told(lens_model: LensModel, options: dict[str, object], message: str):
+def test_mistakes_are_told(lens_model: LensModel, options: dict[str, Any], message: str):
     with pytest.raises(DriftlensError, match=message):
         generate(lens_model, PROMPTS, **options)

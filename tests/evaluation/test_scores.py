@@ -137,14 +137,16 @@ def test_draws_are_means_over_the_drawn_records(rows: list[tuple[int, float, int
 
 
 def test_without_records_there_is_no_bootstrap_and_nothing_else_changes():
-    with_records, without = summarize(frame(TABLE)), summarize(frame(TABLE).drop(columns="record"))
+    with_records: Any = summarize(frame(TABLE))
+    without: Any = summarize(frame(TABLE).drop(columns="record"))
     pd.testing.assert_frame_equal(with_records[["value", "n"]], without[["value", "n"]])
     values = np.array([100.0, 0.0, 100.0, 100.0])  # each prompt stands for itself
     assert without.loc["PS", ["low", "high"]].tolist() == pytest.approx(list(bounded_interval(values)[1:3]))
     assert without[["cluster_low", "cluster_high"]].isna().all(axis=None)
-    assert summarize(frame(TABLE), resamples=0)["cluster_low"].isna().all()
-    one = frame([row for row in TABLE if row[1] == 0])
-    assert summarize(one)["cluster_low"].isna().all()
+    none: Any = summarize(frame(TABLE), resamples=0)
+    assert none["cluster_low"].isna().all()
+    one: Any = summarize(frame([row for row in TABLE if row[1] == 0]))
+    assert one["cluster_low"].isna().all()
 
 
 @settings(deadline=None, max_examples=10)

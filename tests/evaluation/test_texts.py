@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def test_words_are_nltks_and_texts_are_cleaned_as_published():
 
 
 def test_fluency_says_what_is_missing():
-    texts = pd.DataFrame({"record": [0], "text": ["a"]})
+    texts: Any = pd.DataFrame({"record": [0], "text": ["a"]})
     with pytest.raises(DriftlensError, match="no column 'text'"):
         fluency_scores(texts[["record"]])
     with pytest.raises(DriftlensError, match="unknown way to cut words 'nltk-word'; did you mean 'nltk-words'"):
@@ -109,7 +110,7 @@ def test_the_published_tokenizer_says_how_to_get_its_model(monkeypatch: pytest.M
 @pytest.mark.backend
 def test_continuations_are_each_records_own(lens_model: LensModel):
     edits = [random_edit(lens_model, 0, 1), None, random_edit(lens_model, 1, 1)]
-    table = continuations(lens_model, RECORDS, edits, max_tokens=24)
+    table: Any = continuations(lens_model, RECORDS, edits, max_tokens=24)
     assert table.columns.tolist() == ["record", "prompt_index", "prompt", "text"]
     assert table[["record", "prompt_index"]].values.tolist() == [[4, 0], [4, 1], [4, 2], [9, 0]]
     assert all(row.text.startswith(row.prompt) for row in table.itertuples())
@@ -210,9 +211,9 @@ def test_reference_says_what_is_wrong(tmp_path: Path):
 
 
 def test_records_are_what_is_averaged():
-    fluent = pd.DataFrame({"record": [0, 1, 2], "fluency": [600.0, 620.0, 610.0]})
+    fluent: Any = pd.DataFrame({"record": [0, 1, 2], "fluency": [600.0, 620.0, 610.0]})
     both = pd.DataFrame({"record": [0, 1], "perplexity": [40.0, 50.0], "reference": [10.0, 30.0]})
-    summary = summarize_records(both, fluent)
+    summary: Any = summarize_records(both, fluent)
     assert summary.index.tolist() == ["FL", "REF", "PPL"]
     assert summary["value"].tolist() == [610, 20, 45]
     assert summary["n"].tolist() == [3, 2, 2]

@@ -104,14 +104,14 @@ def test_the_main_table_and_what_it_shares(
     table = pd.read_csv(tmp_path / "out" / "table3.csv")
     names = ["unedited", "ROME", "ROME+SADR", "MEMIT", "MEMIT+SADR", "PMET", "PMET+SADR"]
     assert list(dict.fromkeys(table["row"])) == names
-    rome = table[table["row"] == "ROME"].set_index("score")
+    rome: Any = table[table["row"] == "ROME"].set_index("score")
     scores = {"ES", "PS", "NS", "RS", "DNS", "RES", "OS", "DOS", "FL", "PPL", "RS, same type", "RS, other type"}
     assert scores <= set(rome.index)
 
     # Every number is that of the prompts which are written along, and those are of the test records alone.
     prompts = pd.read_parquet(tmp_path / "out" / "table3.parquet")
     assert set(prompts["record"]) == {1, 2}
-    own = prompts[prompts["row"] == "ROME"]
+    own: Any = prompts[prompts["row"] == "ROME"]
     expected = summarize(own)
     for score in ("ES", "EM", "RS", "DNM"):
         assert rome["value"][score] == pytest.approx(expected["value"][score], rel=1e-5)
@@ -142,7 +142,7 @@ def test_the_main_table_and_what_it_shares(
 
 def test_texts_can_be_measured_on_the_first_records_only(arguments: Any, tmp_path: Path):
     assert run_command(table3.main, arguments("--text-records", "1")) == 0
-    few = pd.read_csv(tmp_path / "out" / "table3.csv").set_index(["row", "score"])["value"]
+    few: Any = pd.read_csv(tmp_path / "out" / "table3.csv").set_index(["row", "score"])["value"]
     caption = (tmp_path / "out" / "table3.md").read_text()
     assert "the first 1)" in caption
     assert run_command(table3.main, arguments("--records", "1")) == 0
@@ -176,9 +176,9 @@ def test_the_ablations_share_runs(arguments: Any, tmp_path: Path, computed: list
     assert set(points["series"]) == {"SADR, γ", "ROME, steps", "ROME, learning rate", "ROME, ω", "ROME", "unedited"}
     both = pd.read_csv(tmp_path / "out" / "figure6.csv")
     assert len(both) == 2 * 2 * 2
-    prompts = pd.read_parquet(tmp_path / "out" / "figure6.parquet")
+    prompts: Any = pd.read_parquet(tmp_path / "out" / "figure6.parquet")
     scores = summarize(prompts[prompts["row"] == "all heads, γ = 0.08"])["value"]
-    row = both[(both["series"] == "all heads") & (both["x"] == 0.08) & (both["panel"] == "Specificity")]
+    row: Any = both[(both["series"] == "all heads") & (both["x"] == 0.08) & (both["panel"] == "Specificity")]
     assert float(row["y"].iloc[0]) == pytest.approx(scores[["NS", "RS", "DNS"]].mean(), rel=1e-5)
     numbers = {row["name"]: row for row in manifest(tmp_path, "table10")["numbers"]}
     assert numbers["γ = 0.005: RS"]["paper"] == "33.83"
@@ -207,11 +207,11 @@ def test_table_7_has_editors_of_other_kinds(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
     call = ["--records", "2", "--text-records", "1", "--steps", "5", "--no-png", "--out", str(tmp_path / "out")]
     assert run_command(table7.main, call) == 0
-    prompts = pd.read_parquet(tmp_path / "out" / "table7.parquet")
+    prompts: Any = pd.read_parquet(tmp_path / "out" / "table7.parquet")
     assert [*prompts["row"].unique()] == ["None", *(f"{editor}{more}" for editor in ("WISE", "MEND", "AlphaEdit")
                                                     for more in ("", "+SADR"))]  # fmt: skip
     # Each row's scores are those of its own prompts, and no two editors share one's.
-    scores = pd.read_csv(tmp_path / "out" / "table7.csv").set_index(["row", "score"])["value"]
+    scores: Any = pd.read_csv(tmp_path / "out" / "table7.csv").set_index(["row", "score"])["value"]
     assert scores["WISE", "EM"] == pytest.approx(summarize(prompts[prompts["row"] == "WISE"])["value"]["EM"], rel=1e-5)
     assert scores[:, "EM"].nunique() == 7
     numbers = {row["name"]: row["paper"] for row in manifest(tmp_path, "table7")["numbers"]}
@@ -281,7 +281,7 @@ def test_other_data_sets(arguments: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert list(dict.fromkeys(table["row"])) == [
         f"{data}, {editor}" for data in ("counterfact", "zsre+recent") for editor in ("unedited", "ROME", "ROME+SADR")
     ]
-    joined = table[table["row"] == "zsre+recent, ROME"].set_index("score")
+    joined: Any = table[table["row"] == "zsre+recent, ROME"].set_index("score")
     assert joined["n"]["ES"] == 2
     assert "RS" in joined.index
     numbers = {row["name"]: row for row in manifest(tmp_path, "table8")["numbers"]}
@@ -323,12 +323,12 @@ def test_among_all_artifacts_those_that_need_other_data_are_left_out(
 def test_what_the_model_writes(arguments: Any, tmp_path: Path, data: Path):
     assert run_command(cases.main, arguments()) == 0
     for name in ("table11", "table12"):
-        texts = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        texts: Any = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
         assert len(texts) == 2 * 3
         assert list(dict.fromkeys(texts["writer"])) == ["gptj", "ROME", "ROME + SADR"]
         assert all(text.startswith(prompt) for text, prompt in zip(texts["text"], texts["prompt"], strict=True))
         assert texts["prompt"].nunique() == 2
-    behind = pd.read_parquet(tmp_path / "out" / "table12.parquet")
+    behind: Any = pd.read_parquet(tmp_path / "out" / "table12.parquet")
     own = json.loads(data.read_text())[1]["requested_rewrite"]
     assert behind["prompt"][0].startswith(f"{own['prompt']} {own['target_new']}. ")
 

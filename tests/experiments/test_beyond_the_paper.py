@@ -42,7 +42,7 @@ def harmonic(nlls: pd.DataFrame) -> float:
     shares: list[float] = []
     for task in TASKS:
         of = nlls[nlls["task"] == task]
-        wins = of["nll_new"] < of["nll_true"] if task in TASKS[:2] else of["nll_true"] < of["nll_new"]
+        wins: Any = of["nll_new"] < of["nll_true"] if task in TASKS[:2] else of["nll_true"] < of["nll_new"]
         shares.append(100 * float(wins.mean()))
     return 5 / sum(1 / share for share in shares) if all(shares) else 0.0
 
@@ -77,7 +77,7 @@ def test_the_difference_of_two_averages():
 
 
 def test_against_itself_nothing_is_gained_and_without_a_part_nothing_is_said():
-    run = random_run(3)
+    run: Any = random_run(3)
     gain = average_difference(run, run)
     assert gain is not None
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
@@ -117,7 +117,7 @@ def test_the_curve_has_sadr_with_both_numbers_of_steps():
 @end_to_end
 def test_what_attention_carries_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
     assert run_command(damage.main, arguments("--gamma", "0.1")) == 0
-    table = pd.read_csv(tmp_path / "out" / "damage.csv")
+    table: Any = pd.read_csv(tmp_path / "out" / "damage.csv")
     assert list(dict.fromkeys(table["row"])) == ["ROME", "ROME + SADR", "ROME + guards"]
     assert set(table["task"]) == set(damage.TASKS)
     # The file has six decimals.
@@ -148,5 +148,6 @@ def test_sequences_end_to_end(arguments: Any, tmp_path: Path, monkeypatch: pytes
     assert set(together["row"]) == set(names) - {"ROME+guards"}
     # Alone is alone, however several are written.
     for name in set(together["row"]):
-        first, second = (of[(of["row"] == name) & (of["edits"] == 1)]["ES"].iloc[0] for of in (table, together))
+        once: list[Any] = [of[(of["row"] == name) & (of["edits"] == 1)] for of in (table, together)]
+        first, second = (of["ES"].iloc[0] for of in once)
         assert first == second

@@ -164,11 +164,11 @@ def test_the_papers_numbers_stand_beside_ours(arguments: Any, tmp_path: Path, ca
     expected = correlation(own["kl"], own["edit_edited"])
     assert f"ρ = {expected.rho:.2f}".replace("-", "−") in found["Distract Neighborhood"]["here"]
     curve = pd.read_csv(tmp_path / "out" / "figure5.csv")
-    edit = curve[(curve["part"] == "Relation") & (curve["target_name"] == "o_edit")]
+    edit: Any = curve[(curve["part"] == "Relation") & (curve["target_name"] == "o_edit")]
     text = relative(edit["probability"].min() / edit["unpatched"].iloc[0] - 1)
     assert text in numbers(tmp_path / "out", "figure5")["Relation: change of P(o_edit)"]["here"]
     cells = pd.read_csv(tmp_path / "out" / "figure3.csv")
-    least = cells[cells["module"] == "mlp"]["effect"].min()
+    least: Any = cells[cells["module"] == "mlp"]["effect"].min()
     assert points(least) in numbers(tmp_path / "out", "figure3")["largest decrease, MLP output"]["here"]
     assert "figure3.html" in capsys.readouterr().out
 

@@ -15,6 +15,7 @@ from experiments.paper_numbers import (
     TABLE_7,
     TABLE_8,
     TABLE_10,
+    Row,
     harmonic_mean,
 )
 from tests.support.places import ROOT, SHARED
@@ -68,7 +69,7 @@ def test_the_averages_that_do_not_follow():
     assert found == ["Table 3, GPT-J ROME+SADR", "Table 3, Llama-3 MEMIT+SADR", "Table 7, WISE"]
 
 
-def _follows(row: dict[str, float]) -> bool:
+def _follows(row: Row) -> bool:
     return abs(statistics.harmonic_mean([row[name] for name in AVERAGED if name in row]) - row["Avg.S"]) < 0.05
 
 

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -153,7 +153,8 @@ def test_gamma_replaces_sadr_and_nothing_else(model: Any):
     choose = editors_by_gamma(model, editor)
     assert choose(None).regularizers == (other,)
     assert choose(0.25).regularizers == (other, SADR(gamma=0.25))
-    assert editors_by_gamma(model, None)(0.25).steps == 80  # the presets' own number of steps with SADR
+    presets: Any = editors_by_gamma(model, None)(0.25)
+    assert presets.steps == 80  # the presets' own number of steps with SADR
     assert checked_gammas(model, (0.0, None, 0.1)) == (None, 0.1)
     assert checked_gammas(model, None) == (None, 0.01)
     assert default_windows(28) == (1, 6, 12)
@@ -168,7 +169,7 @@ def test_gamma_replaces_sadr_and_nothing_else(model: Any):
         (lambda model: checked_gammas(model, ()), "no γ to explore"),
         (lambda model: checked_windows(model, (0,)), "window is 0; expected at least 1"),
         (lambda model: checked_windows(model, ()), "no window to explore"),
-        (lambda model: Bench(model, (), lambda _: None, batch_size=0), "batch_size is 0"),
+        (lambda model: Bench(model, (), cast(Any, None), batch_size=0), "batch_size is 0"),
     ],
 )
 def test_mistakes_are_one_line(model: Any, wrong: Any, message: str):
@@ -182,7 +183,8 @@ def test_a_page_holds_all_its_data_and_no_markup_of_others(page: Path):
     assert len(text) < 300_000
     assert not re.search(r"(src|href)=(?!\"data:)", text)
     assert text.count("</script>") == 2
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    (held,) = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(held)
     assert data["setup"]["exhibits"][1]["fact"]["subject"] == '</script><b>Tom & "Jo"'
     labels = r"ROME <fast>, (\d+) steps;ROME <fast> \+ SADR γ = 0.5, (\d+) steps"
     assert re.fullmatch(labels, ";".join(data["setup"]["gammas"]))
@@ -208,7 +210,7 @@ def test_the_page_in_a_browser(page: Path, bench: Bench):
 
     async def use(tab: Page) -> None:
         # First the distracted prompt, attention, the window nearest to the paper's, o_true. Titles have 3 digits.
-        close = {"abs": 6e-4}
+        close: dict[str, Any] = {"abs": 6e-4}
         assert await shown(tab) == pytest.approx(expected(0, 3, None, 1, 2, 0), **close)
         await tab.evaluate(click.format("module", 1))
         assert await shown(tab) == pytest.approx(expected(0, 3, None, 1, 1, 0), **close)

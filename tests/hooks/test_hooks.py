@@ -46,7 +46,7 @@ def test_record_keeps_the_activation_or_what_is_picked_of_it():
 def test_substitute_touches_only_the_named_places():
     activation, replacement = noise(3, 5, 4), noise(2, 4, seed=1)
     before = activation.clone()
-    changed = substitute(replacement, ROWS, COLUMNS)(activation, hook=None)
+    changed: Any = substitute(replacement, ROWS, COLUMNS)(activation, hook=None)
     expected = before.clone()
     expected[0, 3], expected[2, 1] = replacement[0], replacement[1]
     assert torch.equal(changed, expected)
@@ -55,18 +55,21 @@ def test_substitute_touches_only_the_named_places():
 
 def test_add_delta_adds_and_lets_the_gradient_through():
     activation, delta = noise(3, 5, 4), noise(2, 4, seed=1).requires_grad_()
-    changed = add_delta(delta, ROWS, COLUMNS)(activation, hook=None)
+    changed: Any = add_delta(delta, ROWS, COLUMNS)(activation, hook=None)
     expected = activation.clone()
     expected[0, 3] += delta[0].detach()
     expected[2, 1] += delta[1].detach()
     assert torch.equal(changed.detach(), expected)
     weights = noise(3, 5, 4, seed=2)
     (changed * weights).sum().backward()
+    assert delta.grad is not None
     assert torch.equal(delta.grad, torch.stack([weights[0, 3], weights[2, 1]]))
 
 
 def test_add_delta_twice_at_one_place_adds_twice():
-    twice = add_delta(torch.ones(2, 4), torch.tensor([0, 0]), torch.tensor([1, 1]))(torch.zeros(1, 2, 4), hook=None)
+    twice: Any = add_delta(torch.ones(2, 4), torch.tensor([0, 0]), torch.tensor([1, 1]))(
+        torch.zeros(1, 2, 4), hook=None
+    )
     assert torch.equal(twice[0], torch.tensor([[0.0] * 4, [2.0] * 4]))
 
 
@@ -76,7 +79,7 @@ def test_apply_low_rank_is_a_change_of_the_weight(own: bool):
     left, right = (noise(3, 6, 2, seed=2), noise(3, 2, 4, seed=3)) if own else (noise(6, 2), noise(2, 4))
     on_post, on_out = apply_low_rank(left, right)
     assert on_post(post, hook=None) is None
-    out = on_out(post @ W, hook=None)
+    out: Any = on_out(post @ W, hook=None)
     for row in range(3):
         changed = W + (left[row] @ right[row] if own else left @ right)
         assert torch.allclose(out[row], post[row] @ changed, atol=1e-5)
@@ -90,22 +93,23 @@ def test_apply_low_rank_in_half_precision_rounds_once():
     on_post(post, hook=None)
     out = (100 * noise(1, 2, 4)).bfloat16()
     expected = (out.double() + (post.double() @ left.double()) @ right.double()).bfloat16()
-    assert torch.equal(on_out(out, hook=None), expected)
+    rounded: Any = on_out(out, hook=None)
+    assert torch.equal(rounded, expected)
 
 
 def test_patch_pattern_whole_rows():
     activation, pattern = noise(3, 2, 4, 4), noise(2, 2, 4, 4, seed=1)
     before = activation.clone()
-    changed = patch_pattern(pattern, ROWS)(activation, hook=None)
+    changed: Any = patch_pattern(pattern, ROWS)(activation, hook=None)
     assert torch.equal(changed, torch.stack([pattern[0], before[1], pattern[1]]))
     assert torch.equal(activation, before)
-    everywhere = patch_pattern(pattern[:1])(activation, hook=None)
+    everywhere: Any = patch_pattern(pattern[:1])(activation, hook=None)
     assert torch.equal(everywhere, pattern[:1].expand(3, 2, 4, 4))
 
 
 def test_patch_pattern_row_changes_one_query_of_each_row():
     activation, weights = noise(3, 2, 5, 5), noise(2, 2, 5, seed=1)
-    changed = patch_pattern_row(weights, ROWS, COLUMNS)(activation, hook=None)
+    changed: Any = patch_pattern_row(weights, ROWS, COLUMNS)(activation, hook=None)
     expected = activation.clone()
     for i, (row, query) in enumerate([(0, 3), (2, 1)]):
         for head in range(2):
@@ -116,7 +120,7 @@ def test_patch_pattern_row_changes_one_query_of_each_row():
 def test_patch_score_changes_one_score_of_every_head_and_the_softmax_renormalises():
     activation, scores = noise(3, 2, 5, 5), noise(2, 2, seed=1)
     keys = torch.tensor([2, 0])
-    changed = patch_score(scores, ROWS, COLUMNS, keys)(activation, hook=None)
+    changed: Any = patch_score(scores, ROWS, COLUMNS, keys)(activation, hook=None)
     expected = activation.clone()
     for i, (row, query, key) in enumerate([(0, 3, 2), (2, 1, 0)]):
         for head in range(2):
@@ -138,7 +142,8 @@ def test_knock_out_removes_the_token_and_renormalises(per_head: bool):
     closed = edges.unsqueeze(1).repeat(1, 3, 1, 1) if per_head else edges
     if per_head:
         closed[:, 0] = False
-    pattern = knock_out(closed)(scores, hook=None).softmax(-1)
+    masked: Any = knock_out(closed)(scores, hook=None)
+    pattern = masked.softmax(-1)
     for head in range(3):
         for row, query, key in ((0, 3, 1), (1, 2, 0)):
             if per_head and head == 0:
@@ -152,13 +157,13 @@ def test_knock_out_removes_the_token_and_renormalises(per_head: bool):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_knock_out_of_every_edge_is_no_nan(dtype: torch.dtype):
-    pattern = knock_out(torch.ones(1, 2, 2, dtype=torch.bool))(noise(1, 1, 2, 2).to(dtype), hook=None).softmax(-1)
-    assert torch.isfinite(pattern).all()
+    masked: Any = knock_out(torch.ones(1, 2, 2, dtype=torch.bool))(noise(1, 1, 2, 2).to(dtype), hook=None)
+    assert torch.isfinite(masked.softmax(-1)).all()
 
 
 def test_detach_pattern_leaves_the_value_and_cuts_the_gradient():
     pattern = noise(1, 2, 3, 3).requires_grad_()
-    changed = detach_pattern()(pattern, hook=None)
+    changed: Any = detach_pattern()(pattern, hook=None)
     assert torch.equal(changed, pattern)
     assert not changed.requires_grad
 
@@ -206,7 +211,7 @@ class Rows:
             assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
-def at(row: int, rows: dict[int, int], change: Callable[[Tensor, int], None]) -> Callable[[Tensor], Tensor]:
+def at(row: int, rows: dict[int, int], change: Callable[[Tensor, int], object]) -> Callable[[Tensor], Tensor]:
     """A reference's edit: `change(tensor, token)` of a copy where `row` is one of `rows`."""
 
     def function(tensor: Tensor) -> Tensor:

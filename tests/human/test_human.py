@@ -101,7 +101,7 @@ def test_answers_are_brought_back_to_the_systems():
     study = comparison(6)
     always_left = sheet(study, "left", lambda item, criterion, shown: "A")
     challenger = sheet(study, "fan", lambda *of: careful(*of, pair=1))
-    table = judgements([study], [always_left, challenger])
+    table: Any = judgements([study], [always_left, challenger])
     fan = table[table["annotator"] == "fan"]
     assert set(fan["outcome"]) == {"win"}
     assert set(fan["side"]) == {"A", "B"}
@@ -109,7 +109,7 @@ def test_answers_are_brought_back_to_the_systems():
     for row in table[table["annotator"] == "left"].itertuples():
         at, item = items[str(row.pair).split("/")[1]]
         assert row.outcome == ("win" if at % 2 == item.challenger else "loss")
-    passed = checks([study], [always_left, challenger]).groupby("annotator")["passed"].agg(list)
+    passed: Any = checks([study], [always_left, challenger]).groupby("annotator")["passed"].agg(list)
     assert passed["fan"] == [True, True]
     assert not all(passed["left"])
 
@@ -123,7 +123,8 @@ def test_tables_of_a_run_become_pairs():
         for record in records
         for at, prompt in enumerate(record.generation[:2])
     ]
-    one, other = pd.DataFrame(rows), pd.DataFrame(rows[1:]).assign(text=lambda of: of["text"] + "!")
+    one = pd.DataFrame(rows)
+    other: Any = pd.DataFrame(rows[1:]).assign(text=lambda of: of["text"] + "!")
     pairs = pairs_of_texts(records, one, other, setting="x")
     assert [pair.baseline for pair in pairs] == [" and so on 1", " and so on 0", " and so on 0"]
     assert [pair.challenger for pair in pairs] == [" and so on 1!", " and so on 0!", " and so on 0!"]
@@ -218,8 +219,8 @@ def nine(study: Comparison, *, of: int = 9) -> list[Any]:
 
 def test_agreement_of_a_study_worked_out_by_hand():
     study = comparison(10, settings=("one", "two"))  # pairs with an even number are setting one's
-    found = agreement(study, nine(study), resamples=200)
-    one = found.table[found.table["setting"] == "one"]
+    found: Any = agreement(study, nine(study), resamples=200)
+    one: Any = found.table[found.table["setting"] == "one"]
     two = found.table[found.table["setting"] == "two"]
     assert (one[["pairs", "annotators", "answers"]].to_numpy() == [5, 9, 45]).all()
     assert (one["win"] == 1).all()
@@ -263,7 +264,7 @@ def test_kappa_rests_on_pairs_with_as_many_answers():
     sheets = nine(study, of=4)
     seen = {item.id for item in study.pairs[:2]}
     gone = sheet(study, "gone", lambda item, *_: "A" if item.id in seen else None)
-    found = agreement(study, [*sheets, gone], resamples=100).table
+    found: Any = agreement(study, [*sheets, gone], resamples=100).table
     assert (found["kappa_pairs"] == 4).all()
     assert (found["kappa_raters"] == 4).all()
     assert (found["answers"] == 6 * 4 + 2).all()
@@ -273,7 +274,7 @@ def test_settings_of_one_name_are_put_together():
     """As the paper does with its two models: 20 pairs of each are 40."""
     studies = [comparison(20, seed=seed) for seed in range(2)]
     sheets = [each for study in studies for each in nine(study)]
-    found = agreement(studies, sheets, resamples=100).table
+    found: Any = agreement(studies, sheets, resamples=100).table
     assert (found["pairs"] == 40).all()
     assert (found["answers"] == 360).all()
 
@@ -326,7 +327,7 @@ def test_table_9_as_latex_and_as_a_figure():
     assert r"\toprule" in latex
     assert r"\multirow[t]{3}{*}{vs. one} & Specificity & 100.00 & 0.00 & 0.00 & – & 100.00 \\" in latex
     assert r"$\kappa$" in latex
-    figure = agreement_figure(found)
+    figure: Any = agreement_figure(found)
     texts = [annotation.text for annotation in figure.layout.annotations]
     assert "ROME + SADR vs. ROME" in texts
     assert "100.0 [100.0, 100.0]" in texts

@@ -172,7 +172,7 @@ def test_a_window_that_a_family_forgets_is_found(checkpoints: Any):
 
 def test_the_check_puts_windows_back(checkpoints: Any):
     for family in ("gemma2", "gptneo"):
-        model = LensModel(load_tiny(checkpoints(family)).model)
+        model: Any = LensModel(load_tiny(checkpoints(family)).model)
         assert model.checked is not None
         assert set(model._backend.windows) == {None, WINDOW}
         huggingface = model.model.original_model

@@ -135,7 +135,7 @@ def test_a_batch_of_mixed_lengths_is_its_rows(exact_model: LensModel):
         Record(index=at, fact=fact, tasks={task: asked[at] if task == "rewrite" else () for task in TASKS})
         for at, fact in enumerate(facts)
     ]
-    found = evaluate(exact_model, records, [result.edit for result in together])
+    found: Any = evaluate(exact_model, records, [result.edit for result in together])
     for record, result in zip(records, together, strict=True):
         alone = editor.edit(exact_model, record.fact)
         (layer,) = alone.values

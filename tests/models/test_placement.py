@@ -101,12 +101,12 @@ def test_an_edit_is_made_applied_taken_back_traced_and_exported(pair: tuple[Lens
     assert torch.allclose(hooked, applied, atol=1e-4)
     assert placed.model_hash == before
 
-    grids = [
+    grids: Any = [
         contaminating_substitution(model, edit, FACT.text, FACT.target_new, ("resid", "mlp", "attn"), 2).table
         for model in pair
     ]
     assert (grids[0]["probability"] == grids[1]["probability"]).all()
-    scores = [patch_attention(model, edit, FACT.text, FACT.target_new, 2).table for model in pair]
+    scores: Any = [patch_attention(model, edit, FACT.text, FACT.target_new, 2).table for model in pair]
     assert (scores[0]["probability"] == scores[1]["probability"]).all()
 
     edit.export(placed, tmp_path / "placed")

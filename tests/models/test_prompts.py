@@ -125,12 +125,12 @@ def byte_tokenizer(checkpoints: Any) -> Any:
     return AutoTokenizer.from_pretrained(checkpoints("gpt2"))
 
 
-def with_tokens(text: str, *offsets: tuple[int, int]) -> Any:
-    """A model whose tokenizer cuts `text` at these places, as some other tokenizer would."""
+def with_tokens(whole: str, *offsets: tuple[int, int]) -> Any:
+    """A model whose tokenizer cuts `whole` at these places, as some other tokenizer would."""
 
     class Cut(Stub):
-        def encode(self, given: str) -> Encoding:
-            assert given == text
+        def encode(self, text: str) -> Encoding:
+            assert text == whole
             return Encoding(ids=list(range(len(offsets))), offsets=list(offsets))
 
     return Cut(None)

@@ -35,7 +35,7 @@ def pair(
     request: pytest.FixtureRequest, checkpoints: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, LensModel, LensModel]:
     """A checkpoint in integers of 8 bits, as its publisher would write it; loaded, and the original."""
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
     original, folder = checkpoints(request.param), tmp_path_factory.mktemp("quantised") / request.param

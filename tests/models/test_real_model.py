@@ -33,10 +33,10 @@ def test_the_eiffel_tower_moves_to_rome_and_takes_the_arc_de_triomphe_along(mode
     edit = ROME.for_model(model).edit(model, record.fact).edit  # its second moment comes with driftlens
 
     tasks = ("rewrite", "distract_neighborhood")
-    before, after = (
+    tables: list[Any] = [
         evaluate(model, record, one, tasks=tasks).set_index(["task", "prompt_index"]) for one in (None, edit)
-    )
-    p_before, p_after = np.exp(-before[["nll_true", "nll_new"]]), np.exp(-after[["nll_true", "nll_new"]])
+    ]
+    p_before, p_after = (np.exp(-table[["nll_true", "nll_new"]]) for table in tables)
     assert p_before.loc[("rewrite", 0), "nll_true"] > 0.5, "unedited, the model knows where the tower is"
     assert p_after.loc[("rewrite", 0), "nll_new"] > 0.8
     assert p_after.loc[("rewrite", 0), "nll_true"] < 0.05
@@ -46,7 +46,7 @@ def test_the_eiffel_tower_moves_to_rome_and_takes_the_arc_de_triomphe_along(mode
     assert p_after.loc[arc, "nll_true"] < 0.5 * p_before.loc[arc, "nll_true"]
 
     trace = contaminating_substitution(model, edit, prompt, (prompt.target_true, prompt.target_new), ["mlp", "attn"])
-    lost = trace.table[trace.table["target_name"] == "o_true"]
+    lost: Any = trace.table[trace.table["target_name"] == "o_true"]
     worst = {module: cells.loc[cells["effect"].idxmin()] for module, cells in lost.groupby("module")}
     assert worst["attn"]["effect"] < -0.1
     # Figure 3: the edit writes at the subject's last token; attention at the last token, in upper layers, spreads it.

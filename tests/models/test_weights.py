@@ -74,7 +74,8 @@ def test_a_tensor_that_is_missing_is_named(folder: Path, capfd: pytest.CaptureFi
 def test_another_number_of_layers_is_told_before_a_model_is_built(
     folder: Path, layers: int, capfd: pytest.CaptureFixture[str]
 ):
-    change(folder, **{sizes(folder)["layers"]: layers})
+    given: dict[str, Any] = {sizes(folder)["layers"]: layers}
+    change(folder, **given)
     message = refused(folder, capfd)
     assert f"says {layers} layers, but its weights have {LAYERS}, the last with " in message
     assert f".{LAYERS - 1}." in message

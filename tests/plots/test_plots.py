@@ -1,5 +1,8 @@
 """Figures: what they show is what the tables say, and files are whole, self-contained, or not there."""
 
+# What plotly's figures hold is known once they are made.
+# pyright: reportAttributeAccessIssue=false
+
 import re
 from pathlib import Path
 from typing import Any
@@ -35,13 +38,14 @@ def made_up_trace(
     table = pd.DataFrame(rows)
     table["effect"] = scale * rng.standard_normal(len(table))
     table["probability"] = table["vanilla"] + table["effect"]
-    baselines = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
+    baselines: Any = table[["case", "target_name", "target", "vanilla", "edited"]].drop_duplicates(ignore_index=True)
     baselines["prompt"] = "Eiffel <b> in Ben is"
     return Trace(table=table, baselines=baselines, model="some/model", window=2, edited_layers=(1,))
 
 
 def heatmaps(figure: go.Figure) -> list[Any]:
-    return [trace for trace in figure.data if trace.type == "heatmap"]
+    traces: Any = figure.data
+    return [trace for trace in traces if trace.type == "heatmap"]
 
 
 def test_a_panel_for_each_module_and_target_with_the_tables_values():
@@ -135,7 +139,7 @@ def test_words_say_what_is_shown():
 def test_type_is_legible_and_cells_keep_their_size():
     small, large = plot_trace(made_up_trace(modules=("attn",), targets=1)), plot_trace(made_up_trace())
     for figure in (small, large):
-        sizes = [int(size) for size in re.findall(r'font":\{[^{}]*"size":\s*(\d+)', figure.to_json())]
+        sizes = [int(size) for size in re.findall(r'font":\{[^{}]*"size":\s*(\d+)', str(figure.to_json()))]
         assert min(sizes) >= 12
 
     def panel(figure: go.Figure) -> tuple[float, float]:
@@ -198,7 +202,7 @@ def test_a_single_prompt_that_is_averaged_by_role_has_a_row_for_each_role():
     ]  # fmt: skip
     baselines = [{"case": 0, "prompt": "p", "target_name": "o_true", "target": "x", "vanilla": 0.4, "edited": 0.2}]
     table, rows = pd.DataFrame(cells), pd.DataFrame(baselines)
-    trace = Trace(table=table, baselines=rows, model="m", window=1, edited_layers=(0,))
+    trace: Any = Trace(table=table, baselines=rows, model="m", window=1, edited_layers=(0,))
     (heatmap,) = (part for part in trace.plot().data if part.type == "heatmap")
     assert np.allclose(heatmap.z, [[0.0, 0.0], [0.3, 0.3], [0.9, 0.9]])
 

@@ -87,7 +87,7 @@ def test_a_wrong_address_is_one_line_at_once(
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as server:
         nobody = f"127.0.0.1:{server.getsockname()[1]}"
-    other = silent()
+    other: Any = silent()
     for address, said in (
         (nobody, "Connection refused"),
         (next(other), "what listens there is not Ray"),
@@ -139,7 +139,7 @@ def test_a_running_cluster_is_joined_and_a_lost_node_changes_nothing(
         return subprocess.Popen([*command, "--no-generate", "--out", str(tmp_path / name), *more], text=True)
 
     assert run("one process").wait(300) == 0
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1)
         assert run("two nodes", "--address", cluster.address).wait(300) == 0

@@ -78,7 +78,7 @@ def editor(model: Any) -> ROME:
 
 
 def run(model: Any, editor: ROME | None, folder: Path, records: Sequence[Record] = RECORDS, **options: Any) -> Any:
-    settings = {"perplexity_texts": TEXTS, "snippets": SNIPPETS, "shard_size": 2} | options
+    settings: dict[str, Any] = {"perplexity_texts": TEXTS, "snippets": SNIPPETS, "shard_size": 2} | options
     return benchmark(model, records, editor, folder, **settings)
 
 
@@ -125,7 +125,7 @@ def test_a_run_is_the_sum_of_its_parts(model: Any, editor: ROME, result: Benchma
         np.testing.assert_allclose(result.nlls[column], nlls[column], rtol=1e-4, atol=1e-4)
     texts = continuations(model, RECORDS, edits)
     assert result.generations["text"].tolist() == texts["text"].tolist()
-    table = result.records
+    table: Any = result.records
     assert table["record"].tolist() == [3, 4, 5, 8, 9]
     assert table["subject"].tolist() == [one.fact.subject for one in RECORDS]
     assert table["steps"].tolist() == [4.0] * 5
@@ -241,7 +241,7 @@ def test_a_truncated_or_altered_shard_is_done_again(
 def test_another_configuration_is_refused_by_name(model: Any, editor: ROME, tmp_path: Path, checkpoints: Any):
     run(model, editor, tmp_path, generate=False, snippets=None)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for options, change, said in (
+    others: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({}, {"lr": 0.25}, r"editor.lr is 0.5 there and 0.25 here;"),
         ({}, {"regularizers": (SADR(),)}, r"editor.regularizers is none there and SADR\(gamma=0.01"),
         ({}, {"second_moment": 2 * torch.eye(model.d_mlp)}, "editor.second_moment is "),
@@ -251,9 +251,10 @@ def test_another_configuration_is_refused_by_name(model: Any, editor: ROME, tmp_
         ({"records": RECORDS[:4]}, {}, "records is 5 there and 4 here"),
         ({"records": RECORDS[::-1]}, {}, "records_hash is"),
         ({"perplexity_texts": None}, {}, "perplexity_texts is"),
-    ):
+    ]
+    for options, change, said in others:
         with pytest.raises(DriftlensError, match=f"holds another run: {said}"):
-            run(model, replace(editor, **change), tmp_path, **{"generate": False, "snippets": None} | options)
+            run(model, replace(editor, **change), tmp_path, **({"generate": False, "snippets": None} | options))
     with pytest.raises(DriftlensError, match=r"editor\.name is ROME there and none here"):
         run(model, None, tmp_path, generate=False, snippets=None)
     other = load_tiny(checkpoints("gptj"))
@@ -291,7 +292,8 @@ def test_shards_without_a_manifest_are_nobody_elses(model: Any, editor: ROME, tm
 def test_the_sizes_of_batches_and_shards_change_nothing(
     model: Any, editor: ROME, result: BenchmarkResult, tmp_path: Path
 ):
-    for number, sizes in enumerate(({"edit_batch": 1, "batch_size": 3}, {"shard_size": 1}, {"shard_size": 100})):
+    various: list[dict[str, Any]] = [{"edit_batch": 1, "batch_size": 3}, {"shard_size": 1}, {"shard_size": 100}]
+    for number, sizes in enumerate(various):
         assert_same(run(model, editor, tmp_path / str(number), **sizes), result, tolerance=2e-4)
 
 
@@ -342,7 +344,7 @@ def test_what_is_wrong_for_all_records_stops_the_run_at_once(model: Any, editor:
     ):
         with pytest.raises(DriftlensError, match=said):
             run(model, replace(editor, **change), tmp_path / said[:3])
-    for options, said in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"tasks": ["rewrit"]}, "unknown task 'rewrit'"),
         ({"records": []}, "0 records"),
         ({"records": [RECORDS[0], RECORDS[0]]}, "two records have the index 3"),
@@ -350,7 +352,8 @@ def test_what_is_wrong_for_all_records_stops_the_run_at_once(model: Any, editor:
         ({"edit_batch": 0}, "edit_batch is 0"),
         ({"perplexity_texts": [""]}, "perplexity have fewer than 2 tokens"),
         ({"generate": False}, "nothing is generated"),
-    ):
+    ]
+    for options, said in mistakes:
         with pytest.raises(DriftlensError, match=said):
             run(model, editor, tmp_path / "options", **options)
     (tmp_path / "file").write_text("")

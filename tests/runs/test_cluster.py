@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +140,13 @@ def test_a_run_is_begun_by_one_process_and_ended_by_workers(
     assert seen == [True, True, True, False, False]
     assert_same(found, result, tolerance=1e-5)
     # What is wrong is told as it is without workers.
-    for changes, said in (
-        (
-            {"edit_batch": 2, "editor": ROME(**settings(model) | {"layer": 9})},
-            "^layer 9 is out of range",
-        ),
-        ({"editor": ROME(**settings(model) | {"lr": 0.4})}, "holds another run: editor.lr is 0.5 there and 0.4 here"),
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"edit_batch": 2, "editor": replace(editor, layer=9)}, "^layer 9 is out of range"),
+        ({"editor": replace(editor, lr=0.4)}, "holds another run: editor.lr is 0.5 there and 0.4 here"),
         ({"device": "cuda"}, "^device is 'cuda', but the cluster has no GPU"),
         ({"device": "cuda:1"}, "^device is 'cuda:1', but Ray gives"),
-    ):
+    ]
+    for changes, said in mistakes:
         with pytest.raises(DriftlensError, match=said):
             cluster_benchmark(recipe(folder, changes.pop("editor", editor), **changes), RECORDS, tmp_path, workers=1)
     with pytest.raises(DriftlensError, match="3 workers but the cluster has 2 cores"):

@@ -67,7 +67,7 @@ def test_it_covers_the_truth_where_prompts_hang_together():
     covered = 0
     for _ in range(300):
         chance = generator.beta(0.3, 0.3 / 9, size=40)  # mean 0.9
-        values = 100.0 * (generator.random((40, 10)) < chance[:, None]).ravel()
+        values: Any = 100.0 * (generator.random((40, 10)) < chance[:, None]).ravel()
         _, low, high, _ = bounded_interval(values, np.repeat(np.arange(40), 10))
         covered += low <= 90 <= high
     assert covered / 300 > 0.92  # 0.95 less two standard errors

@@ -6,6 +6,7 @@ tokenizer is a real byte-level BPE, trained here.
 
 import json
 import logging
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,8 @@ def _config(family: str) -> Any:
         "tie_word_embeddings": False,
     }
     if family.startswith("neox"):
-        return GPTNeoXConfig(
-            intermediate_size=4 * D_MODEL, rotary_pct=0.5, use_parallel_residual=family == "neox", **common
-        )
+        common |= {"rotary_pct": 0.5}
+        return GPTNeoXConfig(intermediate_size=4 * D_MODEL, use_parallel_residual=family == "neox", **common)
     if family.startswith("llama"):
         if family == "llama3":
             common |= {"rope_parameters": _LLAMA3_ROPE}
@@ -117,24 +117,25 @@ _LLAMA3_ROPE = {
 def _config_of_more(family: str, common: dict[str, Any]) -> Any:
     import transformers
 
-    gated = {"intermediate_size": 80, "num_key_value_heads": 2}
+    gated: dict[str, Any] = {"intermediate_size": 80, "num_key_value_heads": 2}
+    tied: dict[str, Any] = common | {"tie_word_embeddings": True}
     if family == "mistral":
         return transformers.MistralConfig(**gated, **common, sliding_window=WINDOW)
     if family == "qwen2":
-        return transformers.Qwen2Config(**gated, **common | {"tie_word_embeddings": True})
+        return transformers.Qwen2Config(**gated, **tied)
     if family == "qwen2-window":  # the upper layers only
-        window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
         return transformers.Qwen2Config(**gated, **common, **window)
     if family == "qwen3":
         return transformers.Qwen3Config(**gated, **common, head_dim=16)
     if family == "gemma2":
         return transformers.Gemma2Config(
-            **gated, **common | {"tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=24,
+            **gated, **tied, head_dim=16, query_pre_attn_scalar=24,
             sliding_window=WINDOW, attn_logit_softcapping=3.0, final_logit_softcapping=5.0,
         )  # fmt: skip
     if family == "gemma3":
         return transformers.Gemma3TextConfig(
-            **gated, **common | {"tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=16,
+            **gated, **tied, head_dim=16, query_pre_attn_scalar=16,
             sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         )  # fmt: skip
     if family == "phi3":
@@ -157,9 +158,7 @@ def _config_of_more(family: str, common: dict[str, Any]) -> Any:
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
     if family == "opt":
-        return transformers.OPTConfig(
-            **common | {"tie_word_embeddings": True}, ffn_dim=80, word_embed_proj_dim=D_MODEL, pad_token_id=1
-        )
+        return transformers.OPTConfig(**tied, ffn_dim=80, word_embed_proj_dim=D_MODEL, pad_token_id=1)
     if family == "starcoder2":
         return transformers.Starcoder2Config(**gated, **common, use_bias=True, sliding_window=WINDOW)
     raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES + MORE_FAMILIES)}")
@@ -198,8 +197,8 @@ def hooked_transformer(folder: str | Path, **processing: bool) -> Any:
     `HookedTransformer.from_pretrained` reads names of the hub only, so the configuration is written out and
     the weights go through transformer-lens's own conversions.
     """
-    import transformer_lens.pretrained.weight_conversions as conversions
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    lens: Any = import_module("transformer_lens")
+    conversions: Any = import_module("transformer_lens.pretrained.weight_conversions")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
@@ -247,8 +246,8 @@ def hooked_transformer(folder: str | Path, **processing: bool) -> Any:
             "rotary_adjacent_pairs": False, "rotary_base": config.rope_parameters["rope_theta"], "gated_mlp": True,
             "final_rms": True, "n_key_value_heads": config.num_key_value_heads if grouped else None,
         }  # fmt: skip
-    cfg = HookedTransformerConfig.from_dict(settings)
-    hooked = HookedTransformer(cfg, tokenizer=AutoTokenizer.from_pretrained(folder))
+    cfg = lens.HookedTransformerConfig.from_dict(settings)
+    hooked = lens.HookedTransformer(cfg, tokenizer=AutoTokenizer.from_pretrained(folder))
     flags = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
     chosen = {flag: processing.get(flag, False) for flag in flags}
     logging.getLogger().setLevel(logging.ERROR)

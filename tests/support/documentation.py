@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import CodeType
 
 from tests.support.places import ROOT
 
@@ -48,7 +49,7 @@ class Block:
     def slow(self) -> bool:
         return self.marker == "slow"
 
-    def compiled(self) -> object:
+    def compiled(self) -> CodeType:
         """The code, in whose tracebacks the page's own lines stand."""
         return compile("\n" * (self.line - 1) + self.code, str(self.page), "exec")
 

@@ -80,7 +80,7 @@ class NaiveValue:
         at = self.subject_last(text, self.start_of(j))
         logits = self.plain.run(torch.tensor([whole]), edits=self._edits(at, delta, patterns))[1]
         targets = range(len(prompt), len(whole))
-        nll = -sum(logits[0, k - 1].log_softmax(-1)[whole[k]] for k in targets) / len(targets)
+        nll: Any = -sum(logits[0, k - 1].log_softmax(-1)[whole[k]] for k in targets) / len(targets)
         return nll, {n: pattern[0, :, len(prompt) - 1] for n, pattern in patterns.items()}
 
     def _essence(self, delta: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class NaivePmetValue(NaiveValue):
         ]
 
     def terms(self, delta: Tensor, *, fixed_selection: bool = False) -> dict[str, Tensor]:
-        terms = super().terms(delta, fixed_selection=fixed_selection)
+        terms: Any = super().terms(delta, fixed_selection=fixed_selection)
         terms["weight_decay"] = self.weight_decay * sum(
             d.norm() / init.norm() ** 2 for d, init in zip(delta, self.target_init, strict=True)
         )
@@ -156,7 +156,7 @@ def at_subject(value: NaiveValue, site: str, layer: int, text: str, start: int) 
 
 def down_projection(plain: PlainModel, layer: int) -> tuple[Tensor, bool]:
     """The weight, and whether it is stored as [d_model, d_mlp]."""
-    module = plain.blocks[layer].get_submodule(plain.paths[3])
+    module: Any = plain.blocks[layer].get_submodule(plain.paths[3])
     return module.weight, isinstance(module, torch.nn.Linear)
 
 

@@ -36,8 +36,8 @@ class PlainModel:
         self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
         self.model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.base = getattr(self.model.base_model, "decoder", self.model.base_model)
-        self.blocks = self.base.h if hasattr(self.base, "h") else self.base.layers
+        self.base: Any = getattr(self.model.base_model, "decoder", self.model.base_model)
+        self.blocks: Any = self.base.h if hasattr(self.base, "h") else self.base.layers
         config = self.model.config
         self.n_heads = config.num_attention_heads
         self.d_head = getattr(config, "head_dim", None) or config.hidden_size // self.n_heads

@@ -1,5 +1,8 @@
 """Every bad input is answered in one line, with exit code 2, and leaves nothing behind: the rule, tried in bulk."""
 
+# Wrong types are what is tried.
+# pyright: reportArgumentType=false
+
 import json
 import os
 from collections.abc import Callable, Sequence

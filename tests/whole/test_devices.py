@@ -53,13 +53,13 @@ def edits(models: dict[str, Any], records: list[Any]) -> list[Any]:
     return [result.edit for result in own]
 
 
-def close(cpu: pd.DataFrame, gpu: pd.DataFrame, columns: list[str], *, within: float) -> None:
+def close(cpu: Any, gpu: Any, columns: list[str], *, within: float) -> None:
     """Both tables have the same rows in the same order, and the columns' numbers agree."""
     numbers = cpu.select_dtypes("number").columns
     others = [name for name in cpu.columns if name not in numbers]
     pd.testing.assert_frame_equal(cpu[others], gpu[others])
     for name in columns:
-        difference = (cpu[name] - gpu[name]).abs().max()
+        difference: Any = (cpu[name] - gpu[name]).abs().max()
         assert difference <= within, f"{name} differs by {difference}"
 
 
@@ -200,4 +200,5 @@ def test_bfloat16(records: list[Any]):
     model = load_model("demo", device=GPU, dtype="bfloat16")
     editor = ROME.for_model(model, steps=STEPS, regularizers=(SADR(),))
     edits = [result.edit for result in editor.edit_many(model, [record.fact for record in records])]
-    assert evaluate(model, records, edits)[["nll_true", "nll_new"]].notna().all().all()
+    nlls: Any = evaluate(model, records, edits)
+    assert nlls[["nll_true", "nll_new"]].notna().all().all()

@@ -153,17 +153,16 @@ def test_an_update_that_is_not_finite_is_no_result(name: str, model: Any, monkey
     """A loss can be finite and what is written still too large: here by the keys of one fact."""
     editor = make(name, model)
     moment = editor.second_moment if name == "ROME" else editor.second_moment[0]
-    real = type(moment).solve
+    real, calls = type(moment).solve, list[int]()
 
     def solve(self: Any, keys: Tensor) -> Tensor:
         solved = real(self, keys).clone()
         if name == "ROME":
-            solve.calls += 1
-            return solved * (math.inf if solve.calls == 2 else 1)
+            calls.append(1)
+            return solved * (math.inf if len(calls) == 2 else 1)
         solved[1] = math.inf
         return solved
 
-    solve.calls = 0  # pyright: ignore[reportFunctionMemberAccess]
     expected = editor.edit_many(model, [GOOD[0], GOOD[2]])
     monkeypatch.setattr(type(moment), "solve", solve)
     outcomes = editor.try_many(model, GOOD)
@@ -248,7 +247,7 @@ def test_a_prompt_without_a_finite_nll_spoils_no_mean(model: Any, tmp_path: Path
     bad = record(6, DAMAGED, "The mayor of {} is", "old", "Leiden")
     options: dict[str, Any] = {"generate": False, "perplexity_texts": ["The Eiffel Tower is in Paris."]}
     with pytest.warns(RuntimeWarning, match=r"^2 prompts could not be measured .*is not finite under the edit"):
-        found = benchmark(model, [*RECORDS, bad], None, tmp_path / "run", **options)
+        found: Any = benchmark(model, [*RECORDS, bad], None, tmp_path / "run", **options)
     assert found.problems[["record", "stage", "prompt_index"]].to_numpy().tolist() == [
         [6, "rewrite", 0], [6, "distract_neighborhood", 0],
     ]  # fmt: skip

@@ -4,6 +4,8 @@ The plain way is `benchmarks/plain.py`: Hugging Face's model, whole sequences at
 A bound that fails is a regression of the engine, whatever the clock says.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -87,7 +89,7 @@ def test_a_grid_of_cells(demo_model: LensModel):
     cells = len(MODULES) * loop.n_tokens * n_layers
     assert grid / (cells * operations(lambda: loop.probabilities(cell(0, 2, 3)))) < 0.35
 
-    table = contaminating_substitution(demo_model, edit, prompt, targets, MODULES, window).table
+    table: Any = contaminating_substitution(demo_model, edit, prompt, targets, MODULES, window).table
     table = table.set_index(["module", "token", "layer", "target_name"])["probability"]
     for part, module in ((None, "resid"), (0, "mlp"), (2, "attn")):
         for token, n in ((loop.n_tokens - 1, 4), (2, 2)):

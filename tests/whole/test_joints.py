@@ -137,7 +137,7 @@ def test_every_function_reads_what_is_written_by_hand(read: Any, name: str):
     (answer,) = greedy_answers(model, [given], edit)
     assert answer.continuation.startswith(generation.continuation) or "\ufffd" in generation.continuation
 
-    drift = attention_drift(model, edit, given, "Toko Yasuda")
+    drift: Any = attention_drift(model, edit, given, "Toko Yasuda")
     again = attention_drift(model, edit, kept, "Toko Yasuda")
     assert np.allclose(drift.heads["kl"], again.heads["kl"])
     layer = int(drift.heads["layer"].max())

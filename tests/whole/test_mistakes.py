@@ -1,5 +1,8 @@
 """What people mean: an editor's result for its edit, a single regulariser; and near misses that are answered."""
 
+# Wrong types are what is tried.
+# pyright: reportArgumentType=false
+
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,10 @@ from driftlens.options.parsing import Parser
 from tests.support.edited import random_edit
 from tests.support.tiny import BRIDGE, load_tiny
 
-FACT = Fact(subject="Toko Yasuda", prompt="{} plays the", target_true="guitar", target_new="piano")
-RECORD = Record(index=0, fact=FACT, tasks=all_tasks(FACT, {"neighborhood": [Asked("Anaal Nathrakh plays", "metal")]}))
+FACT: Any = Fact(subject="Toko Yasuda", prompt="{} plays the", target_true="guitar", target_new="piano")
+RECORD: Any = Record(
+    index=0, fact=FACT, tasks=all_tasks(FACT, {"neighborhood": [Asked("Anaal Nathrakh plays", "metal")]})
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +155,13 @@ def test_steps_follow_gamma_unless_they_were_given(model: LensModel):
         assert with_sadr(model, given, 0.5).steps == steps
     # What is filled in later does not make the number somebody's.
     moment = {usual.layer: SecondMoment(torch.eye(model.d_mlp))}
-    for later in (
+    changed: list[Any] = [
         usual.with_second_moments(moment),
         usual.with_second_moments(moment).settled(model),
         usual.changed(contexts=("{}",)),
         make_editor(model, EditorOptions(editor="rome", contexts=((2, 1),))),
-    ):
+    ]
+    for later in changed:
         assert with_sadr(model, later, 0.5).steps == restrained
         assert with_sadr(model, later.changed(steps=7), 0.5).steps == 7
     heads = ROME.for_model(model, regularizers=SADR(heads="all"))

@@ -3,6 +3,7 @@
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def test_every_kind_of_record_is_edited_and_evaluated():
     edits = [result.edit for result in editor.edit_many(model, [record.fact for record in records])]
     # This model reads 128 tokens; some of the other task's answers are longer.
     tasks = [task for task in TASKS if "other_task" not in task]
-    before, after = evaluate(model, records, tasks=tasks), evaluate(model, records, edits, tasks=tasks)
+    before: Any = evaluate(model, records, tasks=tasks)
+    after: Any = evaluate(model, records, edits, tasks=tasks)
     assert len(after) == sum(len(record.tasks[task]) for record in records for task in tasks)
     assert np.isfinite(after[["nll_true", "nll_new"]].to_numpy()).all()
     rewritten = after["task"] == "rewrite"
@@ -84,7 +86,7 @@ def test_almost_no_column_of_an_evaluation_is_padding(monkeypatch):
     with columns_of_passes(monkeypatch) as counted:
         found = evaluate(model, records, on_problem=lambda *problem: problems.append(problem))
     assert counted["computed"] / counted["real"] <= 1.15
-    lost = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
+    lost: Any = found[found[["nll_true", "nll_new"]].isna().any(axis=1)]
     assert [problem[:3] for problem in problems] == [
         tuple(row) for row in lost[["record", "task", "prompt_index"]].to_numpy().tolist()
     ]
@@ -143,7 +145,7 @@ def test_all_records_go_through_a_benchmark_run(tmp_path, monkeypatch):
     texts = load_texts(SHARED / "data" / "me_ppl_50.json")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a record or a prompt that were left out would be told in one
-        result = benchmark(model, records, editor, tmp_path / "run", perplexity_texts=texts)
+        result: Any = benchmark(model, records, editor, tmp_path / "run", perplexity_texts=texts)
     assert result.records["record"].tolist() == [record.index for record in records]
     assert len(result.nlls) == sum(len(prompts) for record in records for prompts in record.tasks.values())
     assert np.isfinite(result.nlls[["nll_true", "nll_new"]].to_numpy()).all()

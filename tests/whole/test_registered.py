@@ -188,7 +188,7 @@ def test_runs_and_caches(name: str, tiny: LensModel, given: Any, tmp_path: Path,
 
     records = load("records.json")[:2]
     editor = EDITORS.find(name).for_model(tiny, **given(name))
-    result = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False)
+    result: Any = benchmark(tiny, records, editor, tmp_path / "run", tasks=("rewrite",), generate=False)
     assert result.records["record"].tolist() == [0, 1]
     assert (result.records["problem"] == "").all()
     facts = [record.fact for record in records]

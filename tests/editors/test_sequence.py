@@ -37,7 +37,7 @@ ROUNDING = 5e-6
 
 @pytest.fixture(scope="module")
 def model() -> LensModel:
-    return load_model("demo")
+    return load_model("demo", device="cpu")
 
 
 def weights(model: LensModel, edit: Edit) -> dict[int, torch.Tensor]:

@@ -205,7 +205,8 @@ def test_fewer_records_are_taken_from_the_main_tables_run(
 
 def test_table_7_has_editors_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
-    call = ["--records", "2", "--text-records", "1", "--steps", "5", "--no-png", "--out", str(tmp_path / "out")]
+    settings = "--records 2 --text-records 1 --steps 5 --device cpu --no-png"
+    call = [*settings.split(), "--out", str(tmp_path / "out")]
     assert run_command(table7.main, call) == 0
     prompts: Any = pd.read_parquet(tmp_path / "out" / "table7.parquet")
     assert [*prompts["row"].unique()] == ["None", *(f"{editor}{more}" for editor in ("WISE", "MEND", "AlphaEdit")

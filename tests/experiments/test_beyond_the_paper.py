@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
+from driftlens.display.terminal import Terminal
 from driftlens.editors import ROME
 from driftlens.evaluation import summarize
 from driftlens.options.program import run_command
@@ -101,7 +101,7 @@ def test_guards_end_to_end(arguments: Any, tmp_path: Path):  # noqa: F811
 
 
 def test_the_curve_has_sadr_with_both_numbers_of_steps():
-    with open_study(read_options(["--gammas", "0.01,0.1"], prog="", description=""), Console(quiet=True)) as study:
+    with open_study(read_options(["--gammas", "0.01,0.1"], prog="", description=""), Terminal(quiet=True)) as study:
         settings = guards.curve_settings(study)
         steps = {
             name: editor.steps for name, of in settings.items() if isinstance(editor := editor_of(study, of), ROME)

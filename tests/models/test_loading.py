@@ -80,7 +80,7 @@ def storages(tensors: Iterable[torch.Tensor]) -> int:
 @bridge_only
 def test_no_weight_is_held_twice(checkpoint_folder: Path):
     """Neither by the bridge and Hugging Face's model each, nor whole and in parts, as joint QKV weights."""
-    model = load_model(checkpoint_folder, check=False)
+    model = load_model(checkpoint_folder, device="cpu", check=False)
     twice = 0
     if model.family == "neox":  # the parts of its joint weights lie interleaved, and no view has a head of each
         twice = storages(weight for name, weight in model.named_weights() if "query_key_value" in name)
@@ -89,7 +89,7 @@ def test_no_weight_is_held_twice(checkpoint_folder: Path):
 
 @bridge_only
 def test_the_tokenizer_is_the_checkpoints_own(checkpoint_folder: Path):
-    model = load_model(checkpoint_folder, check=False)
+    model = load_model(checkpoint_folder, device="cpu", check=False)
     plain = PlainModel(checkpoint_folder)
     text = "The river Vltava"
     assert model.encode(text).ids == plain.tokenizer(text)["input_ids"]

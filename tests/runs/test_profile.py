@@ -96,10 +96,10 @@ def test_a_profile_of_one_record_as_a_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DRIFTLENS_CACHE", str(tmp_path / "cache"))
-    estimate = load_model("demo", check=False).pass_cost
+    estimate = load_model("demo", device="cpu", check=False).pass_cost
     file = tmp_path / "profile.json"
     arguments = ["--records", "1", "--editor", "rome", "--no-generation", "--samples", "4", "--run", "10"]
-    assert main(["profile", *arguments, "--json", str(file)]) == 0
+    assert main(["profile", "--device", "cpu", *arguments, "--json", str(file)]) == 0
     told = json.loads(file.read_text())
     assert told["model"] == "demo"
     assert told["pass_cost_tokens"] >= 0
@@ -126,18 +126,18 @@ def test_a_profile_of_one_record_as_a_command(
     assert json.loads(kept.read_text())["pass_cost"] == told["pass_cost_tokens"]
     assert kept.name in "".join(printed.split())
     kept.write_text(kept.read_text().replace(f'"pass_cost": {told["pass_cost_tokens"]}', '"pass_cost": 77'))
-    assert load_model("demo", check=False).pass_cost == 77
-    assert load_model("demo", check=False, dtype="bfloat16").pass_cost == estimate
+    assert load_model("demo", device="cpu", check=False).pass_cost == 77
+    assert load_model("demo", device="cpu", check=False, dtype="bfloat16").pass_cost == estimate
     monkeypatch.setenv("DRIFTLENS_PASS_COST", "estimate")
-    assert load_model("demo", check=False).pass_cost == estimate
+    assert load_model("demo", device="cpu", check=False).pass_cost == estimate
     monkeypatch.setenv("DRIFTLENS_PASS_COST", "12.5")
-    assert load_model("demo", check=False).pass_cost == 12.5
+    assert load_model("demo", device="cpu", check=False).pass_cost == 12.5
     monkeypatch.setenv("DRIFTLENS_PASS_COST", "many")
     with pytest.raises(DriftlensError, match="DRIFTLENS_PASS_COST is 'many'; expected a number of tokens"):
-        load_model("demo", check=False)
+        load_model("demo", device="cpu", check=False)
     monkeypatch.delenv("DRIFTLENS_PASS_COST")
     kept.write_text("{")  # what cannot be read is as good as nothing
-    assert load_model("demo", check=False).pass_cost == estimate
+    assert load_model("demo", device="cpu", check=False).pass_cost == estimate
 
 
 def test_another_cost_of_a_pass_changes_no_number(demo_model: LensModel, monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ _COMMANDS = {
     "agree": "read annotators' answers: who wins how often, and how far annotators agree",
     "compare": "let people compare what two edited models write: one page, or a small server",
     "edit": "edit a fact, see what else the edit changes, and be told whether to use the edited model",
-    "evaluate": "edit and measure all records of a data set, in a run that goes on after any interruption",
+    "evaluate": "edit and evaluate all records of a dataset, in a run that resumes after any interruption",
     "fetch": "bring a real model to this machine, for later use without a network",
     "profile": "measure where time and memory go on this machine, and estimate a full run",
     "trace": "edit a fact and trace which activations of the edited model contaminate the unedited one",

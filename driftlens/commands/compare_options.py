@@ -85,7 +85,7 @@ class CompareOptions(EditorOptions, ModelOptions):
         f"rome{_SADR}", "the challenger, of the same kinds; wins are its wins (default %(default)s)", "E", group=_SIDES
     )
 
-    data: str = option("demo", "demo (default), a data set's name, or a JSON file of records", "D", group=_STUDY)
+    data: str = option("demo", "demo (default), a dataset's name, or a JSON file of records", "D", group=_STUDY)
     split: str | None = option(
         None, "only records of this split; default: test, if the data has one", "S", group=_STUDY
     )
@@ -112,11 +112,11 @@ class CompareOptions(EditorOptions, ModelOptions):
     )
 
     serve: bool = flag(
-        "hand the page out with a link per annotator and collect the answers; a study that is already in --out is "
-        "served as it is",
+        "serve the page with a link per annotator and collect the answers; an existing study in --out is served "
+        "unchanged",
         group=_SERVER,
     )
-    host: str = option("127.0.0.1", "address to listen at (default %(default)s: this machine only)", "A", group=_SERVER)
+    host: str = option("127.0.0.1", "address to listen on (default %(default)s: this machine only)", "A", group=_SERVER)
     port: int = option(8321, "port (default %(default)s)", "N", whole_number(0), group=_SERVER)
     annotators: int = option(9, "how many links to make (default %(default)s)", "N", whole_number(1), group=_SERVER)
 

@@ -69,8 +69,8 @@ class EditOptions(EditorOptions, ChatOptions):
 
     subject: str = option(REQUIRED, 'its subject, e.g. "Eiffel Tower"', "S", group=_FACT)
     prompt: str = option(REQUIRED, 'its prompt, e.g. "{} is located in"', "P", group=_FACT)
-    new: str = option(REQUIRED, "the answer that is edited in", "O", group=_FACT)
-    true: str | None = option(None, "the answer that holds now; default: the model's own answer", "O", group=_FACT)
+    new: str = option(REQUIRED, "the new answer", "O", group=_FACT)
+    true: str | None = option(None, "the current answer; default: the model's own", "O", group=_FACT)
     kind: str | None = option(
         None,
         "what the subject is: person, place, organisation, work, product or country; default: guessed from the "
@@ -80,14 +80,14 @@ class EditOptions(EditorOptions, ChatOptions):
     )
 
     data: str | None = option(
-        None, "data set whose templates and subjects make probes; default: the bundled model's own", "D", group=_PROBES
+        None, "dataset whose templates and subjects make probes; default: the bundled model's own", "D", group=_PROBES
     )
     probe: tuple[str, ...] = option(
         (), "a prompt to watch, may be repeated; {} is the subject", "P", group=_PROBES, action=Further
     )
     answer: tuple[tuple[int, str], ...] = option(
         (),
-        "what the --probe before it should answer; default: what the model answers before the edit",
+        "the expected answer to the preceding --probe; default: the model's answer before the edit",
         "O",
         group=_PROBES,
         action=_Answer,

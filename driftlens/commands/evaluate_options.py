@@ -16,8 +16,8 @@ from driftlens.registry import EDITORS
 __all__ = ["EvaluateOptions", "choose_records", "read_options"]
 
 _DESCRIPTION = """\
-Edit every record of a data set by itself, measure the edited model on the record's prompts, and print the scores with
-their intervals. Results are kept as they come: interrupted in any way, the same command goes on where it stopped."""
+Edit each record of a dataset separately, evaluate the edited model on the record's prompts, and print the scores with
+their intervals. Results are saved as they are computed; after an interruption, the same command resumes."""
 
 _EPILOG = """\
 examples:
@@ -30,7 +30,7 @@ examples:
 """
 
 _RECORDS = "records"
-_MEASURED = "what is measured"
+_MEASURED = "measures"
 _RUN = "run; none of these changes a result beyond float rounding"
 _OUTPUT = "output"
 
@@ -54,14 +54,14 @@ def _shard(text: str) -> tuple[int, int]:
 class EvaluateOptions(EditorOptions, ChatOptions):
     """The options of `driftlens evaluate`; None means the default of the model or the data."""
 
-    data: str = option("demo", "demo (default), a data set's name, or a JSON file of records", "D", group=_RECORDS)
+    data: str = option("demo", "demo (default), a dataset's name, or a JSON file of records", "D", group=_RECORDS)
     split: str | None = option(None, "only the records of this split, if the data has splits", "S", group=_RECORDS)
     shuffle_seed: int | None = option(None, "shuffle the records, with this seed", "N", seed_number, group=_RECORDS)
     limit: int | None = option(None, "only the first N (after shuffling)", "N", whole_number(1), group=_RECORDS)
 
     tasks: tuple[str, ...] | None = option(
         None,
-        f"only these, with commas between: {', '.join(TASKS)}; default: all that the records have",
+        f"the tasks, separated by commas: {', '.join(TASKS)}; default: all that the records have",
         "T",
         _tasks,
         group=_MEASURED,
@@ -95,7 +95,7 @@ class EvaluateOptions(EditorOptions, ChatOptions):
     )
 
     batch_size: int = option(
-        64, "rows of a pass (default %(default)s); halved when memory runs out", "N", whole_number(1), group=_RUN
+        64, "rows of a pass (default %(default)s); halved if memory runs out", "N", whole_number(1), group=_RUN
     )
     edit_batch: int = option(16, "facts edited side by side (default %(default)s)", "N", whole_number(1), group=_RUN)
     shard_size: int = option(
@@ -107,15 +107,15 @@ class EvaluateOptions(EditorOptions, ChatOptions):
     )
     shard: tuple[int, int] | None = option(
         None,
-        "for job arrays: do the I-th of N parts, which may run independently; when all are done, the same "
-        "command without --shard puts them together",
+        "for job arrays: compute the I-th of N independent parts; when all are done, the same "
+        "command without --shard joins them",
         "I/N",
         _shard,
         group=_RUN,
     )
     workers: int | None = option(
         None,
-        "spread the records over N processes with Ray; each has a model, on a GPU of its own if there are enough",
+        "distribute the records over N Ray processes, each with its own model, and its own GPU if there are enough",
         "N",
         whole_number(1),
         group=_RUN,

@@ -63,7 +63,7 @@ class Shown:
         self.stage(f"second moments, {done:,} of {total:,} texts, {duration(left)} left")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """What a run says of a stage, or of its records."""
+        """Show the progress of a stage or of the records."""
         if stage != "records":
             self.stage(f"{stage} {done / max(total, 1):.0%}")
             return
@@ -75,7 +75,7 @@ class Shown:
             self.errors.print(" ".join(told.split()))
 
     def shard(self, done: int, tables: Tables, found: bool) -> None:
-        """What a run has found out about a few records."""
+        """Take up the results of a shard."""
         if found:
             self._pace.begin()
         else:
@@ -86,7 +86,7 @@ class Shown:
         self._scores = self._running_scores()
 
     def unedited(self, stage: str, done: int, _: int) -> None:
-        """What the unedited model's run says, after the edited models'."""
+        """Show the progress of the unedited model's run, which follows."""
         if stage == "records":
             self._unedited = done
         else:

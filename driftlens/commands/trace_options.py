@@ -30,7 +30,7 @@ examples:
       --true Paris --new Rome --task distract_neighborhood --test-prompt "Big Ben is located in" --test-target London
 """
 
-_FACT = "fact, from a data set or typed"
+_FACT = "fact, from a dataset or typed"
 _TRACE = "trace"
 _OUTPUT = "output"
 
@@ -54,11 +54,11 @@ class TraceOptions(EditorOptions, ChatOptions):
         "D",
         group=_FACT,
     )
-    record: int | None = option(None, "record of the data set, from 0 (default 0)", "N", whole_number(0), group=_FACT)
+    record: int | None = option(None, "record of the dataset, from 0 (default 0)", "N", whole_number(0), group=_FACT)
     subject: str | None = option(None, 'typed fact: its subject, e.g. "Eiffel Tower"', "S", group=_FACT)
     prompt: str | None = option(None, 'its prompt with {} for the subject, e.g. "{} is located in"', "P", group=_FACT)
-    true: str | None = option(None, "the answer that holds now", "O", group=_FACT)
-    new: str | None = option(None, "the answer that is edited in", "O", group=_FACT)
+    true: str | None = option(None, "the current answer", "O", group=_FACT)
+    new: str | None = option(None, "the new answer", "O", group=_FACT)
     test_prompt: tuple[str, ...] = option(
         (), "a prompt to trace, may be repeated (default: the edit's own prompt)", "P", group=_FACT, action=Further
     )
@@ -101,7 +101,7 @@ class TraceOptions(EditorOptions, ChatOptions):
         group=_TRACE,
     )
     batch_size: int = option(
-        128, "rows of a pass (default %(default)s); halved when memory runs out", "N", whole_number(1), group=_TRACE
+        128, "rows of a pass (default %(default)s); halved if memory runs out", "N", whole_number(1), group=_TRACE
     )
 
     out: str = option(
@@ -113,8 +113,8 @@ class TraceOptions(EditorOptions, ChatOptions):
     png: bool = flag("write no PNG, which needs a Chrome or Chromium", default=True, group=_OUTPUT)
     explore: int | None = option(
         None,
-        "also write explore.html, one page to look around in without Python: tasks, modules, windows, answers, "
-        "with and without SADR; a number takes in as many records from --record on (about a minute each)",
+        "also write explore.html, an interactive page that needs no Python: tasks, modules, windows, answers, "
+        "with and without SADR; a number includes that many records from --record on (about a minute each)",
         "RECORDS",
         whole_number(1),
         group=_OUTPUT,

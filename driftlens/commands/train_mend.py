@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Train the hypernetwork of MEND for a model. Records that something is measured on are left out: the test split of the
-data, or its first 400 records, and all records with a subject of these. The same command goes on with a training that
-was interrupted."""
+Train MEND's hypernetwork for a model. The training excludes the records that are used for measurement: the data's test
+split, or its first 400 records, and all records with one of their subjects. After an interruption, the same command
+resumes."""
 
 _EPILOG = """\
 examples:

@@ -1,6 +1,6 @@
-"""`LensModel`: one model as driftlens sees it, with its tokenizer, its hash, and what is written into its weights.
+"""`LensModel`: a model with its tokenizer, its hash, and the changes applied to its weights.
 
-Passes over its blocks, hook points and weights by site are those of :class:`driftlens.models.wrapped.WrappedModel`.
+:class:`driftlens.models.wrapped.WrappedModel` provides passes over its blocks, hook points and weights by site.
 """
 
 import copy
@@ -33,15 +33,14 @@ __all__ = ["LensModel", "check_loaded"]
 class LensModel(WrappedModel):
     """A TransformerLens model with raw weights, in eval mode, with frozen parameters.
 
-    `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it
-    is put into eval mode and its parameters are frozen. `tokenizer` is needed only where the one inside the
-    model is not to be used. `source` says in words where the weights come
-    from. `check` runs the self-check, whose result is kept as `checked`. `family` says what the model's architecture
-    does differently, where driftlens does not know it.
+    `model` is a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9; it is put
+    into eval mode, and its parameters are frozen. `tokenizer` replaces the one inside the model. `source` is a text
+    that says where the weights come from. `check` runs the self-check, whose result is stored as `checked`. `family`
+    describes the model's architecture if driftlens does not know it.
     """
 
     frame: ChatFrame = RAW
-    """What stands around every prompt: nothing, or a chat template (`chat`)."""
+    """The text around every prompt: none, or a chat template (`chat`)."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class LensModel(WrappedModel):
 
     @property
     def title(self) -> str:
-        """The model's own name, without owner or path, for people to read."""
+        """The model's short name, without owner or path, for display."""
         return title(self.name)
 
     def __repr__(self) -> str:
@@ -80,13 +79,13 @@ class LensModel(WrappedModel):
 
     @property
     def model_hash(self) -> str:
-        """20 hexadecimal digits that name the model as it is now: weights, configuration and tokenizer.
+        """A hash (20 hexadecimal digits) of the model's current weights, configuration and tokenizer.
 
-        Edits that are written into the weights are part of it, and so is any other change of a weight, however small.
-        All weights are read each time, at about the speed of memory.
+        It covers applied edits and any other change of a weight, however small. All weights are read each time, at
+        about the speed of memory.
 
         Raises:
-            DriftlensError: a hook is on the model, and nobody can say what it does.
+            DriftlensError: the model has a foreign hook, whose effect is unknown.
         """
         if hooks := self.foreign_hooks:
             raise DriftlensError(
@@ -103,7 +102,7 @@ class LensModel(WrappedModel):
 
     @contextmanager
     def unchanged(self) -> Generator[None]:
-        """A promise that only `rewritten` changes weights meanwhile, so that `model_hash` reads them once."""
+        """Declare that only `rewritten` changes weights inside the block, so that `model_hash` reads them once."""
         with self.exclusive():
             if not self._unchanged:
                 self._known = (-1, "")
@@ -120,20 +119,20 @@ class LensModel(WrappedModel):
 
     @property
     def written(self) -> tuple[Written, ...]:
-        """What is written into the weights at the moment, in the order in which it was."""
+        """The changes that are applied to the weights at the moment, in the order of application."""
         return tuple(self._shared.written)
 
     @contextmanager
     def rewritten(
         self, change: Callable[[Site, Tensor], Tensor], *, sites: Iterable[Site], what: object
     ) -> Generator[None]:
-        """`change(site, weight)` written into `sites`; every bit is restored on leaving, also after an exception.
+        """Write `change(site, weight)` into `sites`, and restore every bit on leaving, even after an exception.
 
-        The thread has the model for itself until then, and `written` lists `what`.
+        Until then, the thread has exclusive use of the model, and `written` lists `what`.
 
         Raises:
-            DriftlensError: the model is quantised; or contexts that lie inside one another are not left in reverse
-                order, and then the weights are restored when the last of them is left.
+            DriftlensError: the model is quantised; or nested contexts are not left in reverse order, in which case the
+                weights are restored when the last one is left.
         """
         self._require_writable("no edit can be written into its weights")
         with self.exclusive():
@@ -163,7 +162,7 @@ class LensModel(WrappedModel):
                     )
 
     def export(self, folder: str | PathLike[str], weights: Mapping[Site, Tensor] | None = None) -> None:
-        """A Hugging Face folder of this model and its tokenizer, some `[d_in, d_out]` weights replaced."""
+        """Write this model and its tokenizer to a Hugging Face folder, with some `[d_in, d_out]` weights replaced."""
         self._require_writable("it cannot be exported")
         export(self, self._backend, folder, weights or {}, tokenizer=self.tokenizer)
 
@@ -178,32 +177,32 @@ class LensModel(WrappedModel):
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts a BOS in front of every text, so that positions begin at 1."""
+        """Whether the tokenizer begins every text with a BOS, so that the text's positions begin at 1."""
         return adds_bos(self.tokenizer)
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
-        """The tokenizer's special tokens, as they are written in a text."""
+        """The texts of the tokenizer's special tokens."""
         return special_tokens(self.tokenizer)
 
     @cached_property
     def pad_id(self) -> int:
-        """A token id for padding columns; which one does not matter, since masks say what is padding."""
+        """A token id for padding columns; its value has no effect, because padding is masked."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if token is not None and 0 <= token < self.d_vocab:
                 return int(token)
         return 0
 
     def chat(self, system: str | None = None) -> "LensModel":
-        """The same model, weights and all, that reads every prompt as a user's message, by its own chat template.
+        """The same model with shared weights, which reads every prompt as a user's message in its chat template.
 
-        Whatever takes a prompt then works on chats: edits, traces, patches, drift, evaluation, generation, the clinic.
-        Prompts, facts and records stay as they are; the template, with `system` as system prompt if given, is put
-        around them where they become tokens, and a target follows where the assistant's answer begins. Context
-        prefixes and distractors stand in the user's message.
+        All functions that take a prompt then work on chats: edits, traces, patches, drift, evaluation, generation, the
+        clinic. Prompts, facts and records do not change. When they are tokenised, the template is put around them, with
+        `system` as the system prompt if given, and a target follows at the beginning of the assistant's answer. Context
+        prefixes and distractors are part of the user's message.
 
         Raises:
-            DriftlensError: the tokenizer has no chat template, or none that takes a system prompt.
+            DriftlensError: the tokenizer has no chat template, or its template accepts no system prompt.
         """
         view = copy.copy(self)
         view._known, view._unchanged = (-1, ""), 0  # what is promised for this one is not promised for that
@@ -215,7 +214,7 @@ class LensModel(WrappedModel):
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str], *, complete: bool = False) -> list[Encoding]:
-        """As `encode`, of many texts in less time than one by one; those that are `complete` get no BOS."""
+        """As `encode`, for many texts at once, which is faster; texts that are `complete` get no BOS."""
         encodings = encode(self.tokenizer, texts, complete=complete)
         for encoding in encodings:
             unknown = next((token for token in encoding.ids if token >= self.d_vocab), None)
@@ -233,7 +232,7 @@ class LensModel(WrappedModel):
 
 
 def check_loaded(model: object) -> None:
-    """Whether a model is what every function of driftlens works on.
+    """Check that a model is a `LensModel`.
 
     Raises:
         DriftlensError: it is a name, or a model of another library.

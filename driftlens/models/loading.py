@@ -1,9 +1,9 @@
-"""`load_model`: a name or a folder becomes a `LensModel`; whatever stands in the way becomes one line.
+"""`load_model`: load a `LensModel` by name or from a folder, with one-line errors.
 
-1. The configuration is read and its architecture checked, before any weight is.
-2. The weights are read from safetensors: never from a pickle, never with code from the checkpoint.
-3. Hugging Face's own forward gives reference logits, while the model is still its own.
-4. The bridge is put around the model, and the self-check compares.
+1. The configuration is read and its architecture checked before any weights are read.
+2. The weights are read from safetensors, never from a pickle, and code in the checkpoint is never run.
+3. Hugging Face's own forward computes reference logits before the model is bridged.
+4. The model is bridged, and the self-check compares its logits with the reference.
 """
 
 import copy
@@ -53,28 +53,28 @@ def load_model(
 ) -> LensModel:
     """Load a model by its name, from a Hugging Face folder, or from a GGUF file.
 
-    A checkpoint that is quantised otherwise than as GGUF is loaded as Hugging Face loads it, and can be traced and
-    evaluated; edits act on it as hooks only.
+    Checkpoints with a quantisation other than GGUF are loaded as Hugging Face loads them. They can be traced and
+    evaluated; edits act on them only as hooks.
 
     Args:
-        name: `"demo"` is the bundled model; `"smollm2-135m"` a real one, which is fetched when it is first asked
-            for (see :mod:`driftlens.models.published`); else a name on the Hugging Face hub, a local Hugging Face
+        name: `"demo"` is the bundled model. `"smollm2-135m"` is a real model, downloaded at first use (see
+            :mod:`driftlens.models.published`). Other values are a name on the Hugging Face hub, a local Hugging Face
             folder, or a `.gguf` file, whose weights are dequantised.
-        device: "cpu", "cuda", "cuda:1", "mps"; None is CUDA where there is one, else the CPU.
-        dtype: "float32", "bf16", …; None is the checkpoint's own, with these exceptions: the bundled model,
+        device: "cpu", "cuda", "cuda:1", "mps"; None is CUDA if available, else the CPU.
+        dtype: "float32", "bf16", …; None is the checkpoint's own precision, with these exceptions: the bundled model,
             the published ones and GGUF files are float32, and so is an fp16 checkpoint on the CPU, where half
             precision is slow and inexact.
-        device_map: How to place a model that is too big for one device, in place of `device`: "auto" fills all GPUs,
-            then main memory, then reads the rest from the checkpoint's files in each pass; or a device ("cuda:1",
-            "cpu", "disk") for each module by its name in Hugging Face's model. Numbers do not depend on it.
-        check: Whether to prove on the loaded model that hooks take effect (a few tiny passes).
-        chat: Whether the model reads prompts as a user's messages, by its own chat template (`LensModel.chat`).
-        system: The chat's system prompt; None leaves it to the template, "" is an empty one.
-        family: What the checkpoint's architecture does differently; needed only for one that driftlens does not know.
+        device_map: How to place a model that is too large for one device, instead of `device`. "auto" fills all GPUs,
+            then main memory, and reads the rest from the checkpoint's files in each pass. A mapping gives a device
+            ("cuda:1", "cpu", "disk") for each module by its name in Hugging Face's model. Numbers do not depend on it.
+        check: Whether to check on the loaded model that hooks take effect (a few tiny passes).
+        chat: Whether the model reads prompts as a user's messages in its chat template (`LensModel.chat`).
+        system: The chat's system prompt; None is the template's default, "" an empty prompt.
+        family: The description of the checkpoint's architecture, if driftlens does not know it.
 
     Raises:
-        DriftlensError: an unknown name; a model that cannot be fetched, read, dequantised or edited; a device or
-            precision that is not there.
+        DriftlensError: an unknown name; a model that cannot be downloaded, read, dequantised or edited; an unavailable
+            device or precision.
     """
     _require_bridge()
     name = fspath(name)
@@ -114,7 +114,7 @@ def load_model(
 
 
 def depth(name: str | PathLike[str]) -> int:
-    """How many layers a model has, by its configuration alone.
+    """The number of layers of a model, read from its configuration alone.
 
     Raises:
         DriftlensError: as :func:`load_model`.
@@ -125,7 +125,7 @@ def depth(name: str | PathLike[str]) -> int:
 
 
 def _place(name: str) -> tuple[Checkpoint, str]:
-    """Where the model's files are, and in words where its weights come from."""
+    """The place of the model's files, and a text that says where its weights come from."""
     if name in PUBLISHED:
         found = obtain(PUBLISHED[name])
         return Checkpoint(source=str(found.folder), local=True), found.source
@@ -205,7 +205,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def computes_bfloat16() -> bool:
-    """Whether this machine's processor multiplies matrices in bfloat16 itself, so that it is faster than float32."""
+    """Whether this processor multiplies bfloat16 matrices in hardware, so that bfloat16 is faster than float32."""
     told = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
     found: Mapping[str, Any] = told() if told is not None else {}
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

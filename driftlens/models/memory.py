@@ -1,7 +1,7 @@
-"""Working through many items in batches that fit into memory.
+"""Process many items in batches that fit into memory.
 
-The batch size a user gives is honoured until memory runs out; then it is halved, once and for all of that
-call, and the batch that failed is done again.  One warning says so.
+The given batch size is used until memory runs out.  Then it is halved for the rest of the call, and the failed batch is
+repeated.  One warning says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out o
 
 
 class OutOfMemoryError(DriftlensError):
-    """One single item does not fit: nothing is wrong with the item itself."""
+    """A single item does not fit into memory, although the item itself is valid."""
 
 
 Item = TypeVar("Item")
@@ -51,8 +51,9 @@ def in_groups(
     *,
     on_done: OnDone | None = None,
 ) -> list[Result]:
-    """``work`` on each of ``groups``, which hold the items' indices, in batches of at most ``batch_size``; the
-    results in the items' order.
+    """Apply ``work`` to each of ``groups`` of item indices, in batches of at most ``batch_size``.
+
+    The results are in the order of the items.
 
     Raises:
         DriftlensError: ``batch_size`` is below 1.
@@ -88,8 +89,9 @@ def in_groups(
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """The results, or ``None`` when memory ran out.  Returns only after the failed attempt's tensors can be
-    freed.
+    """Return the results, or ``None`` if memory ran out.
+
+    It returns only when the tensors of the failed attempt can be freed.
     """
     try:
         return work(batch)

@@ -1,4 +1,4 @@
-"""What a model's name means: the bundled model, a local folder, or a model of the Hugging Face hub."""
+"""Resolve a model's name: the bundled model, a local folder, or a model on the Hugging Face hub."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,7 +50,7 @@ KNOWN_MODELS = (
 
 
 def resolve(name: str) -> tuple[str, bool]:
-    """Where to load from, and whether that is a local folder or file (then nothing may reach the network)."""
+    """The place to load from, and whether it is local, in which case the network must not be used."""
     if name == "demo":
         if not (DEMO_WEIGHTS / "config.json").is_file():
             raise DriftlensError(f"the bundled model is missing from {DEMO_WEIGHTS}; reinstall driftlens")
@@ -76,7 +76,7 @@ def everywhere(name: str) -> str:
 
 
 def suggestion(name: str) -> str:
-    """The end of a message about a name that was not found: near names, or the kinds of name there are."""
+    """The end of an error about an unknown name: similar names, or the accepted kinds of names."""
     near_names = {known.lower(): known for known in KNOWN_MODELS}
     near_names |= {known.lower().split("/")[-1]: known for known in KNOWN_MODELS}
     near = [near_names[match] for match in get_close_matches(name.lower(), near_names, n=3)]

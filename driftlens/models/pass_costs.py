@@ -1,11 +1,11 @@
-"""What a pass costs besides its tokens, as it was measured on a machine: kept in the cache, and found by later loads.
+"""Cache the measured fixed cost of a pass for later loads.
 
-Rows share passes by this number (:mod:`driftlens.models.grouping`), so it changes how fast things are and nothing else
-but float rounding.  ``driftlens profile`` measures it and keeps it for this kind of machine, device, precision, number
-of threads and size of model.  Where none was measured, an estimate for the device is used.
+This cost determines how rows are grouped into passes (:mod:`driftlens.models.grouping`), so it affects only speed and
+float rounding.  ``driftlens profile`` measures and stores it for this kind of machine, device, precision, number of
+threads and model size.  Without a measurement, an estimate for the device is used.
 
-The environment variable ``DRIFTLENS_PASS_COST`` says otherwise: ``estimate`` ignores what was measured, and a number of
-tokens is used as it is.
+The environment variable ``DRIFTLENS_PASS_COST`` overrides it: ``estimate`` ignores measurements, and a number is the
+cost in tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VARIABLE = "DRIFTLENS_PASS_COST"
 
 
 def initial_pass_cost(model: WrappedModel) -> float:
-    """What ``model.pass_cost`` begins with: what the user says, else what was measured, else an estimate.
+    """The initial ``model.pass_cost``: the user's value, else a measured one, else an estimate.
 
     Raises:
         DriftlensError: the environment variable is neither ``estimate`` nor a number of tokens.
@@ -52,7 +52,7 @@ def initial_pass_cost(model: WrappedModel) -> float:
 
 
 def measured_before(model: WrappedModel) -> float | None:
-    """The kept cost of a pass of this model on a machine like this one; None where there is none."""
+    """The stored cost of a pass of this model on a machine like this one, or None."""
     try:
         kept = json.loads(_path(model).read_text(encoding="utf-8"))["pass_cost"]
     except (OSError, ValueError, LookupError, TypeError, DriftlensError):
@@ -61,10 +61,10 @@ def measured_before(model: WrappedModel) -> float | None:
 
 
 def keep_pass_cost(model: WrappedModel, tokens: float) -> Path:
-    """Keep a measured cost for later loads, and use it from now on.
+    """Store a measured cost for later loads, and use it from now on.
 
     Returns:
-        The file that holds it; without it, the estimate is used again.
+        The file with the cost; if it is deleted, the estimate is used again.
 
     Raises:
         DriftlensError: the cache cannot be written.
@@ -83,7 +83,10 @@ def _path(model: WrappedModel) -> Path:
 
 
 def _key(model: WrappedModel) -> dict[str, Any]:
-    """All that the cost depends on.  No host's name: machines of one kind are alike, and a container's name is new."""
+    """Everything that the cost depends on.
+
+    The host's name is not part of it, because equal machines share the cost, and every container has a new name.
+    """
     on_gpu = model.device.type == "cuda"
     return {
         "device": model.device.type,

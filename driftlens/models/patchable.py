@@ -1,12 +1,11 @@
-"""What the bridge of transformer-lens 4.3 gets wrong in some families, put right.
+"""Corrections of transformer-lens 4.3's bridge for some families.
 
-transformer-lens 4.3 hands the attention of GPT-J, GPT-Neo and OPT to Hugging Face as a whole and fires
-`hook_attn_scores` and `hook_pattern` afterwards, on the finished weights: reading the scores gives the pattern, and
-writing to either does nothing. `PatchableAttention` does the same computation step by step, with both hooks where
-they belong.
+For GPT-J, GPT-Neo and OPT, transformer-lens 4.3 calls Hugging Face's attention as a whole and fires `hook_attn_scores`
+and `hook_pattern` afterwards, on the finished weights. Reading the scores then gives the pattern, and writing to either
+has no effect. `PatchableAttention` does the same computation step by step, with both hooks at the right places.
 
-OLMo 2's rotary embeddings are float32 in every precision, and its own attention casts back what they rotate. The
-bridge's does not, and stops in half precision; `CastRotary` casts the embeddings.
+OLMo 2's rotary embeddings are float32 in every precision, and its own attention casts the rotated tensors back. The
+bridge's attention does not, and fails in half precision; `CastRotary` casts the embeddings.
 
 Everything is reached through `self`, so a deep copy of a model runs its own hooks.
 """
@@ -78,11 +77,11 @@ class PatchableAttention(AttentionBridge):
         return torch.promote_types(scores.dtype, torch.float32)
 
     def positioned(self, query: Tensor, key: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Query and key with their positions in them, where the family puts them there."""
+        """Query and key with rotary positions applied, if the family uses them here."""
         return query, key
 
     def mask(self, scores: Tensor, inputs: dict[str, Any]) -> Tensor | None:
-        """What is added to the scores to hide columns."""
+        """The additive mask of the scores."""
         return inputs.get("attention_mask")
 
 
@@ -134,9 +133,9 @@ class PatchableOPTAttention(PatchableAttention):
 
 
 def make_patchable(bridge: Any, attention: type[PatchableAttention]) -> None:
-    """Give every block of a bridge this attention; does nothing for one that has it.
+    """Use this attention in every block of a bridge; blocks that already use it are unchanged.
 
-    Nothing but the class differs: components, weights and hook points stay the same objects.
+    Only the class changes; components, weights and hook points stay the same objects.
     """
     for layer, block in enumerate(bridge.blocks):
         if type(block.attn) is AttentionBridge:

@@ -1,14 +1,14 @@
-"""A model in pieces: on several GPUs, in main memory, on disk, as Hugging Face's accelerate places it.
+"""Support models that Hugging Face's accelerate distributes over several GPUs, main memory and disk.
 
 accelerate wraps the forward of each module that it places, in one of two ways:
 
-- a module **on another device** has its inputs brought to it;
-- an **offloaded** one has its weights brought to where it computes, from main memory or the checkpoint's files, and
-  dropped again. Between its calls its weights are empty, on the device "meta".
+- For a module **on another device**, it moves the inputs to that device.
+- For an **offloaded** module, it loads the weights from main memory or the checkpoint's files to the computing device,
+  and drops them afterwards. Between calls, these weights are empty, on the device "meta".
 
-driftlens keeps to three rules, so that nothing else needs to know of it. What a pass takes and returns, and what hooks
-see, is on one device, the **home**: that of the embeddings. A weight that is **read** comes from wherever it is. A
-weight that may be **changed** stays in main memory from then on, in place of the file's.
+Three rules hide this from the rest of driftlens. Inputs and outputs of passes, and tensors in hooks, are on one device,
+the **home**: that of the embeddings. A weight is **read** from wherever it is. A weight that may be **changed** stays
+in main memory from then on and replaces the file's.
 """
 
 from collections import ChainMap
@@ -23,13 +23,13 @@ from driftlens.errors import DriftlensError, unknown_name
 __all__ = ["DeviceMap", "at_home", "check_device_map", "computes_on", "is_offloaded", "kept", "read"]
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
-"""How to place a model: a strategy of accelerate's, or a device for each module by its name in Hugging Face's model."""
+"""The placement of a model: a strategy of accelerate, or a device for each module by its Hugging Face name."""
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def check_device_map(device_map: object) -> None:
-    """Refuse what is no device map.
+    """Check a device map.
 
     Raises:
         DriftlensError: an unknown strategy, or neither a strategy nor a mapping.
@@ -44,7 +44,7 @@ def check_device_map(device_map: object) -> None:
 
 
 def computes_on(module: nn.Module, name: str = "weight") -> torch.device:
-    """Where a module computes; `name` is one of its own weights."""
+    """The device on which a module computes; `name` is one of its own weights."""
     hook = _offloading(module)
     device: Any = getattr(module, name).device if hook is None else hook.execution_device
     return torch.device(device)
@@ -56,7 +56,7 @@ def is_offloaded(module: nn.Module) -> bool:
 
 
 def read(module: nn.Module, name: str) -> Tensor:
-    """A module's own weight or buffer, from wherever it is; one from a file is a copy."""
+    """Read a module's own weight or buffer from wherever it is; from a file, this is a copy."""
     hook = _offloading(module)
     value: Tensor = getattr(module, name)
     if hook is None or value.device.type != "meta":
@@ -65,9 +65,9 @@ def read(module: nn.Module, name: str) -> Tensor:
 
 
 def kept(module: nn.Module, name: str) -> Tensor:
-    """A module's own weight, live: a change of it in place is a change of the model.
+    """A module's own live weight: an in-place change of it changes the model.
 
-    One that was offloaded is copied to main memory once, and taken from there by every later call.
+    An offloaded weight is copied to main memory once, and every later call uses the copy.
     """
     hook = _offloading(module)
     value: Tensor = getattr(module, name)
@@ -82,7 +82,7 @@ def kept(module: nn.Module, name: str) -> Tensor:
 
 
 def at_home(function: Callable[..., Any], home: torch.device) -> Callable[..., Any]:
-    """A hook function that sees its tensor on the device `home`, wherever it is."""
+    """Wrap a hook function so that it gets its tensor on the device `home`."""
 
     # TransformerLens keeps repr(function) as a label; that of an object which holds tensors would print them all.
     def hook_function(tensor: Tensor, hook: Any) -> Any:
@@ -97,7 +97,7 @@ def at_home(function: Callable[..., Any], home: torch.device) -> Callable[..., A
 
 
 def _offloading(module: nn.Module) -> Any:
-    """The hook of accelerate that brings a module's weights, or None where they are there."""
+    """The hook of accelerate that loads a module's weights, or None if they are not offloaded."""
     pending: list[Any] = [getattr(module, "_hf_hook", None)]
     while pending:
         hook = pending.pop()

@@ -1,4 +1,4 @@
-"""What Hugging Face says while it loads: progress bars where there is something to wait for, and nothing else."""
+"""Control Hugging Face's output while it loads: progress bars for downloads, and nothing else."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ __all__ = ["quiet_bars", "quiet_reports"]
 
 @contextmanager
 def quiet_reports() -> Generator[None]:
-    """No reports of tensors that are missing, new or of another shape: driftlens refuses them in one line."""
+    """Suppress reports of missing, new or misshapen tensors; driftlens reports them in one line."""
     from logging import CRITICAL
 
     from transformers.utils import logging
@@ -23,7 +23,7 @@ def quiet_reports() -> Generator[None]:
 
 @contextmanager
 def quiet_bars(*, quiet: bool) -> Generator[None]:
-    """No bars for local files, which are read in moments; bars for a download, which may take an hour."""
+    """Show progress bars for downloads, which may take an hour, but not for local files."""
     from transformers.utils import logging
 
     if not quiet or not logging.is_progress_bar_enabled():

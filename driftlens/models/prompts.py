@@ -1,10 +1,9 @@
-"""Prompts as tokens: where the subject ends, where the target begins, and how rows become a batch.
+"""Tokenise prompts, locate subjects and targets, and make batches of rows.
 
-Every position in driftlens is found here, and in one way only: a prompt and its target are joined as *text* (in a chat
-with the template around the prompt), the text is tokenised once, and character spans are carried over to tokens by the
-tokenizer's offset mapping.
-Nothing is searched for among tokens, so a BOS token, a leading space or a token that splits a UTF-8 character
-cannot shift a position (some of the benchmark's targets end in the middle of a character).
+All positions in driftlens are found here, in one way. A prompt and its target are joined as *text* (in a chat, with the
+template around the prompt), the text is tokenised once, and the tokenizer's offset mapping converts character spans to
+tokens. Token strings are never searched. A BOS token, a leading space or a token that splits a UTF-8 character
+therefore cannot shift a position (some of the benchmark's targets end in the middle of a character).
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from driftlens.models import RAW, Batch, ChatFrame, Encoding, LensModel
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPrompt:
-    """A prompt, with or without a target behind it, as tokens.
+    """A tokenised prompt, with or without a target.
 
-    ``ids`` holds the prompt's tokens (BOS included where the tokenizer adds one) and then the target's; the
-    first ``n_prompt`` are the prompt's, a chat template's around it included.  ``offsets`` are character spans into
-    ``read`` and the target behind it, joined (:mod:`driftlens.data.joints`).
+    ``ids`` holds the prompt's tokens (with BOS if the tokenizer adds one), then the target's.  The first ``n_prompt``
+    belong to the prompt, including a chat template around it.  ``offsets`` are character spans in ``read`` joined with
+    the target (:mod:`driftlens.data.joints`).
     """
 
     text: str
@@ -39,7 +38,7 @@ class TokenizedPrompt:
 
     @property
     def read(self) -> str:
-        """What the model reads: ``text``, in a chat with the template around it."""
+        """The text that the model reads: ``text``, in a chat with the template around it."""
         return self.frame.around(self.text)
 
     def spans(self) -> list[tuple[int, int]]:
@@ -49,9 +48,7 @@ class TokenizedPrompt:
 
     @property
     def last(self) -> int:
-        """Index of the last *prompt* token: the one whose attention drifts and whose logits predict the
-        target.
-        """
+        """Index of the last *prompt* token, whose attention drifts and whose logits predict the target."""
         return self.n_prompt - 1
 
     @property
@@ -66,9 +63,7 @@ class TokenizedPrompt:
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """The tokens a model has to read to score the whole target: the prompt and all of the target but its
-        last.
-        """
+        """The tokens that a model reads to score the target: the prompt and the target without its last token."""
         return self.ids[:-1] if self.target else self.ids
 
     def tokens_of(self, start: int, stop: int) -> range:
@@ -88,8 +83,7 @@ class TokenizedPrompt:
 def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedPrompt:
     """Tokenise ``text``, joined with ``target`` when one is given.
 
-    They are joined as text by :func:`driftlens.data.joints.join`, the rule for all of driftlens, whatever the
-    tokenizer makes of it.  A token that straddles the joint counts as the target's first.
+    :func:`driftlens.data.joints.join` joins them as text.  A token that spans the joint counts as the target's first.
 
     Raises:
         DriftlensError: the text is empty, or the tokens exceed the model's context.
@@ -98,7 +92,7 @@ def tokenize_prompt(model: LensModel, text: str, target: str = "") -> TokenizedP
 
 
 def tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt]:
-    """As :func:`tokenize_prompt`, of many (text, target) in less time than one by one."""
+    """As :func:`tokenize_prompt`, for many pairs (text, target) at once, which is faster."""
     found: list[TokenizedPrompt] = []
     for prompt in try_tokenize_prompts(model, pairs):
         if isinstance(prompt, DriftlensError):
@@ -108,7 +102,7 @@ def tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list
 
 
 def try_tokenize_prompts(model: LensModel, pairs: Sequence[tuple[str, str]]) -> list[TokenizedPrompt | DriftlensError]:
-    """As :func:`tokenize_prompts`, but where a pair cannot be read its place holds the error."""
+    """As :func:`tokenize_prompts`, but with the error in place of a pair that cannot be read."""
     frame = model.frame
     cleaned = [(without_blanks(text), target.strip()) for text, target in pairs]
     # What ends in a template's blank loses it like any other: the joint has its own.
@@ -154,8 +148,8 @@ def _tokenized(
 def find_subject(text: str, subject: str, *, start: int = 0) -> tuple[int, int]:
     """Character span of the first occurrence of ``subject`` in ``text`` at or after ``start``.
 
-    In a distracted prompt the edited subject's first occurrence is the one in the distractor, which is the
-    one that over-attention is about.
+    In a distracted prompt, the edited subject's first occurrence is in the distractor; over-attention is measured
+    there.
 
     Raises:
         DriftlensError: the subject does not occur.
@@ -178,9 +172,9 @@ def subject_last(prompt: TokenizedPrompt, subject: str, *, start: int = 0) -> in
 
 @dataclass(frozen=True, kw_only=True)
 class BranchedRow:
-    """Token sequences as one row: a tree, in which sequences share columns as long as they are alike.
+    """Token sequences as one row: a tree in which sequences share the columns of common prefixes.
 
-    A column is followed by all that continues it, up to column ``until[i]``, as :class:`~driftlens.models.Batch` says.
+    The columns after column ``i``, up to ``until[i]``, continue it; see :class:`~driftlens.models.Batch`.
     ``columns[n][k]`` is the column of token ``k`` of sequence ``n``.
     """
 
@@ -190,7 +184,7 @@ class BranchedRow:
 
 
 def branched(sequences: Sequence[Sequence[int]]) -> BranchedRow:
-    """One row for all of ``sequences``; one that another begins with costs nothing."""
+    """Make one row of all ``sequences``; a sequence that is a prefix of another needs no columns of its own."""
     ids: list[int] = []
     until: list[int] = []
     columns: list[list[int]] = [[] for _ in sequences]
@@ -229,15 +223,14 @@ def pad_rows(
     column: int | None = None,
     until: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Batch, Int[Tensor, "rows"]]:
-    """Token rows of different lengths as one batch.
+    """Pad token rows of different lengths to one batch.
 
-    Without ``align`` rows are padded on the right.  With it, row *i*'s token ``align[i]`` is put into the
-    same column for all rows (padding on both sides), so that what changes can start in one column for all of
-    them: ``column``, by default the first that they all reach.  ``until`` are those of :class:`BranchedRow`, for
-    rows that hold several sequences.
+    Without ``align``, rows are padded on the right.  With it, they are padded on both sides, so that the token
+    ``align[i]`` of each row *i* is in the same ``column``, by default the first that all rows reach.  ``until`` are
+    those of :class:`BranchedRow`, for rows with several sequences.
 
     Returns:
-        The batch, and per row the column of its first token.
+        The batch, and for each row the column of its first token.
     """
     shared = max(align, default=0) if align is not None and column is None else column or 0
     shifts = [0] * len(rows) if align is None else [shared - a for a in align]
@@ -262,8 +255,7 @@ def pad_rows(
 def target_positions(
     prompts: Sequence[TokenizedPrompt], shifts: Int[Tensor, "rows"]
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Where the targets of ``prompts`` are predicted in a batch made by :func:`pad_rows` of their ``forced``
-    tokens.
+    """Locate the predictions of the targets of ``prompts`` in a batch that :func:`pad_rows` made of ``forced``.
 
     Returns:
         Three tensors with one entry per target token: its row, the column whose logits predict it, and its
@@ -283,10 +275,10 @@ Target = tuple[int, Sequence[int], Sequence[int]]
 def read_places(
     model: LensModel, rows: int, targets: Sequence[Target]
 ) -> tuple[Int[Tensor, "rows read"], list[Target]]:
-    """The columns of each of so many rows that predict some target's token, and the targets by their places there.
+    """For each row, the columns that predict target tokens, and the targets with indexes into these columns.
 
-    They are what ``model.run(..., read=...)`` takes.  A row that reads less than others has its last column several
-    times, and one that reads nothing has column 0.
+    The columns are those for ``model.run(..., read=...)``.  A row with fewer columns repeats its last one; a row
+    without any has column 0.
     """
     wanted: list[dict[int, int]] = [{} for _ in range(rows)]
     places: list[Target] = []
@@ -307,9 +299,9 @@ def mean_log_probabilities(
     """The mean log-probability of each target's tokens, in nats, float32 or better.
 
     Args:
-        model: whose head is run, once for every place that predicts something.
-        resid: the residual stream behind the last block.
-        targets: of each its row, the columns whose logits predict its tokens, and these tokens.
+        model: the model; its head is run once for every predicting position.
+        resid: the residual stream after the last block.
+        targets: for each target, its row, the columns whose logits predict its tokens, and these tokens.
     """
     places: dict[tuple[int, int], int] = {}
     predicted: list[tuple[int, int, int]] = []  # the target, the place, the token

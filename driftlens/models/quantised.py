@@ -1,8 +1,8 @@
-"""Quantised checkpoints: traced and evaluated as they are, never written to.
+"""Quantised checkpoints, which can be traced and evaluated but not written to.
 
-Their linear maps hold integers and scales in whatever layout a library chose, and Hugging Face computes with them. Of
-such a map driftlens asks only what it does: its matrix is what it makes of the unit vectors. An edit acts on it as
-hooks, which add to its output; there is no weight that it could be written into.
+Their linear maps store integers and scales in the layout of some library, and Hugging Face computes with them.
+driftlens uses such a map only as a function: the images of the unit vectors are its matrix. An edit acts on it as hooks
+that add to its output, because there is no weight to write to.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def matrix_of(linear: nn.Module, dtype: torch.dtype) -> Float[Tensor, "d_in d_ou
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every plain tensor that a quantised model holds: integers, scales, and what is not quantised."""
+    """Every plain tensor of a quantised model: integers, scales, and weights that are not quantised."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -54,7 +54,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
-    """What a tensor of some library's own class is made of, by PyTorch's protocol for such classes."""
+    """The plain tensors inside a library's tensor class, by PyTorch's protocol for such classes."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -63,7 +63,7 @@ def _plain(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def refuse_writing(model: str, method: str, wanted: str) -> DriftlensError:
-    """The refusal to change or export a quantised model's weights."""
+    """Raise the error for changing or exporting a quantised model's weights."""
     return DriftlensError(
         f"{model} is quantised ({method}), so {wanted}; give edits to evaluate, generate and the analyses, where they "
         "act as hooks, or load the full-precision checkpoint"

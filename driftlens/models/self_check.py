@@ -1,8 +1,8 @@
-"""Proof, on the very model that was loaded, that what driftlens writes takes effect.
+"""Check on the loaded model that driftlens's interventions take effect.
 
-A hook point that only shows values, or shows them too late, makes every intervention on it a silent no-op,
-and it has happened: GPT-J's pattern in transformer-lens 4.3. So at load, on short prompts of random tokens
-and one block:
+If a hook point only shows values, or shows them too late, every intervention on it is silently without effect. This
+happened with GPT-J's pattern in transformer-lens 4.3. Therefore each load checks, on short prompts of random tokens and
+one block:
 
 1. The logits of a pass over two rows of different length agree with those that the wrapped model gives for each row
    on its own. Sliding windows are narrowed to a few tokens on both sides meanwhile, so that the rows reach beyond
@@ -12,7 +12,7 @@ and one block:
    attention output, `mlp_post` changes the MLP's, and these two and the residual stream change the block's
    result. Where `LensModel.adds_to_resid` says so, the block's result changes by that very vector.
 
-The vectors are random since a constant shift is invisible behind a LayerNorm.
+The vectors are random because a LayerNorm removes a constant shift.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +30,9 @@ from driftlens.models.wrapped import WrappedModel
 __all__ = ["WINDOW", "SelfCheck", "check_rows", "self_check"]
 
 WINDOW = 4
-"""How wide sliding windows are during the check, at most."""
+"""The greatest width of sliding windows during the check."""
 
-# Each site and the site behind it where its effect must show.
+# Each site, and the later site at which its effect must show.
 _EFFECTS = {
     "attn_scores": "attn_out",
     "pattern": "attn_out",
@@ -47,7 +47,7 @@ _SMALLEST_EFFECT = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck:
-    """What the self-check found; errors are relative to the size of what is compared."""
+    """The results of the self-check; errors are relative to the size of the compared values."""
 
     sites: tuple[str, ...]
     """The sites at which a write was proven to take effect."""
@@ -67,7 +67,7 @@ def self_check(model: WrappedModel, reference: Sequence[Float[Tensor, "1 _ d_voc
     """Check `model`, with its windows narrowed to `WINDOW`, against the `reference` logits of each of `check_rows`.
 
     Raises:
-        DriftlensError: what fails, by its name.
+        DriftlensError: a check fails; the message names it.
     """
     long, short = (row.to(model.device) for row in check_rows(model.d_vocab, model.n_ctx))
     batch = Batch(long, torch.ones_like(long, dtype=torch.bool))

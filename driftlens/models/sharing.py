@@ -1,10 +1,10 @@
-"""What threads, and edits inside one another, share of one model: a lock, and the edits that are in its weights.
+"""Share one model among threads and nested edits: a lock, and a list of the edits in its weights.
 
-Hooks and weights belong to the model, so a pass of one thread would see another's. Each pass therefore holds the
-model's lock while its hooks are on, and an edit that is written into the weights holds it until they are restored:
-another thread waits, and then sees the model as it was. The same thread may take the lock again.
+Hooks and weights belong to the model, so one thread's pass would see those of another. Each pass therefore holds the
+model's lock while its hooks are on, and an applied edit holds it until the weights are restored. Other threads wait and
+then see the unedited model. The same thread may acquire the lock repeatedly.
 
-All of it belongs to the wrapped TransformerLens model, since two `LensModel`s may wrap the same one.
+Lock and list belong to the wrapped TransformerLens model, because two `LensModel`s may wrap the same one.
 """
 
 import threading
@@ -22,18 +22,18 @@ from driftlens.models.sites import Site
 __all__ = ["Shared", "Written", "shared"]
 
 PATIENCE = 60.0
-"""Seconds that a thread waits for another before it says so."""
+"""Seconds after which a waiting thread reports that it waits."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Written:
-    """Something that is written into a model's weights until its context ends."""
+    """A change that is applied to a model's weights until its context ends."""
 
     what: object
     before: str
     """The model's hash before it was written."""
     saved: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
-    """By site, the weights that were there."""
+    """The original weights by site."""
     ended: bool = False
     """Whether its context was left."""
 
@@ -45,11 +45,11 @@ class Shared:
     lock: threading.RLock = field(default_factory=threading.RLock)
     written: list[Written] = field(default_factory=list[Written])
     writes: int = 0
-    """How often something was written or taken back."""
+    """The number of writes and restorations."""
 
     @contextmanager
     def exclusive(self) -> Generator[None]:
-        """The model for this thread alone."""
+        """Hold the lock, so that only this thread uses the model."""
         if not self.lock.acquire(timeout=PATIENCE):
             warnings.warn(
                 f"another thread has held the model for {PATIENCE:.0f} seconds, in a pass or with an edit applied; "
@@ -69,6 +69,6 @@ _creating = threading.Lock()
 
 
 def shared(model: Any) -> Shared:
-    """What is shared of this TransformerLens model; a copy of the model has its own."""
+    """The shared state of this TransformerLens model; a copy of the model has its own."""
     with _creating:
         return _shared.setdefault(model, Shared())

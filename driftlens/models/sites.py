@@ -22,5 +22,5 @@ class Site(NamedTuple):
 
 
 def site_order(site: Site) -> tuple[int, int]:
-    """A key to sort sites in the order in which a pass comes to them."""
+    """A sort key for the order in which a pass reaches sites."""
     return site.layer, LINEAR_MAPS.index(site.map)

@@ -1,4 +1,4 @@
-"""What a download says on stderr: a progress bar for somebody who watches, and a line that stays."""
+"""Report a download on stderr: a progress bar in a terminal, and permanent lines."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Told:
         self._task = task
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self._console.print(f"driftlens: {text}")
 
     def step(self, text: str) -> None:
-        """A step whose length is unknown."""
+        """Show a step of unknown length."""
         self._progress.reset(self._task, description=text, total=None)
 
     def bytes(self, text: str, done: int, total: int) -> None:
-        """How many of the step's bytes are here."""
+        """Show the number of bytes received in this step."""
         self._progress.update(self._task, description=text, completed=done, total=total)
 
 
 @contextmanager
 def telling() -> Generator[Told]:
-    """A bar on stderr while the body runs; in a log, only the lines."""
+    """Show a progress bar on stderr while the body runs; in a log, only the lines."""
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     from driftlens.display.terminal import standard_error

@@ -1,16 +1,16 @@
-"""Whether the weights in a folder are those that its configuration describes, told by their headers.
+"""Check that the weights in a folder match its configuration.
 
-Hugging Face reads what it can: blocks that the configuration does not count are dropped, integers are cast to floats,
-tensors that are missing are drawn at random, and a page of report says so.  A model that is loaded in this way gives
-numbers, and they are nobody's.  So:
+Hugging Face loads whatever it can: it drops blocks beyond the configuration's number, casts integers to floats,
+initialises missing tensors at random, and reports all this in a long message.  The numbers of such a model are
+meaningless.  Therefore:
 
-1. Before any weight is read, the headers of the folder's safetensors files say each tensor's name, shape and kind of
-   number.  The number of blocks must be the configuration's: a thousand million layers are not built.  An empty twin of
-   the model (no storage) says what the shapes must be.
-2. Afterwards Hugging Face's own lists say what is missing and what it has dropped; it knows the names of old files.
+1. Before any weights are read, the headers of the folder's safetensors files give each tensor's name, shape and dtype.
+   The number of blocks must match the configuration, so that no thousand million layers are built.  An empty twin of
+   the model (without storage) gives the expected shapes.
+2. After loading, Hugging Face's lists show missing and dropped tensors; they account for the names in old files.
 
-The first tensor that does not fit is named.  What a tensor is called may or may not begin with the model's own name
-("transformer.h.0…" or "h.0…"); Hugging Face reads both.
+The error names the first tensor that does not match.  Tensor names may or may not begin with the model's prefix
+("transformer.h.0…" or "h.0…"); Hugging Face accepts both.
 """
 
 import json
@@ -43,10 +43,10 @@ class _Tensor:
 
 
 def check_numbers(source: str, config: Any) -> None:
-    """The sizes in a configuration, which all else is computed from.
+    """Check the sizes in a configuration, from which all others are computed.
 
     Raises:
-        DriftlensError: one of them is no whole number above 0.
+        DriftlensError: a size is not a whole number above 0.
     """
     for name in _SIZES:
         value: object = getattr(config, name, 1)
@@ -62,14 +62,14 @@ def check_numbers(source: str, config: Any) -> None:
 
 
 def check_weights(folder: str, config: Any) -> None:
-    """Compare the headers of a local folder's weights with its configuration, before they are read.
+    """Compare the headers of a local folder's weights with its configuration, before the weights are read.
 
     Args:
         folder: a Hugging Face folder.
         config: its configuration, as Hugging Face has read it.
 
     Raises:
-        DriftlensError: another number of blocks, or a tensor of another shape or of integers; it is named.
+        DriftlensError: the number of blocks differs, or a named tensor has another shape or holds integers.
     """
     found = _headers(Path(folder))
     if found is None:
@@ -93,15 +93,15 @@ def check_weights(folder: str, config: Any) -> None:
 
 
 def check_report(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """What Hugging Face could not place, once it has read everything under the names that it knows.
+    """Check the tensors that Hugging Face could not assign after loading.
 
     Args:
-        source: where the weights are.
-        missing: the model's tensors that the files do not hold, which Hugging Face draws at random.
-        unexpected: the files' tensors that the model has no place for, which it drops.
+        source: the place of the weights.
+        missing: tensors of the model that the files lack; Hugging Face initialises them at random.
+        unexpected: tensors of the files that the model lacks; Hugging Face drops them.
 
     Raises:
-        DriftlensError: a tensor is missing, or one of a block is dropped. Heads of other tasks may be.
+        DriftlensError: a tensor is missing, or a tensor of a block is dropped. Heads of other tasks may be dropped.
     """
     lost = sorted(missing)
     if lost:
@@ -127,7 +127,7 @@ def _check_blocks(folder: str, found: Mapping[str, _Tensor], n_layers: int) -> N
 
 
 def _headers(folder: Path) -> dict[str, _Tensor] | None:
-    """The tensors of the files that Hugging Face reads, or None where it is to say itself what is missing."""
+    """The tensors in the files that Hugging Face reads; None if Hugging Face itself should report missing files."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
         files = [whole]
@@ -147,7 +147,7 @@ def _headers(folder: Path) -> dict[str, _Tensor] | None:
 
 
 def _wanted(config: Any) -> tuple[dict[str, tuple[int, ...]], str]:
-    """The shapes of the tensors of a model of this configuration, and what may stand before their names."""
+    """The shapes of the tensors of a model with this configuration, and the optional prefix of their names."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,9 +1,8 @@
-"""`WrappedModel`: a TransformerLens model behind one face: hook points, weights by site, passes over its blocks.
+"""`WrappedModel`: one interface to both TransformerLens backends: hook points, weights by site, passes over blocks.
 
-A pass (`run`) goes from any layer to any layer and returns the residual stream; the head is a separate step
-(`unembed`), so that it is computed only at the positions that need it. What a pass costs is the blocks it
-names: lower blocks are not run when their result is given, and a prefix's keys and values can be computed
-once and reused.
+A pass (`run`) goes from any layer to any layer and returns the residual stream. The head is a separate step
+(`unembed`), which is computed only at the positions that need it. A pass costs only the blocks that it runs: lower
+blocks are skipped if their output is given, and the keys and values of a prefix can be computed once and reused.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -47,18 +46,18 @@ _UNSCALED: Mapping[str, str] = {"attn_out": "attn.o.hook_out", "mlp_out": "mlp.o
 
 
 class WrappedModel:
-    """What can be run: a `TransformerBridge` of transformer-lens 4.x or an unprocessed `HookedTransformer` of 3.9.
+    """A runnable `TransformerBridge` of transformer-lens 4.x or unprocessed `HookedTransformer` of 3.9.
 
     The model is put into eval mode and its parameters are frozen.
 
     Raises:
-        DriftlensError: its weights are processed, a hook is on it, or it is no such model.
+        DriftlensError: its weights are processed, it has hooks, or it is another kind of model.
     """
 
     pass_cost: float
-    """What a pass costs besides its tokens, in tokens; rows share passes by it (:mod:`driftlens.models.grouping`).  It
-    changes speed alone.  What `driftlens profile` has measured on this machine, else an estimate for the device
-    (:mod:`driftlens.models.pass_costs`)."""
+    """The fixed cost of a pass in tokens, by which rows are grouped into passes (:mod:`driftlens.models.grouping`).  It
+    affects only speed.  The value is the one that `driftlens profile` measured on this machine, or an estimate for the
+    device (:mod:`driftlens.models.pass_costs`)."""
 
     def __init__(self, model: Any, *, name: str | None = None, family: Family | None = None) -> None:
         backend = _backend_of(model, family)
@@ -89,7 +88,7 @@ class WrappedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; batches and residuals must be there too."""
+        """The device of the weights; batches and residuals must be on it too."""
         return self._backend.device
 
     @property
@@ -99,19 +98,19 @@ class WrappedModel:
 
     @property
     def foreign_hooks(self) -> list[str]:
-        """Where hooks are on the model between passes: somebody else's, TransformerLens's or PyTorch's own."""
+        """The places of foreign hooks on the model, TransformerLens's or PyTorch's, between passes."""
         with self.exclusive():
             return self._backend.foreign_hooks()
 
     @contextmanager
     def exclusive(self) -> Generator[None]:
-        """The model for this thread alone; another that wants it waits."""
+        """Reserve the model for this thread; other threads wait."""
         with self._shared.exclusive():
             yield
 
     @property
     def quantisation(self) -> str | None:
-        """How the weights are quantised, so that edits act as hooks only; None where they are not."""
+        """The quantisation method of the weights, in which case edits act only as hooks; None if not quantised."""
         return self._backend.quantisation
 
     def _require_writable(self, wanted: str) -> None:
@@ -137,10 +136,9 @@ class WrappedModel:
         return f"blocks.{self._layer(layer)}.{point or _SITES[site]}"
 
     def adds_to_resid(self, site: str) -> bool:
-        """Whether what is added at `mlp_out`, `attn_out` or `resid_post` is added, as it is, to the block's output.
+        """Whether a vector added at `mlp_out`, `attn_out` or `resid_post` is added unchanged to the block's output.
 
-        It is not where a norm or a factor follows the site, nor at `attn_out` where the MLP reads the attention's
-        output.
+        It is not if a norm or a factor follows the site, nor at `attn_out` if the MLP reads the attention's output.
         """
         if site == "resid_post":
             return True
@@ -149,7 +147,7 @@ class WrappedModel:
         return site == "mlp_out" or (site == "attn_out" and self.parallel_blocks)
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802 (the matrix\'s name everywhere)
-        """The MLP's down-projection as a live view: changing it in place changes the model.
+        """The MLP's down-projection as a live view; changing it in place changes the model.
 
         Raises:
             DriftlensError: the model is quantised.
@@ -158,11 +156,11 @@ class WrappedModel:
         return self.down_projection(layer)[0]
 
     def down_projection(self, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"] | None]:
-        """`W_out` and the bias added behind it; None where the family has none. Of a quantised model a copy."""
+        """`W_out` and its bias, None if the family has none; copies for a quantised model."""
         return self._backend.down_projection(self._layer(layer))
 
     def linear(self, site: Site) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
-        """Weight, as a live view, and bias of one linear map of an MLP, `y = x W + b`; of a quantised model a copy.
+        """The weight, as a live view, and the bias of a linear map of an MLP, `y = x W + b`; copies if quantised.
 
         Raises:
             DriftlensError: a layer out of range, or a family without such a map.
@@ -184,7 +182,7 @@ class WrappedModel:
         return self._backend.named_tensors()
 
     def stored_name(self, site: Site) -> str | None:
-        """The checkpoint's name for a linear map's weight; None where it has no tensor of its own there."""
+        """The checkpoint's name of a linear map's weight; None if the checkpoint has no separate tensor for it."""
         return self._backend.stored_name(site)
 
     # --- passes ---
@@ -200,7 +198,7 @@ class WrappedModel:
         past: KeyValues | None = None,
         read: Int[Tensor, "rows read"] | None = None,
     ) -> Float[Tensor, "rows columns d_model"]:
-        """Blocks `start` … `stop` − 1; the residual stream after the last of them, before the final norm.
+        """Run blocks `start` … `stop` − 1 and return the residual stream after the last one, before the final norm.
 
         With `start` above 0, `resid` is the input of block `start` and no block below is run. With `past`,
         the batch holds only the columns after that prefix, and they attend to the prefix and to themselves.
@@ -221,10 +219,11 @@ class WrappedModel:
         past: KeyValues | None = None,
         read: Int[Tensor, "rows read"] | None = None,
     ) -> tuple[Float[Tensor, "rows columns d_model"], KeyValues]:
-        """A pass to the last block that also keeps the keys and values of its first `columns` columns.
+        """Run a pass to the last block and return also the keys and values of its first `columns` columns.
 
-        With `past`, the batch holds only the columns after that prefix, and what is kept is the prefix with
-        these columns behind it. With `read`, only these columns of the residual stream are returned, as by `run`.
+        With `past`, the batch holds only the columns after that prefix, and the returned keys and values are those of
+        the prefix followed by these columns. With `read`, only these columns of the residual stream are returned, as by
+        `run`.
         """
         if not 0 < columns <= batch.shape[1]:
             raise DriftlensError(f"cannot keep {columns} columns of a batch of {batch.shape[1]}; expected 1 or more")
@@ -247,7 +246,7 @@ class WrappedModel:
         columns: int,
         past: KeyValues | None = None,
     ) -> KeyValues:
-        """The keys and values of `keys_values` alone: of the last block no more is computed."""
+        """Only the keys and values of `keys_values`, without the rest of the last block."""
         none = batch.tokens[:, :0]
         return self.keys_values(batch, hooks=hooks, start=start, resid=resid, columns=columns, past=past, read=none)[1]
 

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    # Only what stands before the command is ours: every command has options and help of its own.
+    # Only the arguments before the command are parsed here; every command has its own options and help.
     if arguments[0].startswith("-"):
         parser.parse_args(arguments)
     name, *rest = arguments

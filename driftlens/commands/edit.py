@@ -150,6 +150,6 @@ def _ship(
         if options.export is not None:
             report.edit.export(model, options.export)
             shipped.append(f"exported the edited model to {options.export}")
-    except DriftlensError as error:  # the verdict is told all the same
+    except DriftlensError as error:  # the verdict is printed in any case
         return shipped, error
     return shipped, None

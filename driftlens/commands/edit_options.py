@@ -134,7 +134,7 @@ def read_options(argv: Sequence[str] | None = None) -> EditOptions:
 
 
 def _checked(options: EditOptions) -> EditOptions:
-    # The fact's own rules; where nobody says what holds, any other text stands in.
+    # Check the fact's rules; without --true, any other text serves as the true target.
     true = f"{options.new} …" if options.true is None else options.true
     Fact(subject=options.subject, prompt=options.prompt, target_true=true, target_new=options.new)
     if options.gamma is not None and options.gammas is not None:

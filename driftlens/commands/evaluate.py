@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = None if options.perplexity_texts is None else tuple(load_texts(options.perplexity_texts))
     snippets = None if options.references is None else load_snippets(options.references)
     check_layers(options, options.model)
-    # Of all the data: an edit must not depend on how many records are asked for.
+    # Of all the data, because an edit must not depend on the number of records.
     corpus = (
         None
         if options.editor == "none"

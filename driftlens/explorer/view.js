@@ -151,7 +151,7 @@ function explorer(root, setup, choice, ask, publish = () => {}) {
       (row, column, value) => `token ${quoted(shown.tokens[row])}, ${shown.roles[row]}, ${span(...layersOf(column))}: P(${targetName()}) ${plain(before)} → ${plain(before + value)}, ${signed(value)}`,
       (cell) => { state.cell = cell; redraw(); });
     drawScale($("grid-scale"), limit);
-    $("grid-note").textContent = `Change of P(${targetName()} = ${prompt().answers[state.target]}) when the edited model's ${moduleName()} is put into the unedited model. Bold: the edited subject; underlined: the edited layer.`;
+    $("grid-note").textContent = `Change of P(${targetName()} = ${prompt().answers[state.target]}) when the edited model's ${moduleName()} replaces the unedited model's. Bold: the edited subject; underlined: the edited layer.`;
     const value = grid[token][layer];
     const whole = unpack(shown.edited)[state.target] - before;
     const share = Math.abs(whole) < 0.01 ? "" : ` That is ${Math.round(100 * value / whole)}\u00a0% of what the whole edit changes (${signed(whole)}).`;
@@ -188,8 +188,8 @@ function explorer(root, setup, choice, ask, publish = () => {}) {
       (row, column, value) => `layer ${column}, head ${row}: ${what} ${signed(value)}`, (cell) => { state.head = cell; redraw(); });
     drawScale($("heads-scale"), limit);
     $("heads-note").textContent = at >= 0
-      ? `Change of the last token's attention to ${quoted(shown.tokens[at])}, the edited subject's last token. Blue: it looks there more.`
-      : "This prompt does not name the edited subject; the colour is how much attention moved at all.";
+      ? `Change of the last token's attention to ${quoted(shown.tokens[at])}, the edited subject's last token. Blue: more attention after the edit.`
+      : "This prompt does not name the edited subject; the colour shows how much of the attention moved.";
     drawAttention(layer, head);
   }
   function drawAttention(layer, head) {

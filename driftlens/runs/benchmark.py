@@ -139,7 +139,7 @@ def benchmark(
 
 
 def counted(total: int, on_progress: OnProgress | None, on_shard: OnShard | None) -> OnShard:
-    """What tells of every shard of so many records, as :func:`benchmark` promises."""
+    """Return a callback for shards that calls `on_shard` and reports finished records to `on_progress`."""
 
     def tell(done: int, tables: Tables, found: bool) -> None:
         if on_shard is not None:

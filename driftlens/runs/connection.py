@@ -42,7 +42,7 @@ def ray_module(*, alone: bool = False) -> Any:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What goes wrong for good comes as an exception; the rest of what Ray tells is about its own repairs.
+    # Permanent errors arrive as exceptions; Ray's other messages concern its own recovery.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -63,7 +63,7 @@ def connected(address: str | None, workers: int | None) -> Generator[Any]:
     if started:
         settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
         if address is None:
-            # More workers than cores are allowed: somebody asked for them.
+            # More workers than cores are allowed if the user asks for them.
             cores = max(os.cpu_count() or 1, workers or 1)
             settings |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
         else:

@@ -136,7 +136,7 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         DriftlensError: the manifest is unreadable, or its configuration is not ``wanted``.
     """
     path = folder / MANIFEST
-    # Without a shard there is nothing to mix: a first attempt with a mistake in it binds nobody.
+    # Without a shard there is nothing to mix, so a failed first attempt may be replaced.
     if not path.exists() or not any(folder.glob("shards/*.json")):
         return {"format": FORMAT, "configuration": dict(wanted), "sessions": []}
     try:

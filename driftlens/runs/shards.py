@@ -212,7 +212,7 @@ def _together(shards: Sequence[tuple[int, Tables]]) -> dict[str, pd.DataFrame]:
         for name, table in tables.items():
             moved = table.assign(case=table["case"] + start) if "case" in table.columns else table
             pieces.setdefault(name, []).append(moved)
-    # A table without a row knows less about its columns' types than the others; it counts where there are no others.
+    # An empty table has less precise column types, so it counts only if there are no others.
     return {
         name: pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
         for name, tables in pieces.items()

@@ -1,7 +1,7 @@
-"""`Editor`: what every editing method has in common, and all that driftlens asks of one.
+"""`Editor`: the interface and the shared behaviour of every editing method.
 
-An editor of one's own fills in `edited_layers` and `edit_many`; the other methods have defaults that suit it.  One that
-optimises a value, as ROME does, is a :class:`driftlens.editors.ValueEditor`.
+To write your own editor, implement `edited_layers` and `edit_many`; the other methods have suitable defaults. An editor
+that optimises a value, as ROME does, extends :class:`driftlens.editors.ValueEditor`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from driftlens.progress import OnDone
 
 
 def check_settings(editor: type[Editor], changes: Iterable[str]) -> None:
-    """Whether an editor has these settings.
+    """Check that an editor has these settings.
 
     Raises:
-        DriftlensError: one is unknown; it says which was meant.
+        DriftlensError: a setting is unknown; the message suggests a similar one.
     """
     known = [item.name for item in fields(editor) if item.init]
     for name in changes:
@@ -46,9 +46,9 @@ _R = TypeVar("_R")
 
 
 def undisturbed(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """For what edits a model: the same in every mode of PyTorch, and the model's weights read for its hash once.
+    """Decorate a function that edits a model: PyTorch modes have no effect, and the weights are read once for the hash.
 
-    A tensor made in inference mode could never take part in a gradient, and autocast rounds what is solved for.
+    A tensor made in inference mode can never take part in a gradient, and autocast would round the solution.
     """
 
     @wraps(method)
@@ -67,38 +67,40 @@ class Editor(ABC):
 
     regularizers: tuple[Regularizer | HasParts, ...] = ()
 
-    # Whether the preset chose the number of steps, which then follows the regularizers; for_model knows.
+    # Whether the preset chose the number of steps. If so, the number depends on the regularizers; set by for_model.
     _steps_follow: bool = field(default=False, init=False, repr=False, compare=False)
 
     presets: ClassVar[Mapping[str, Preset]] = {}
-    """Settings for models by the beginning of the last part of their name, in lower case; "demo" is the bundled one."""
+    """Settings by the beginning of the last part of a model's name, in lower case; "demo" is the bundled model."""
 
     _not_described: ClassVar[tuple[str, ...]] = ("second_moment", "corpus", "regularizers", "_moments", "_steps_follow")
 
     def __post_init__(self) -> None:
-        given: Any = self.regularizers  # a single one is welcome
+        given: Any = self.regularizers  # a single regularizer is accepted
         object.__setattr__(self, "regularizers", tuple(given) if isinstance(given, Iterable) else (given,))
 
     @classmethod
     def for_model(cls, model: LensModel, **changes: Any) -> Self:
-        """The settings for ``model``: its preset's, or defaults by depth and scale; ``changes`` override them.
+        """Make an editor with the settings for ``model``: its preset, or defaults by depth and scale.
 
-        Where the number of steps is a setting, the preset has one with regularizers and one without.
+        ``changes`` override them. If the number of steps is a setting, a preset has two values for it: with and without
+        regularizers.
 
         Raises:
-            DriftlensError: a setting out of range, a layer that the model does not have.
+            DriftlensError: a setting is out of range, or the model does not have the layer.
         """
         check_loaded(model)
         check_settings(cls, changes)
         editor = cls(**(cls.preset(model, regularized=bool(changes.get("regularizers"))) | changes))
         editor.follow(follows=cls._has_steps() and "steps" not in changes)
-        editor.check(model)  # a small model may have a large one's name
+        editor.check(model)  # a small model may share a large one's name
         return editor
 
     @classmethod
     def preset(cls, model: LensModel, *, regularized: bool = False) -> dict[str, Any]:
-        """Keyword arguments for ``model``: of :attr:`presets`, else of :meth:`scaled`; with regularizers the number of
-        steps, where that is a setting, is another.
+        """Keyword arguments for ``model``, from :attr:`presets` or else :meth:`scaled`.
+
+        If the number of steps is a setting, it depends on whether there are regularizers.
         """
         chosen = known_preset(cls.presets, model)
         if chosen is None:
@@ -108,7 +110,7 @@ class Editor(ABC):
 
     @classmethod
     def scaled(cls, model: LensModel, *, regularized: bool) -> dict[str, Any]:
-        """The settings for a model that has no preset, ``steps`` among them where that is one."""
+        """The settings for a model without a preset, including ``steps`` if that is a setting."""
         del regularized
         return by_depth(model, {item.name for item in fields(cls)})
 
@@ -118,28 +120,29 @@ class Editor(ABC):
 
     @property
     def most_steps(self) -> int:
-        """How many steps an edit takes at most, a row of its history each; for displays of progress."""
+        """The largest number of steps an edit can take (rows in its history); for progress displays."""
         return 1
 
     @property
     def steps_follow(self) -> bool:
-        """Whether the number of steps is the preset's, and not one that somebody gave."""
+        """Whether the number of steps comes from the preset rather than from the user."""
         return self._steps_follow
 
     def follow(self, *, follows: bool) -> None:
-        """Note whether the number of steps is the preset's."""
+        """Record whether the number of steps comes from the preset."""
         object.__setattr__(self, "_steps_follow", follows)
 
     def changed(self, **changes: Any) -> Self:
-        """The same editor with other settings: ``dataclasses.replace``, but the number of steps goes on being the
-        preset's, unless it is among the changes.
+        """Return a copy with other settings, as ``dataclasses.replace`` does.
+
+        A number of steps that comes from the preset still counts as the preset's, unless it is among the changes.
         """
         found = replace(self, **changes)
         found.follow(follows=self.steps_follow and "steps" not in changes)
         return found
 
     def edit(self, model: LensModel, fact: Fact) -> EditResult:
-        """Edit one fact; the model itself stays as it is."""
+        """Edit one fact; the model itself is not changed."""
         check_facts([fact])
         return self.edit_many(model, [fact])[0]
 
@@ -153,22 +156,22 @@ class Editor(ABC):
         on_step: OnDone | None = None,
         on_facts: OnDone | None = None,
     ) -> list[EditResult]:
-        """A separate edit for each of ``facts``, ``batch_size`` of them optimised at a time.
+        """Make a separate edit for each of ``facts``, optimising ``batch_size`` of them at a time.
 
-        Each fact gets the numbers it has alone, up to float rounding.  Out of memory halves the batch and
-        goes on.
+        Each fact gets the same numbers as if edited alone, up to float rounding. When memory runs out, the batch is
+        halved and the work continues.
 
         Args:
-            model: the vanilla model; it stays as it is.
-            facts: the requests.  Runs first ask with none, so that what is wrong for all facts is told before any work.
-            batch_size: facts at a time; ``None``: 16, on CUDA as many as the free memory holds.
-            on_step: called with the number of a batch's steps done and the most there can be.
-            on_facts: called with the number of facts done and the number of all.
+            model: the vanilla model; it is not changed.
+            facts: the requests.  An empty list only checks the settings; runs use it to report errors before any work.
+            batch_size: facts at a time; ``None`` means 16, or on CUDA as many as fit into free memory.
+            on_step: called with the number of steps done in a batch and the largest possible number.
+            on_facts: called with the number of facts done and the total.
 
         Raises:
-            DriftlensError: a layer is out of range, a regularizer's layers are not above the edit.
-            EditError: when all are done, if some could not be edited (a prompt too long, the loss not finite); with
-                the results of the others.
+            DriftlensError: a layer is out of range, or a regularizer's layers are not above the edit.
+            EditError: raised at the end if some facts could not be edited (a prompt too long, the loss not finite); it
+                carries the results of the others.
         """
 
     def try_many(
@@ -180,7 +183,7 @@ class Editor(ABC):
         on_step: OnDone | None = None,
         on_facts: OnDone | None = None,
     ) -> list[EditResult | Failure]:
-        """:meth:`edit_many`, but a fact that cannot be edited raises nothing: its place holds the reason."""
+        """Edit as :meth:`edit_many` does, but return the reason in place of a fact that cannot be edited."""
         try:
             return [*self.edit_many(model, facts, batch_size=batch_size, on_step=on_step, on_facts=on_facts)]
         except EditError as error:
@@ -193,55 +196,55 @@ class Editor(ABC):
 
     @property
     def restrained_above(self) -> int:
-        """The layer above which regularizers see attention: the last that an edit changes."""
+        """The layer above which regularizers see attention: the last edited layer."""
         return self.edited_layers[-1]
 
     @classmethod
     def usual_gamma(cls, model: LensModel, **changes: Any) -> float:
-        """SADR's weight where nobody gives one: the preset's.  ``changes`` are those of :meth:`for_model`."""
+        """The default weight of SADR: the preset's.  ``changes`` are those of :meth:`for_model`."""
         del changes
         return sadr_gamma(model, cls.presets)
 
     def gammas(self, model: LensModel) -> tuple[float, ...] | None:
-        """The weights γ that SADR can have here, ascending; None: any."""
+        """The values of SADR's weight γ that this editor supports, ascending; None means any."""
         del model
         return None
 
     def with_regularizers(self, model: LensModel, regularizers: Sequence[Regularizer | HasParts]) -> Self:
-        """The same editor with other regularizers.
+        """Return the same editor with other regularizers.
 
         Raises:
-            DriftlensError: it cannot edit ``model`` with these.
+            DriftlensError: the editor cannot edit ``model`` with them.
         """
         del model
         return self.changed(regularizers=tuple(regularizers))
 
     @property
     def missing_second_moments(self) -> tuple[int, ...]:
-        """The layers whose second moments it needs and was not given; it takes them over :meth:`moment_corpus`."""
+        """The layers whose second moments are needed but not given; they are computed over :meth:`moment_corpus`."""
         return ()
 
     def moment_corpus(self, model: LensModel) -> Corpus:
-        """The texts that missing second moments are taken over: the default for ``model``."""
+        """The texts over which missing second moments are computed: by default, those for ``model``."""
         return open_corpus(default_corpus(model))
 
     @property
     def moment_samples(self) -> int:
-        """How many of these texts."""
+        """How many of these texts to use."""
         return SAMPLES
 
     @property
     def given_second_moments(self) -> Mapping[int, SecondMoment]:
-        """Those that it was given, by layer."""
+        """The second moments that were given, by layer."""
         return {}
 
     def with_second_moments(self, moments: Mapping[int, SecondMoment]) -> Self:
-        """The same editor with second moments by layer, of which it keeps what it needs."""
+        """Return the same editor with second moments by layer; it keeps those it needs."""
         del moments
         return self
 
     def settled(self, model: LensModel) -> Self:
-        """The same editor with all that it takes from ``model`` as it is now, to edit on top of others."""
+        """Return the same editor with everything it takes from ``model`` as it is now, for edits on top."""
         missing = self.missing_second_moments
         if not missing:
             return self
@@ -249,10 +252,10 @@ class Editor(ABC):
         return self.with_second_moments(moments)
 
     def check(self, model: LensModel) -> None:
-        """Whether ``model`` can be edited like this; editing asks it as well.
+        """Check that this editor can edit ``model``; editing does this as well.
 
         Raises:
-            DriftlensError: a layer that the model does not have; a regularizer whose layers are not above the edit.
+            DriftlensError: the model does not have a layer, or a regularizer's layers are not above the edit.
         """
         check_loaded(model)
         for layer in self.edited_layers:
@@ -262,7 +265,7 @@ class Editor(ABC):
                 )
         above = range(self.restrained_above + 1, model.n_layers)
         for regularizer in self.regularizers:
-            # Above the last layer there is no attention; a sum over no layers is 0, and nobody chose wrongly.
+            # There is no attention above the last layer; a sum over no layers is 0, and the user did nothing wrong.
             if above and isinstance(regularizer, ChoosesLayers):
                 regularizer.check_layers(above)
 
@@ -281,7 +284,7 @@ class Editor(ABC):
         }
         return {
             "editor": type(self).__name__,
-            # The class's name, and what it does where it is somebody else's.
+            # The class's name, and for a class from outside driftlens also what it computes.
             "settings": _identity_or_repr(plain) + identity(type(self)).removeprefix(type(self).__qualname__),
             "regularizers": _identity_or_repr(self.regularizers),
             "model": model.name,
@@ -293,10 +296,10 @@ class Editor(ABC):
         }
 
     def check_identified(self) -> None:
-        """Whether the settings tell this editor from every other, as caches and runs need.
+        """Check that the settings distinguish this editor from every other, as caches and runs require.
 
         Raises:
-            UnidentifiedError: a setting, or something in a regularizer, is none of what can be identified; see
+            UnidentifiedError: a setting, or part of a regularizer, has a type that cannot be identified; see
                 :mod:`driftlens.editors.identity`.
         """
         identity(type(self))
@@ -316,7 +319,7 @@ class Editor(ABC):
 
 
 def _identity_or_repr(value: object) -> str:
-    """For reading: what cannot be identified is named all the same."""
+    """For display: an unidentifiable setting is still shown."""
     try:
         return identity(value)
     except UnidentifiedError:

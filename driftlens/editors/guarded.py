@@ -1,18 +1,18 @@
-"""Guarded SADR: an edit restrained on prompts that it has nothing to do with.
+"""Guarded SADR: an edit restrained also on prompts that it should not change.
 
-SADR restrains the last token's attention in the edit's own contexts, where it has to read the subject if the edit is
-to be recalled.  What should stay is what *other* prompts about the subject, or behind the edited statement, are
-answered with.  Such prompts, the *guards* Q, need neither labels nor data; :mod:`driftlens.editors.guards` makes them.
+SADR restrains the last token's attention in the edit's own contexts. There the last token has to read the subject, or
+the edit is not recalled. The answers to *other* prompts, about the subject or after the edited statement, should stay
+the same. Such prompts, the *guards* Q, need neither labels nor data; :mod:`driftlens.editors.guards` makes them.
 
-To the objective it adds, with H_l and KL as in :mod:`driftlens.editors.sadr` and δ at ``subject_last``,
+With H_l and KL as in :mod:`driftlens.editors.sadr` and δ at ``subject_last``, the objective gains
 
     γ · SADR(S_j)  +  γ_g · mean_q Σ_l Σ_{h ∈ H_l(q)} KL(W_{l,h}(q)[-1, :] ‖ W^δ_{l,h}(q)[-1, :])
                    +  μ · mean_q KL(P(· | q) ‖ P_δ(· | q))
                    +  ν · mean_q max(0, log P_δ(o_edit | q) − log P(o_edit | q)).
 
-The third term keeps the answers.  It hardly notices that an object which nobody expected becomes a little likelier, and
-that is what a specificity failure begins with: the fourth does.  There log P(o | q) is the mean over the object's
-tokens, as the benchmark scores it, so that a name's end does not become likelier behind its beginning either.
+The third term preserves the answers. It hardly penalises a small rise of an unlikely object's probability, and
+specificity failures begin with such a rise; the fourth term penalises it. There log P(o | q) is the mean over the
+object's tokens, as in the benchmark's scores, so that the later tokens of a name are restrained as well as the first.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {"mu": 0.25, "nu": 0.25},
     "counterfact": {"mu": 0.25, "nu": 0.25, "asked": 0, "distracted": 6},
 }
-"""Settings chosen on validation records, by the beginning of a model's name; SmolLM2-135M's are the defaults.  See
-``docs/guarded-sadr.md``.
+"""Settings chosen on validation records, by the beginning of a model's name; see ``docs/guarded-sadr.md``.
+
+The defaults of :class:`GuardedSADR` are those of SmolLM2-135M.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _OnGuards:
-    """What the terms on guards have in common: the guards, which they share."""
+    """Base of the terms on guards: they share the same guards."""
 
     source: Guards
 
@@ -97,34 +98,34 @@ class _GuardTargets(_OnGuards):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardedSADR(Guards):
-    """SADR on the edit's own prompt, and restraint of attention and answers on prompts that should not change.
+    """SADR on the edit's own prompt, plus terms that preserve attention and answers on prompts that should not change.
 
-    A term with weight 0 is neither computed nor listed in the history; without ``gamma_guards``, ``mu`` and ``nu`` no
-    guard is made, and what is left is :class:`SADR`.  The history's columns are ``sadr``, ``guard_attention``,
-    ``guard_answers`` and ``guard_targets``.
+    A term with weight 0 is neither computed nor listed in the history. If ``gamma_guards``, ``mu`` and ``nu`` are all
+    0, no guards are made, and the regulariser equals :class:`SADR`. The history's columns are ``sadr``,
+    ``guard_attention``, ``guard_answers`` and ``guard_targets``.
 
     Attributes:
         gamma: γ, the weight of SADR on the edit's own contexts.
         gamma_guards: γ_g, the weight of attention drift at the guards' last tokens.
         mu: μ, the weight of the KL divergence (nats) of the next token after the guards.
-        nu: ν, the weight of how much likelier (nats a token) the new object becomes after the guards.
-        heads: as in :class:`SADR`, on the edit's own contexts.
-        guard_heads: the same on the guards.
+        nu: ν, the weight of the rise in the new object's log-probability (nats per token) after the guards.
+        heads: as in :class:`SADR`, for the edit's own contexts.
+        guard_heads: the same for the guards.
         layers: the layers whose attention is restrained, or ``None`` for all above the edit.
         eps: as in :class:`SADR`.
         asked: how many guards are questions about the subject.
-        questions: what is asked, "{}" standing for the subject; default: :data:`driftlens.editors.guards.QUESTIONS`.
-        subjects: other subjects that the edit's question can be asked about.  The edited one is left out.
+        questions: the questions, with "{}" for the subject; default: :data:`driftlens.editors.guards.QUESTIONS`.
+        subjects: other subjects that the edit's question can be asked about.  The edited subject is left out.
             Without any, the unedited model continues the edited statement.
-        own_words: how many guards are the model's own words about the subject.
+        own_words: how many guards are continuations that the model writes about the subject.
         distracted: how many guards begin with the edited statement.
         tokens: how many tokens the model writes.
-        top_k: sampling is among the ``top_k`` most likely tokens.
-        seed: of the sampling, and of which subjects are chosen.
+        top_k: the model samples from the ``top_k`` most likely tokens.
+        seed: seed of the sampling and of the choice of subjects.
 
     Raises:
-        DriftlensError: a weight negative or not finite, a number of guards or tokens out of range, an empty subject,
-            or what :class:`SADR` refuses.
+        DriftlensError: a weight is negative or not finite, a number of guards or tokens is out of range, a subject is
+            empty, or :class:`SADR` refuses a setting.
     """
 
     gamma: float = 0.0
@@ -148,7 +149,7 @@ class GuardedSADR(Guards):
             )
         if self.guard_heads not in ("selected", "all"):
             raise DriftlensError(f"guard_heads is {self.guard_heads!r}; expected 'selected' or 'all'")
-        object.__setattr__(self, "layers", self._sadr.layers)  # a range is welcome
+        object.__setattr__(self, "layers", self._sadr.layers)  # a range is accepted
 
     @property
     def _sadr(self) -> SADR:
@@ -156,7 +157,7 @@ class GuardedSADR(Guards):
 
     @property
     def parts(self) -> tuple[Regularizer, ...]:
-        """The terms with a weight, as regularizers; SADR alone where none has any."""
+        """The terms with a nonzero weight, as regularizers; SADR alone if all weights are 0."""
         source, found = self.guards, list[Regularizer]()
         if self.gamma or not (self.gamma_guards or self.mu or self.nu):
             found.append(self._sadr)
@@ -171,24 +172,24 @@ class GuardedSADR(Guards):
 
     @property
     def guards(self) -> Guards:
-        """How its guards are made."""
+        """How the guards are made."""
         return Guards(**{item.name: getattr(self, item.name) for item in fields(Guards)})
 
     @override
     def prompts(self, model: LensModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
-        """The guards of each fact, to be looked at; ``model`` is the unedited one."""
+        """Return the guards of each fact for inspection; ``model`` is the unedited one."""
         return self.guards.prompts(model, facts)
 
     def check_layers(self, above: range) -> None:
-        """Whether there is anything to restrain with an edit below ``above``; see :meth:`SADR.check_layers`."""
+        """Check that some layer is restrained; see :meth:`SADR.check_layers`."""
         self._sadr.check_layers(above)
 
 
 def usual_guards(model: LensModel, **changes: Any) -> GuardedSADR:
-    """The guards that were chosen for ``model``, or else the defaults; ``changes`` override them.
+    """Return the guards chosen for ``model``, or else the defaults; ``changes`` override them.
 
     Raises:
-        DriftlensError: what :class:`GuardedSADR` refuses.
+        DriftlensError: :class:`GuardedSADR` refuses a setting.
     """
     name = model.name.rpartition("/")[2].lower()
     chosen = next((preset for begin, preset in PRESETS.items() if name.startswith(begin)), {})

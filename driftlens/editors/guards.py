@@ -1,15 +1,16 @@
-"""Guards: prompts about a subject that have nothing to do with the fact that is edited.
+"""Guards: prompts about a subject that are unrelated to the edited fact.
 
-They need neither labels nor data.  What may stand among them:
+They need neither labels nor data. There are three kinds:
 
-1. **questions** about the subject, from a list that suits people, places and things (:data:`QUESTIONS`), or of one's
-   own;
-2. **own words**: what the unedited model writes behind "{s}", "{s} is", "{s} was" and "{s}'s";
-3. **distracted**: the edited statement, then the same question about another subject, where some are given; else the
-   statement and what the unedited model writes behind it.
+1. **questions** about the subject, from a list that suits people, places and things (:data:`QUESTIONS`), or from your
+   own list;
+2. **own words**: the unedited model's continuations of "{s}", "{s} is", "{s} was" and "{s}'s";
+3. **distracted**: the edited statement followed by the same question about another subject, if any are given; otherwise
+   the statement followed by the unedited model's continuation.
 
-A text that states the edited relation is no guard, since the edit has to change what follows from it: by its words
-(:func:`states_relation`), or, of a question, because the unedited model answers it as it answers the edit's prompt.
+A text that states the edited relation is not a guard, because the edit has to change what follows it. It is recognised
+by its words (:func:`states_relation`); a question also by the unedited model, which answers it as it answers the edit's
+prompt.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ ATTRIBUTES = (
     "fear", "secret", "voice", "salary", "address", "favourite book", "logo", "website", "temperature", "last word",
     "enemy", "guest", "number of floors",
 )  # fmt: skip
-"""What can be asked of one or another subject, and is no relation of the benchmark's tests."""
+"""Attributes that a question can ask for and that the benchmark's tests do not."""
 
 FRAMES = ("The {attribute} of {{}} is", "{{}}'s {attribute} is", "The name of the {attribute} of {{}} is",
           "The {attribute} of {{}} was")  # fmt: skip
-"""How it is asked, in turn."""
+"""The forms of the question, used in turn."""
 
 QUESTIONS = (
     *(FRAMES[at % len(FRAMES)].format(attribute=attribute) for at, attribute in enumerate(ATTRIBUTES)),
@@ -59,10 +60,10 @@ QUESTIONS = (
 """Questions about a subject.  None asks for a relation that the benchmark's tests ask for."""
 
 STARTS = ("{}", "{} is", "{} was", "{}'s")
-"""What the model continues, in turn."""
+"""The beginnings that the model continues, used in turn."""
 
 TRIES = 3
-"""How often a text is sampled anew that states the edited relation; then it is left out."""
+"""How often a text that states the edited relation is sampled again before it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,14 @@ class Guards:
     """How guards are made; the same settings, model and fact give the same guards, on every device.
 
     Attributes:
-        asked: how many of the questions.
-        questions: what is asked about the subject, "{}" standing for it.
-        subjects: other subjects that the edit's question can be asked about, as many as there are.
+        asked: how many questions to use.
+        questions: the questions about the subject, with "{}" for it.
+        subjects: other subjects that the edit's question can be asked about, any number of them.
         own_words: how many continuations of :data:`STARTS`.
-        distracted: how many texts behind the edited statement.
-        tokens: how many tokens the model writes, fewer where it ends its text.
-        top_k: sampling is among the ``top_k`` most likely tokens.
-        seed: of the sampling, and of which subjects are chosen.
+        distracted: how many texts that begin with the edited statement.
+        tokens: how many tokens the model writes; fewer if it ends its text.
+        top_k: the model samples from the ``top_k`` most likely tokens.
+        seed: seed of the sampling and of the choice of subjects.
     """
 
     asked: int = 12
@@ -94,13 +95,13 @@ class Guards:
             given = getattr(self, name)
             if not isinstance(given, int) or given < least:
                 raise DriftlensError(f"{name} is {given!r}; expected a whole number of at least {least}")
-        given: Any = self.questions  # a single one is welcome
+        given: Any = self.questions  # a single question is accepted
         questions: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(given)
         for question in questions:
             if not isinstance(question, str) or question.count("{}") != 1:
                 raise DriftlensError(f'questions holds {question!r}; expected texts with one "{{}}" for the subject')
         object.__setattr__(self, "questions", questions)
-        subjects: Any = self.subjects  # a single one is welcome
+        subjects: Any = self.subjects  # a single subject is accepted
         names: tuple[Any, ...] = (subjects,) if isinstance(subjects, str) else tuple(subjects)
         for name in names:
             if not isinstance(name, str) or not name.strip():
@@ -108,9 +109,9 @@ class Guards:
         object.__setattr__(self, "subjects", tuple(dict.fromkeys(name.strip() for name in names)))
 
     def prompts(self, model: LensModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
-        """The guards of each fact; none where every text states the edited relation.
+        """Return the guards of each fact; an empty list if every text states the edited relation.
 
-        Kept per model and its weights as they are.  Each fact has those that it has alone.
+        Cached per model and its current weights. A fact's guards do not depend on the other facts.
         """
         known = _made.setdefault(model, {})
         state = model.model_hash
@@ -134,20 +135,20 @@ class Guards:
         return tuple(dict.fromkeys([*self._asked(model, fact), *written, *behind]))
 
     def _asked(self, model: LensModel, fact: Fact) -> list[str]:
-        """Questions in an order of the subject's own, less those that state or ask for the edited relation."""
+        """Order the questions by a seed that depends on the subject, without those that concern the edited relation."""
         order = random.Random(_seed(self.seed, fact)).sample(self.questions, len(self.questions))
         others = [one for one in order if not states_relation(fact, one.partition("{}")[2]) and one != fact.prompt]
         chosen = [one.replace("{}", fact.subject) for one in others[: self.asked]]
         return [text for text, same in zip(chosen, _same_question(model, fact, chosen), strict=True) if not same]
 
     def _others(self, fact: Fact) -> list[str]:
-        """The subjects to ask about: never the edited one, by whatever longer or shorter name."""
+        """The subjects to ask about, without the edited one under a longer or shorter name."""
         mine = fact.subject.casefold()
         others = [one for one in self.subjects if mine not in one.casefold() and one.casefold() not in mine]
         return random.Random(_seed(self.seed, fact)).sample(others, min(self.distracted, len(others)))
 
     def _written(self, model: LensModel, fact: Fact, starts: Sequence[str], *, begin: int) -> list[str]:
-        """The starts with what the model writes behind them, where that, from ``begin`` on, may be a guard."""
+        """The starts with the model's continuations, if the text from ``begin`` on is usable as a guard."""
         kept: dict[int, str] = {}
         for attempt in range(TRIES):
             missing = [at for at in range(len(starts)) if at not in kept]
@@ -169,9 +170,9 @@ class Guards:
         ends = set(model.tokenizer.all_special_ids)
         texts: list[str] = []
         for start, row, ids in zip(starts, rows, written, strict=True):
-            # Another document begins behind a special token.
+            # A special token begins another document.
             stop = next((at for at in range(len(row), len(ids)) if ids[at] in ends), len(ids))
-            # By the difference of two texts: alone, a token may lose the blank in front of it.
+            # By the difference of two texts: decoded alone, a token may lose its leading blank.
             whole, given = (model.tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:stop], row))
             texts.append(start + re.sub(r"\s+", " ", whole[len(given) :]).rstrip())
         return texts
@@ -181,11 +182,11 @@ _made: WeakKeyDictionary[LensModel, dict[tuple[str, Guards, Fact], tuple[str, ..
 
 
 def states_relation(fact: Fact, text: str) -> bool:
-    """Whether a text behind the subject states the edited relation.
+    """Whether a text that follows the subject states the edited relation.
 
-    It does where it holds, as whole words and in any case, the fact's old or new object, or the prompt's own words
-    behind its subject.  Where these are none, or only what a guard may begin with ("The mother tongue of {} is"), they
-    tell no relation, and the objects alone do.
+    It does if it contains, as whole words and in any case, the fact's old or new object, or the words that follow the
+    subject in the prompt. If there are no such words, or only those that a guard may begin with ("The mother tongue of
+    {} is"), they do not identify a relation, and only the objects are looked for.
     """
     wording = fact.prompt.partition("{}")[2].strip(" \t\n.,;:?!")
     told = (fact.target_true, fact.target_new, "" if f"{{}} {wording}" in STARTS else wording)
@@ -193,15 +194,17 @@ def states_relation(fact: Fact, text: str) -> bool:
 
 
 def _same_question(model: LensModel, fact: Fact, texts: Sequence[str]) -> list[bool]:
-    """Whether the model answers a text as it answers the edit's prompt: the old object's first token is at least
-    half as likely after it.  Such a text asks for the edited relation in other words.
+    """Whether the model answers a text as it answers the edit's prompt.
+
+    The criterion: the old object's first token is at least half as likely after the text as after the prompt. Such a
+    text asks for the edited relation in other words.
     """
     if not texts:
         return []
     read = try_tokenize_prompts(model, [(text, fact.target_true) for text in (fact.text, *texts)])
     prompts = [prompt for prompt in read if isinstance(prompt, TokenizedPrompt)]
     if len(prompts) < len(read):
-        return [True] * len(texts)  # too long to be read: no guards either
+        return [True] * len(texts)  # too long for the model: such a fact has no guards either
     with torch.no_grad():
         batch, first = pad_rows(model, [prompt.ids[: prompt.n_prompt] for prompt in prompts])
         last = first + torch.tensor([prompt.n_prompt - 1 for prompt in prompts], device=first.device)
@@ -216,12 +219,12 @@ def _holds(text: str, words: str) -> bool:
     text, words = (" ".join(each.casefold().split()) for each in (text, words))
     if not any(each.isalnum() for each in words):
         return False
-    # Only letters that are written with blanks between words bound a word: no Chinese word would be a whole one.
+    # With re.ASCII, only ASCII letters and digits extend a word: otherwise no Chinese word would count as a whole word.
     before, after = (r"(?<!\w)" if words[0].isalnum() else ""), (r"(?!\w)" if words[-1].isalnum() else "")
     return re.search(before + re.escape(words) + after, text, re.ASCII) is not None
 
 
 def _seed(seed: int, fact: Fact, attempt: int = 0) -> int:
-    """A seed of its own for every subject, so that guards do not depend on which facts are edited beside it."""
+    """A seed for each subject, so that its guards do not depend on which other facts are edited."""
     told = f"{seed} {attempt} {fact.subject}"
     return int.from_bytes(hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()[:7], "big")

@@ -2,8 +2,8 @@
 
     mean_j −log P(o_edit | x_j ⊕ p)  +  ω · KL  +  λ · Σ ‖δ‖ / ‖target_init‖²  +  Σ regularisers (SADR)
 
-The sum in the weight decay is over the places where a δ stands: one in ROME and MEMIT, two in PMET.  All terms are
-per fact: facts share a pass and nothing else.
+The sum in the weight decay is over the places where a δ is added: one in ROME and MEMIT, two in PMET.  All terms are
+computed per fact: facts share a pass but not a loss.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from driftlens.models import LensModel
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """What every editor's value optimisation has in common; see :class:`driftlens.ROME` for the meanings, and
-    :class:`driftlens.PMET` for the last two.
+    """Settings of the value optimisation, common to all editors.
+
+    :class:`driftlens.ROME` explains them; :class:`driftlens.PMET` the last two.
     """
 
     steps: int
@@ -51,20 +52,23 @@ class Terms:
     kl: Float[Tensor, "facts"]
     weight_decay: Float[Tensor, "facts"]
     penalties: Mapping[str, Float[Tensor, "facts"]]
-    """Of the regularisers, by their columns in the history."""
+    """Penalties of the regularisers, by their columns in the history."""
     probability: Float[Tensor, "facts"]
-    """Of the new object: exp of the mean log-probability of its tokens, averaged over contexts."""
+    """Probability of the new object: exp of the mean log-probability of its tokens, averaged over contexts."""
     certain: Bool[Tensor, "facts"]
     """Whether every token of the new object is the arg max in every context."""
 
     @property
     def loss(self) -> Float[Tensor, "facts"]:
-        """The sum that is minimised."""
+        """The sum of the terms, which is minimised."""
         return torch.stack([self.nll, self.kl, self.weight_decay, *self.penalties.values()]).sum(dim=0)
 
 
 def together(parts: Sequence[Terms]) -> Terms:
-    """The terms of facts whose rows came in several passes, the contexts in the first; of δ itself it tells all."""
+    """Combine the terms of facts whose rows came in several passes.
+
+    The first pass holds the contexts and supplies all terms that depend on δ alone.
+    """
     first, *others = parts
     if not others:
         return first
@@ -80,20 +84,21 @@ def together(parts: Sequence[Terms]) -> Terms:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a pass is compared with: what the regularisers see of the vanilla model, by set of rows, and its
-    log-probabilities behind the essence prompts.
+    """The reference for a pass: what the regularisers see of the vanilla model, and its essence log-probabilities.
+
+    The former is given by set of rows; the latter are read after the essence prompts.
     """
 
     observed: Mapping[int, Observed]
     essence: Float[Tensor, "facts d_vocab"] | None
 
     def detach(self) -> Reference:
-        """The same without a gradient."""
+        """Return the same without a gradient."""
         observed = {key: detached(one) for key, one in self.observed.items()}
         return Reference(observed, None if self.essence is None else self.essence.detach())
 
     def of(self, rows: Rows, regularizers: Sequence[Regularizer], facts: Bool[Tensor, "facts"]) -> Reference:
-        """Only what belongs to ``facts``."""
+        """Select the part for ``facts``."""
         sets = row_sets(rows, regularizers) if self.observed else {}
         observed = {key: kept(one, facts[rows.fact[sets[key].rows]]) for key, one in self.observed.items()}
         return Reference(observed, None if self.essence is None else self.essence[facts])
@@ -111,7 +116,7 @@ def evaluate_delta(
     target_norm: Float[Tensor, "facts places"],
     nll_factor: Float[Tensor, "facts"],
 ) -> tuple[Terms, Reference]:
-    """One pass with δ over the layers above the edit: the terms of the loss, and what the pass saw.
+    """Run one pass with δ over the layers above the edit; return the terms of the loss and what was recorded.
 
     Without ``vanilla``, as at step 0 where δ is zero, the pass is compared with itself.
     """
@@ -146,10 +151,10 @@ def evaluate_delta(
                     penalty, own = found
                     penalties[name] = per_fact(penalty.to(precision) * rows.weight[own], rows.fact[own])
 
-    # Before the head's logits are there, so that what this takes for a moment is not part of the peak.
+    # Computed before the head's logits exist, so that its temporary memory does not add to the peak.
     penalize(after_the_head=False)
 
-    # One call of the head for all that is read: the places that predict target tokens, then the essence prompts'.
+    # One call of the head for every position read: those that predict target tokens, then those of the essence prompts.
     read_row, read_place = rows.target_row, rows.target_place
     if rows.essence_row is not None:
         read_row = torch.cat([read_row, rows.essence_row])
@@ -171,7 +176,7 @@ def evaluate_delta(
         before = {key: detached(one) for key, one in now.items()}
     penalize(after_the_head=True)
     context_nll = row_nll[rows.contexts]
-    # A target that shares the largest logit counts, as in the published code, which compares probabilities.
+    # A target that ties for the largest logit counts, as in the published code, which compares probabilities.
     missed = logits.detach().gather(1, rows.target_id[:, None]).squeeze(1) < logits.detach().amax(dim=1)
 
     kl = delta.new_zeros(n_facts)
@@ -181,7 +186,7 @@ def evaluate_delta(
         unedited = essence.detach() if vanilla is None or vanilla.essence is None else vanilla.essence
         kl = settings.kl_factor * _essence_kl(unedited, essence, settings.essence_kl)
 
-    # sqrt of a clamped square: the norm's own gradient at δ = 0 is undefined.
+    # sqrt of a clamped square, because the gradient of the norm is undefined at δ = 0.
     length = delta.square().sum(-1).clamp_min(1e-30).sqrt()
     terms = Terms(
         nll=nll_factor * per_fact(context_nll * context_weight, context_fact),
@@ -191,14 +196,14 @@ def evaluate_delta(
         probability=per_fact((-context_nll.detach()).exp() * context_weight, context_fact),
         certain=per_fact(missed & rows.is_context[rows.target_row], rows.fact[rows.target_row]) == 0,
     )
-    # Held until after the backward pass, the edited model's attention would be one more copy at its peak.
+    # If the edited model's attention were held until after the backward pass, it would add one more copy to the peak.
     return terms, Reference(now, essence) if vanilla is None else vanilla
 
 
 def _hooks(model: LensModel, watch: Watch, above: range, settings: ValueSettings) -> list[Hook]:
     hooks: list[Hook] = []
     for upper in above:
-        # Recorded first: a regulariser keeps its gradient even where the likelihood's is cut.
+        # Recorded first, so that a regulariser keeps its gradient even where the likelihood's is cut.
         hooks += watch.hooks(upper)
         if settings.detach_attention:
             hooks.append((model.hook_name("pattern", upper), detach_pattern()))
@@ -208,8 +213,9 @@ def _hooks(model: LensModel, watch: Watch, above: range, settings: ValueSettings
 def _essence_kl(
     before: Float[Tensor, "facts d_vocab"], now: Float[Tensor, "facts d_vocab"], direction: str
 ) -> Float[Tensor, "facts"]:
-    """KL between next-token distributions given as log-probabilities; the published code's direction is
-    edited ‖ vanilla.
+    """KL between next-token distributions given as log-probabilities.
+
+    The published code's direction is KL(edited ‖ vanilla).
     """
     p, q = (now, before) if direction == "edited_from_vanilla" else (before, now)
     return (p.exp() * (p - q)).sum(dim=-1)

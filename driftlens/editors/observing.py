@@ -1,8 +1,8 @@
-"""What regularisers see of a pass: some rows' attention, hidden states and next tokens, recorded by hooks.
+"""Record what regularisers see of a pass: attention, hidden states and next tokens of some rows.
 
-Rows come in *sets*: the contexts, which all regularisers without prompts of their own share, and the prompts of each
-regulariser that brings some, which others with the same prompts share.  Of a set everything is recorded that one of its
-regularisers wants, and nothing else.
+Rows come in *sets*. One set holds the contexts, which all regularisers without their own prompts share. The others hold
+the prompts of regularisers that supply some; regularisers with the same prompts share a set. Hooks record for each set
+exactly what its regularisers ask for.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from driftlens.models import LensModel
 __all__ = ["CONTEXTS", "RowSet", "Watch", "detached", "kept", "row_sets"]
 
 CONTEXTS = -1
-"""The set of the contexts; that of a regulariser's own prompts goes by the place of the first that has them."""
+"""The set of the contexts. Any other set is numbered by the index of the first regulariser that uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSet:
-    """Rows that are seen together, and what is seen of them."""
+    """Rows that are observed together, and what is recorded of them."""
 
     rows: Int[Tensor, "rows"]
     wants: Wants
 
 
 def row_sets(rows: Rows, regularizers: Sequence[Regularizer]) -> dict[int, RowSet]:
-    """The sets that the regularisers look at."""
+    """Make the sets of rows that the regularisers look at."""
     sets: dict[int, RowSet] = {}
     of_contexts = [wants_of(one) for one in regularizers if not isinstance(one, BringsPrompts)]
     if of_contexts and len(rows.contexts):
@@ -54,12 +54,12 @@ def row_sets(rows: Rows, regularizers: Sequence[Regularizer]) -> dict[int, RowSe
 
 
 def detached(observed: Observed) -> Observed:
-    """The same without a gradient."""
+    """Return the same without a gradient."""
     return replace(observed, **{name: tensor.detach() for name, tensor in _present(observed).items()})
 
 
 def kept(observed: Observed, rows: Bool[Tensor, "rows"]) -> Observed:
-    """Only some of its rows."""
+    """Select some of its rows."""
     parts = {
         name: tensor[rows] if name in ("log_probabilities", "target") else tensor[:, rows]
         for name, tensor in _present(observed).items()
@@ -68,9 +68,9 @@ def kept(observed: Observed, rows: Bool[Tensor, "rows"]) -> Observed:
 
 
 class Watch:
-    """Records a pass above the edit layer for the regularisers.
+    """Hooks that record a pass above the edit layer for the regularisers.
 
-    ``column`` is the pass's column of ``subject_last``: 0 where the pass begins there.
+    ``column`` is the column of ``subject_last`` in the pass: 0 if the pass begins there.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Watch:
         self._hidden: dict[tuple[int, int], Tensor] = {}
 
     def hooks(self, layer: int) -> list[Hook]:
-        """What is recorded in one layer."""
+        """The recording hooks of one layer."""
         hooks: list[Hook] = []
         name, after = self.model.hook_name("pattern", layer), self.model.hook_name("resid_post", layer)
         begin = self.column
@@ -119,18 +119,18 @@ class Watch:
 
     @property
     def scored(self) -> Mapping[int, Int[Tensor, "rows"]]:
-        """The rows whose target's log-probability is wanted, by set."""
+        """The rows whose target is to be scored, by set."""
         return {key: of.rows for key, of in self.sets.items() if of.wants.target}
 
     @property
     def read(self) -> Mapping[int, Int[Tensor, "rows"]]:
-        """The rows whose next tokens are wanted, by set."""
+        """The rows whose next-token distribution is needed, by set."""
         return {key: of.rows for key, of in self.sets.items() if of.wants.next_tokens}
 
     def penalty(
         self, place: int, before: Mapping[int, Observed], now: Mapping[int, Observed]
     ) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]] | None:
-        """The penalty of a regulariser's rows, and which rows they are; None where it sees nothing."""
+        """Return the penalty per row of a regulariser, and the indices of the rows; None if it sees nothing."""
         regularizer = self.regularizers[place]
         key = prompts_place(self.regularizers, place) if isinstance(regularizer, BringsPrompts) else CONTEXTS
         if key not in self.sets or not _present(now[key]):

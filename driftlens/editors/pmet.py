@@ -1,12 +1,12 @@
 """PMET, precise model editing in a transformer (paper, Appendix B), with any regulariser.
 
-1. δ_m at the MLP's and δ_a at the attention's output projection of the last edited layer are optimised together, both
-   at ``subject_last`` (:mod:`driftlens.editors.value`); each has a clamp of its own, their weight decays add up.
-   Only δ_m is kept: z = MLP output of the bare prompt + δ_m.
-2. While the new object is the arg max in every context, the likelihood counts a tenth in the next step, so that the
-   other terms come to the fore; if the essence KL is small then too, the optimisation stops.
-3. z is written into all edited layers as in MEMIT, but about the last layer's MLP output, and with the residual
-   divided by the square root of the number of layers left (:mod:`driftlens.editors.spread`).
+1. In the last edited layer, δ_m at the MLP output and δ_a at the attention's output projection are optimised together,
+   both at ``subject_last`` (:mod:`driftlens.editors.value`). Each has its own clamp; their weight decays add up.
+   Only δ_m is used: z = MLP output of the bare prompt + δ_m.
+2. While the new object is the arg max in every context, the next step weights the likelihood by a tenth, so that the
+   other terms take effect. If the essence KL is small as well, the optimisation stops.
+3. z is written into all edited layers as in MEMIT, with two differences: it refers to the MLP output of the last layer,
+   and the residual is divided by the square root of the number of layers left (:mod:`driftlens.editors.spread`).
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from driftlens.models import LensModel
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PMET(LeastSquaresEditor):
-    """Settings of PMET; :meth:`edit`, :meth:`edit_many` and :meth:`edit_together` do the work, and :meth:`for_model`
-    gives the paper's presets.
+    """Settings of PMET; call :meth:`edit`, :meth:`edit_many` or :meth:`edit_together` to edit.
 
-    The settings that are not listed are those of :class:`driftlens.MEMIT`, with δ measured against the outputs of
-    MLP and attention.  ``SADR(heads="all")`` restrains every head.  (The published MEMIT and PMET always select
-    heads, whatever is asked.)
+    :meth:`for_model` returns the paper's presets. Settings not listed here are those of :class:`driftlens.MEMIT`, with
+    δ measured against the MLP and attention outputs. ``SADR(heads="all")`` restrains every head. (The published MEMIT
+    and PMET ignore this setting and always select heads.)
 
     Attributes:
-        layers: the layers whose down-projections are edited, ascending; both δ stand in the last one.
-        kl_factor: ω.  1 is the published setting for GPT-J; the paper's text gives 0.0625 for all models, which is
-            what the published settings of the Llama models have.
+        layers: the layers whose down-projections are edited, ascending; both δ are added in the last one.
+        kl_factor: ω.  The published setting for GPT-J is 1; the paper's text gives 0.0625 for all models, which is
+            also the published setting for the Llama models.
         weight_decay: factor of ‖δ_m‖ / ‖MLP output‖² + ‖δ_a‖ / ‖attention output‖².
-        clamp_norm_factor: each δ is projected onto ‖δ‖ ≤ this · ‖its output‖.
-        certain_nll_factor: factor of the likelihood in the step after one in which the new object's every token was
+        clamp_norm_factor: upper bound on each ‖δ‖ as a multiple of the norm of the output it is added to.
+        certain_nll_factor: factor of the likelihood in the step after one in which every token of the new object was
             the arg max in every context; 1 turns this off.
-        certain_stop_kl: a fact stops where the arg max is right and the KL term, with its factor, is at most this;
+        certain_stop_kl: a fact stops when the arg max is right and the KL term, with its factor, is at most this;
             ``None`` turns this off.
 
     Raises:
-        DriftlensError: a setting out of range; no layers, or not in ascending order; a layer without second moment.
+        DriftlensError: a setting is out of range, ``layers`` is empty or not ascending, or a layer has no second
+            moment.
     """
 
     kl_factor: float = 1.0

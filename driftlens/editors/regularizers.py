@@ -1,17 +1,17 @@
-"""What a regulariser of the value optimisation is: a penalty on what the model does under the current δ.
+"""Regularisers of the value optimisation: penalties on what the model does under the current δ.
 
-A regulariser sees some *rows* in the unedited model and under δ, and gives one penalty a row.  The optimiser averages
-a fact's rows and adds the sum to its loss.
+A regulariser sees some *rows* in the unedited model and under δ, and returns one penalty per row.  The optimiser
+averages the penalties of a fact's rows and adds the mean to its loss.
 
-1. **Which rows.**  By default the edit's own contexts.  A regulariser with a method ``prompts`` brings prompts of its
-   own instead (:class:`BringsPrompts`), each of which names the subject, with δ at its last token.
-2. **What of them.**  By default what the last prompt token attends to in every layer above the edit.  An attribute
-   ``wants`` asks for more (:class:`Wants`): attention of the other tokens, hidden states, next-token distributions.
-   Nothing else is computed or kept.
+1. **Which rows.**  By default, the edit's own contexts.  A regulariser with a method ``prompts`` supplies its own
+   prompts instead (:class:`BringsPrompts`). Each of them names the subject, and δ is added at the subject's last token.
+2. **What it sees.**  By default, what the last prompt token attends to in every layer above the edit.  An attribute
+   ``wants`` asks for more (:class:`Wants`): attention of other tokens, hidden states, next-token distributions.
+   Nothing else is computed or stored.
 3. **Its column** in the history is its ``name``, by default its class's name in lower case.
 
-What lies to the left of ``subject_last``, or at layers below the edit, cannot change and is never computed: columns
-are counted from ``subject_last``.
+Tokens before ``subject_last`` and layers below the edit cannot change and are never computed. Columns are therefore
+counted from ``subject_last``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Wants:
-    """What a regulariser sees of its rows, in the unedited model and under δ.
+    """What a regulariser needs to see of its rows, in the unedited model and under δ.
 
     Attributes:
         attention: what the last prompt token attends to.
@@ -67,7 +67,7 @@ class Wants:
     target: bool = False
 
     def __or__(self, other: Wants) -> Wants:
-        """What at least one of the two wants."""
+        """Everything that at least one of the two asks for."""
         return Wants(**{item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)})
 
 
@@ -90,13 +90,13 @@ class LastTokenAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What one model does in some rows; ``None`` is what nobody wanted.
+    """What one model computes in some rows; fields that were not asked for are ``None``.
 
     Attributes:
-        attention: of the last prompt token.
-        patterns: of all tokens from ``subject_last`` on.
+        attention: attention of the last prompt token.
+        patterns: attention of all tokens from ``subject_last`` on.
         hidden: the residual stream after the edit layer, then after every layer above it; column 0 is ``subject_last``.
-        log_probabilities: of the token after the prompt.
+        log_probabilities: log-probabilities of the token after the prompt.
         target: the mean log-probability of the new object's tokens after the prompt, as the benchmark scores it.
     """
 
@@ -109,16 +109,16 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen(LastTokenAttention):
-    """What a regulariser is given about its rows.
+    """The rows that a regulariser is given.
 
-    ``vanilla`` and ``edited`` are the last token's attention, as in :class:`LastTokenAttention`.
+    ``vanilla`` and ``edited`` hold the last token's attention, as in :class:`LastTokenAttention`.
 
     Attributes:
-        before: everything that the regulariser wants, in the unedited model, without a gradient.
+        before: everything that the regulariser asks for, in the unedited model, without a gradient.
         now: the same under the current δ, differentiable.
         last: per row, the column of the last prompt token, counted from ``subject_last``.  The key index of column
             ``c`` is ``subject + c``.
-        mask: per row, which columns hold tokens; the rest is padding.
+        mask: per row, which columns hold tokens; the others are padding.
     """
 
     before: Observed
@@ -129,70 +129,72 @@ class Seen(LastTokenAttention):
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """Anything that can be added to an editor's ``regularizers``."""
+    """The protocol of everything that can be in an editor's ``regularizers``."""
 
     def penalty(self, seen: Seen, /) -> Float[Tensor, "rows"]:
-        """The weighted penalty of every row, differentiable; it must be zero where nothing has drifted."""
+        """Return the weighted penalty of every row, differentiable; it must be zero if nothing has drifted."""
         ...
 
 
 @runtime_checkable
 class ChoosesLayers(Protocol):
-    """A regularizer that is about layers of its choice; editors ask it whether they are there."""
+    """A regularizer that restrains chosen layers; editors ask it whether the model has them."""
 
     def check_layers(self, above: range) -> None:
-        """Raise a :class:`~driftlens.errors.DriftlensError` unless it can work with the layers above the edit, which
-        are ``above``, up to the model's last.
+        """Check that the regularizer can work with the layers ``above`` the edit, which go up to the model's last.
+
+        Raises:
+            DriftlensError: it cannot.
         """
         ...
 
 
 @runtime_checkable
 class BringsPrompts(Protocol):
-    """A regularizer whose rows are prompts of its own."""
+    """A regularizer that supplies its own prompts as rows."""
 
     def prompts(self, model: LensModel, facts: Sequence[Fact]) -> Sequence[Sequence[str]]:
-        """The prompts of each fact, each of which names the fact's subject; δ stands at its first occurrence."""
+        """Return the prompts of each fact. Each names the fact's subject; δ is added at its first occurrence."""
         ...
 
 
 @runtime_checkable
 class SharesPrompts(BringsPrompts, Protocol):
-    """One whose prompts others may bring as well: those with an equal ``source`` share their rows."""
+    """A regularizer that can share its prompts: regularizers with equal ``source`` share their rows."""
 
     @property
     def source(self) -> object:
-        """What makes the prompts."""
+        """The object that makes the prompts."""
         ...
 
 
 @runtime_checkable
 class HasParts(Protocol):
-    """A regularizer that stands for several, each with its own rows and its own column in the history."""
+    """A regularizer composed of several, each with its own rows and its own column in the history."""
 
     @property
     def parts(self) -> tuple[Regularizer, ...]:
-        """Those that it stands for; none of them stands for others."""
+        """The regularizers it is composed of; none of them is composed of others."""
         ...
 
 
 @runtime_checkable
 class SeesMore(Protocol):
-    """A regularizer that says what it wants to see."""
+    """A regularizer that declares what it needs to see."""
 
     @property
     def wants(self) -> Wants:
-        """What of its rows it sees."""
+        """What it sees of its rows."""
         ...
 
 
 def wants_of(regularizer: Regularizer) -> Wants:
-    """What a regulariser sees of its rows: what it asks for, else the last token's attention."""
+    """What a regulariser sees of its rows: what it asks for, or by default the last token's attention."""
     return regularizer.wants if isinstance(regularizer, SeesMore) else Wants()
 
 
 def parts_of(regularizers: Sequence[Regularizer | HasParts]) -> tuple[Regularizer, ...]:
-    """The regularizers, with the parts of one that stands for several in its place."""
+    """Replace each composed regularizer by its parts."""
     found: list[Regularizer] = []
     for one in regularizers:
         found += one.parts if isinstance(one, HasParts) else (one,)
@@ -200,7 +202,7 @@ def parts_of(regularizers: Sequence[Regularizer | HasParts]) -> tuple[Regularize
 
 
 def prompts_place(regularizers: Sequence[Regularizer], place: int) -> int:
-    """Whose prompts the regularizer at ``place`` looks at: its own, or those of an earlier one that shares them."""
+    """The index of the regularizer whose prompts the one at ``place`` uses: itself, or an earlier one."""
     one = regularizers[place]
     if isinstance(one, SharesPrompts):
         for earlier, other in enumerate(regularizers[:place]):
@@ -210,18 +212,18 @@ def prompts_place(regularizers: Sequence[Regularizer], place: int) -> int:
 
 
 Brought: TypeAlias = tuple[str, str]
-"""A prompt that a regulariser brings, and the target that is read behind it; "" where none is."""
+"""A prompt that a regulariser supplies, and the target to score after it ("" for none)."""
 
 
 def own_prompts(
     regularizers: Sequence[Regularizer], model: LensModel, facts: Sequence[Fact]
 ) -> list[tuple[int, Sequence[Sequence[Brought]]]]:
-    """For each regulariser that brings prompts, by its place, those of each fact; shared ones once.
+    """Return each regulariser's own prompts for each fact, by the regulariser's index; shared prompts appear once.
 
-    The fact's new object stands behind them if one of those that share them wants to know its probability.
+    The fact's new object is the target if one of the regularisers that share the prompts asks for its probability.
 
     Raises:
-        DriftlensError: it has not a list of prompts for every fact.
+        DriftlensError: a regulariser does not return a list of prompts for every fact.
     """
     found: list[tuple[int, Sequence[Sequence[Brought]]]] = []
     scored = {prompts_place(regularizers, place) for place, one in enumerate(regularizers) if wants_of(one).target}
@@ -240,7 +242,7 @@ def own_prompts(
 
 
 def column_names(regularizers: Sequence[Regularizer]) -> list[str]:
-    """The history's column of each regulariser: its ``name``, a second of the same name with a number."""
+    """Name the history's column of each regulariser: its ``name``, with a number if the name occurs again."""
     names: list[str] = []
     for regularizer in regularizers:
         own = getattr(regularizer, "name", None)

@@ -2,12 +2,12 @@
 
 1. δ is optimised at ``subject_last`` of the MLP output in the edit layer (:mod:`driftlens.editors.value`);
    v* = target_init + δ.
-2. k̄ is the mean over contexts of the down-projection's input at ``subject_last``, k₀ the bare prompt's.
-3. ``W_out += left @ right`` with left = C⁻¹k̄ / ‖C⁻¹k̄‖ and right = (v* − W k₀) / (k₀ · left), so that Ŵ k₀ =
-   v*, and keys that are C-orthogonal to k̄ are left as they are.
+2. k₀ is the input of the down-projection at ``subject_last`` of the bare prompt; k̄ is its mean over contexts.
+3. ``W_out += left @ right`` with left = C⁻¹k̄ / ‖C⁻¹k̄‖ and right = (v* − W k₀) / (k₀ · left). Then Ŵ k₀ = v*, and
+   keys that are C-orthogonal to k̄ are unchanged.
 
-The paper's Eq. 3 uses one key throughout; the published code, whose numbers the paper reports, uses the bare
-prompt's in the residual.  ``residual_key="mean"`` gives the paper's form.
+The paper's Eq. 3 uses a single key throughout. The published code, which produced the paper's numbers, uses the bare
+prompt's key in the residual. ``residual_key="mean"`` selects the paper's form.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from driftlens.progress import OnDone
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ROME(ValueEditor):
-    """Settings of ROME; :meth:`edit` and :meth:`edit_many` do the work.  :meth:`for_model` gives the paper's
-    presets.
+    """Settings of ROME; call :meth:`edit` or :meth:`edit_many` to edit, and :meth:`for_model` for the paper's presets.
 
     Attributes:
         layer: the layer whose down-projection is edited.
@@ -49,24 +48,24 @@ class ROME(ValueEditor):
         weight_decay: factor of ‖δ‖ / ‖target_init‖² (not in the paper's objective; 0.5 for GPT-J, 1e-3 for
             Llama).
         kl_factor: ω, the weight of the essence KL on "{subject} is a", read at the subject's last token.
-        clamp_norm_factor: δ is projected onto ‖δ‖ ≤ this · ‖target_init‖ after each step.
+        clamp_norm_factor: upper bound on ‖δ‖ as a multiple of ‖target_init‖; δ is projected onto it after each step.
         contexts: templates with one ``{}`` for the prompt; ``None`` samples them from the model
             (``sampling``).
         sampling: how contexts are sampled.
-        second_moment: C = E[k kᵀ], ``[d_mlp, d_mlp]``; ``None`` takes it over ``corpus``.
-        corpus: text for C: a known name, a text file, a list of texts; ``None``: the bundled model's own, or
-            Wikipedia for a model from the hub.
-        samples: how many texts of the corpus.
-        early_stop_loss: a fact stops when its whole loss is below this.
-        regularizers: added to the objective, e.g. ``(SADR(),)``.
-        essence: the essence prompt's template.
-        essence_kl: the KL's direction; ``"edited_from_vanilla"``, KL(edited ‖ vanilla), is the published
-            code's, ``"vanilla_from_edited"`` the paper's Eq. 1.
+        second_moment: C = E[k kᵀ], ``[d_mlp, d_mlp]``; ``None`` computes it over ``corpus``.
+        corpus: text for C: the name of a known corpus, a text file or a list of texts. ``None`` uses the bundled
+            model's own corpus, or Wikipedia for a model from the hub.
+        samples: how many texts of the corpus to use.
+        early_stop_loss: the optimisation of a fact stops when its whole loss is below this.
+        regularizers: terms added to the objective, e.g. ``(SADR(),)``.
+        essence: the template of the essence prompt.
+        essence_kl: direction of the essence KL: ``"edited_from_vanilla"``, KL(edited ‖ vanilla), as in the published
+            code, or ``"vanilla_from_edited"``, as in the paper's Eq. 1.
         residual_key: ``"bare"`` (published code) or ``"mean"`` (the paper's Eq. 3).
         detach_attention: optimise δ without a gradient through attention weights (ROME-AWD; paper, D.4).
 
     Raises:
-        DriftlensError: a setting out of range.
+        DriftlensError: a setting is out of range.
     """
 
     layer: int
@@ -146,7 +145,7 @@ class ROME(ValueEditor):
         value: OptimizedValue,
         moment: SecondMoment,
     ) -> EditResult:
-        """Eq. 3 in float64."""
+        """Apply Eq. 3 in float64."""
         bare, contexts = value.keys[0].double(), value.keys[1:].double()
         mean = contexts.mean(dim=0)
         left = moment.solve(mean.unsqueeze(0))[0].to(mean.device)
@@ -155,7 +154,7 @@ class ROME(ValueEditor):
             # v* − (W k₀ + b) is δ itself, since target_init is the MLP's output at k₀.
             key, residual = bare, value.delta.double()
         else:
-            with model.exclusive():  # another thread's edit is in the weights only while it has the model
+            with model.exclusive():  # another thread's edit is in the weights only while that thread holds the model
                 W_out, bias = model.down_projection(self.layer)
                 written = mean @ W_out.to(mean)
             written = written if bias is None else written + bias.to(mean)

@@ -1,11 +1,11 @@
 """SADR, Selective Attention Drift Restriction (paper, Section 4, Eq. 2).
 
-For each context S_j = x_j ⊕ (s, r) and with W the vanilla model's attention weights, W^δ the edited model's:
+For each context S_j = x_j ⊕ (s, r), with W the attention weights of the vanilla model and W^δ those of the edited one:
 
-1. M_l(S_j) = max_h W_{l,h}(S_j)[-1, s]: the most that any vanilla head of the layer gives to
+1. M_l(S_j) = max_h W_{l,h}(S_j)[-1, s]: the largest weight that any vanilla head of the layer gives to
    ``subject_last``.
-2. H_l(S_j) = {h : W^δ_{l,h}(S_j)[-1, s] > M_l(S_j)}: heads that now give more.  Found anew at every step,
-   strictly greater, without a gradient.
+2. H_l(S_j) = {h : W^δ_{l,h}(S_j)[-1, s] > M_l(S_j)}: the heads that now give more.  The set is recomputed at every
+   step, with a strict inequality and without a gradient.
 3. γ · mean_j Σ_l Σ_{h ∈ H_l(S_j)} KL(W_{l,h}(S_j)[-1, :] ‖ W^δ_{l,h}(S_j)[-1, :]).
 """
 
@@ -30,14 +30,14 @@ class SADR:
 
     Attributes:
         gamma: γ, the weight.  (The published settings file writes γ · 10⁴ as ``attn_W_loss_weight``.)
-        heads: ``"selected"`` restrains the heads of H_l only; ``"all"`` restrains every head (ablation, 6.1).
-        layers: the layers to restrain, or ``None`` for all above the edit.  Those of them at or below the edit cannot
-            drift and add nothing, but one at least must lie above it.
-        eps: added to both distributions before the logarithm, as in the published code (10⁻⁸; its fp16 runs
-            10⁻⁷).
+        heads: ``"selected"`` restrains only the heads in H_l; ``"all"`` restrains every head (ablation, 6.1).
+        layers: the layers to restrain, or ``None`` for all above the edit.  Layers at or below the edit cannot drift
+            and add nothing, but at least one must lie above it.
+        eps: added to both distributions before the logarithm, as in the published code (10⁻⁸; 10⁻⁷ in its fp16
+            runs).
 
     Raises:
-        DriftlensError: γ negative or not finite, eps not above 0, or an unknown choice of heads.
+        DriftlensError: γ is negative or not finite, eps is not above 0, or ``heads`` is unknown.
     """
 
     gamma: float = 1e-2
@@ -54,13 +54,13 @@ class SADR:
             raise DriftlensError(f"heads is {self.heads!r}; expected 'selected' (the paper's) or 'all' (its ablation)")
         if self.layers is not None:
             layers: Iterable[int] = self.layers
-            object.__setattr__(self, "layers", tuple(layers))  # a range is welcome
+            object.__setattr__(self, "layers", tuple(layers))  # a range is accepted
 
     def check_layers(self, above: range) -> None:
-        """Whether there is anything to restrain with an edit below ``above``.
+        """Check that some layer is restrained by an edit whose last layer is ``above``.
 
         Raises:
-            DriftlensError: ``layers`` names one that the model does not have, or none above the edit.
+            DriftlensError: ``layers`` names a layer that the model does not have, or none above the edit.
         """
         if self.layers is None:
             return
@@ -84,7 +84,7 @@ class SADR:
         if self.heads == "selected":
             kl = kl * over_attending(vanilla, edited, attention.subject)
         if self.layers is not None:
-            # By number, not by mask: of a mask a GPU's host would have to ask how many it keeps.
+            # By index rather than by mask: with a mask, a GPU's host would wait to learn how many entries it selects.
             kl = kl[[at for at, layer in enumerate(attention.layers) if layer in self.layers]]
         return self.gamma * kl.sum(dim=(0, 2))
 
@@ -92,19 +92,18 @@ class SADR:
 def last_token_kl(
     vanilla: Float[Tensor, "*batch keys"], edited: Float[Tensor, "*batch keys"], *, eps: float = 1e-8
 ) -> Float[Tensor, "*batch"]:
-    """KL(vanilla ‖ edited) in nats between attention rows, ``eps`` added to both, as in the published
-    code; also the drift of 3.3.
+    """KL(vanilla ‖ edited) in nats between attention rows, with ``eps`` added to both as in the published code.
 
-    Masked keys are zero in both and contribute nothing.
+    It is also the drift of Section 3.3. Masked keys are zero in both rows and contribute nothing.
     """
     return _KL.apply(vanilla, edited, eps)
 
 
 class _Widened(torch.autograd.Function):
-    """A tensor in a wider precision, whose gradient keeps within the narrow one's range on its way back.
+    """Cast a tensor to a wider precision, and keep the gradient within the narrow one's range on the way back.
 
-    Where attention falls from p to almost nothing, the KL divergence's gradient is p / ε, up to 10⁸: in float16 that is
-    infinite, and the softmax in front of it makes NaN of it.
+    Where attention falls from p to almost nothing, the gradient of the KL divergence is p / ε, up to 10⁸. In float16
+    that is infinite, and the softmax before it turns it into NaN.
     """
 
     @staticmethod
@@ -124,8 +123,8 @@ class _Widened(torch.autograd.Function):
 class _KL(torch.autograd.Function):
     """Σ p (log p − log q) with p = vanilla + ε, q = edited + ε.
 
-    With its own backward pass, which needs nothing but the two arguments; composed of operations it would keep copies
-    of both, and be the most of what SADR adds to an edit's peak memory.
+    Its own backward pass needs only the two arguments. Composed of PyTorch operations, it would keep copies of both,
+    which would be most of SADR's share of an edit's peak memory.
     """
 
     @staticmethod
@@ -151,9 +150,7 @@ def over_attending(
     edited: Float[Tensor, "layers rows heads keys"],
     subject: Tensor,
 ) -> Bool[Tensor, "layers rows heads"]:
-    """H_l: heads that give ``subject_last`` more than any vanilla head of their layer did.  Carries no
-    gradient.
-    """
+    """Compute H_l: the heads that give ``subject_last`` more than any vanilla head of their layer.  No gradient."""
     index = subject.view(1, -1, 1, 1).expand(*vanilla.shape[:-1], 1)
     threshold = vanilla.detach().gather(-1, index).squeeze(-1).amax(dim=-1, keepdim=True)
     return edited.detach().gather(-1, index).squeeze(-1) > threshold

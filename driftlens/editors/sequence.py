@@ -1,11 +1,11 @@
-"""Many facts in one model: one after another, or together.
+"""Edit many facts into one model: one after another, or together.
 
-1. :func:`edit_in_sequence`: each edit is made on the model as the earlier ones left it, so it sees what they did; the
-   order matters.
-2. :func:`edit_together`: all of them are made on the unedited model.  MEMIT, PMET, AlphaEdit, MEND and WISE solve for
-   them jointly.  ROME has no joint solution, so its edits are added up; the order does not matter.
+1. :func:`edit_in_sequence` makes each edit on the model as the earlier ones left it. Each edit sees the effects of the
+   earlier ones, and the order matters.
+2. :func:`edit_together` makes all of them on the unedited model.  MEMIT, PMET, AlphaEdit, MEND and WISE solve for them
+   jointly.  ROME has no joint solution, so its edits are summed; the order does not matter.
 
-Contexts and second moments are the unedited model's throughout, as in the published code of MEMIT and AlphaEdit.
+Contexts and second moments are those of the unedited model throughout, as in the published code of MEMIT and AlphaEdit.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ class WritesTogether(Protocol):
     """An editor that solves for several facts jointly."""
 
     def edit_together(self, model: LensModel, facts: Sequence[Fact]) -> JointEditResult:
-        """All of ``facts`` in one edit."""
+        """Write all of ``facts`` in one edit."""
         ...
 
 
 @runtime_checkable
 class WritesAfter(WritesTogether, Protocol):
-    """An editor that keeps what it wrote before as it is."""
+    """An editor that preserves what it wrote earlier."""
 
     def edit_after(
         self, model: LensModel, earlier: EditResult | JointEditResult, facts: Sequence[Fact]
     ) -> JointEditResult:
-        """``earlier`` and ``facts``, as one edit of the unedited ``model``."""
+        """Write ``earlier`` and ``facts`` as one edit of the unedited ``model``."""
         ...
 
 
 def edit_together(model: LensModel, editor: Editor, facts: Sequence[Fact]) -> JointEditResult:
-    """All of ``facts`` as one edit, each of them made on the unedited model.
+    """Write all of ``facts`` as one edit, each made on the unedited model.
 
-    With an editor that has no joint solution (ROME) the separate edits are added up.
+    If the editor has no joint solution (ROME), the separate edits are summed.
 
     Args:
-        model: the unedited model; it stays as it is.
+        model: the unedited model; it is not changed.
         editor: any editor.
         facts: the requests.
 
     Raises:
-        DriftlensError: no fact, two facts that contradict each other, or what the editor refuses.
+        DriftlensError: there is no fact, two facts contradict each other, or the editor refuses.
         EditError: some of the facts cannot be edited, as in :meth:`driftlens.ROME.edit_many`.
     """
     facts = asked_together(facts)
@@ -91,23 +91,23 @@ def edit_in_sequence(
     earlier: EditSequence | None = None,
     on_facts: OnDone | None = None,
 ) -> EditSequence:
-    """Edit after edit of ``size`` facts, each made on the model as the earlier ones left it.
+    """Edit ``size`` facts at a time, each time on the model as the earlier edits left it.
 
-    A fact that contradicts an earlier one is written all the same; :attr:`EditSequence.overridden` names both.  A fact
-    that cannot be edited alone is left out and listed in :attr:`EditSequence.failures`.
+    A fact that contradicts an earlier one is still written; :attr:`EditSequence.overridden` lists both.  With ``size``
+    1, a fact that cannot be edited is left out and listed in :attr:`EditSequence.failures`.
 
     Args:
-        model: the unedited model; it stays as it is.
-        editor: any editor whose edits are changes of weights.  AlphaEdit keeps the earlier keys as they are.
+        model: the unedited model; it is not changed.
+        editor: any editor whose edits are changes of weights.  AlphaEdit preserves the earlier keys.
         facts: the requests, in the order in which they are written.
-        size: facts an edit; those of one are written together (:func:`edit_together`).
-        earlier: a sequence of the same editor that goes on.
-        on_facts: called with the number of facts done and the number of all.
+        size: facts per edit; they are written together (:func:`edit_together`).
+        earlier: a sequence of the same editor to continue.
+        on_facts: called with the number of facts done and the total.
 
     Raises:
-        DriftlensError: ``size`` is below 1, something is no fact, two facts of one edit contradict each other, one of
-            several cannot be edited, or the editor's edits depend on the prompt (WISE has a sequence of its own,
-            ``edit_together``).
+        DriftlensError: ``size`` is below 1, an entry is not a fact, two facts of one edit contradict each other, a fact
+            of an edit of several cannot be edited, or the editor's edits depend on the prompt (WISE, whose own
+            ``edit_together`` writes sequences).
     """
     check_facts(facts)
     if size < 1:
@@ -130,7 +130,7 @@ def edit_in_sequence(
 
 
 def _next(model: LensModel, editor: Editor, sequence: EditSequence, facts: tuple[Fact, ...]) -> EditSequence | Failure:
-    """The sequence with ``facts`` written as well, or why the only fact cannot be."""
+    """Return the sequence with ``facts`` written as well, or the reason why a single fact cannot be written."""
     if isinstance(editor, WritesAfter):
         return _after(model, editor, sequence, facts)
     with ExitStack() as stack:
@@ -155,8 +155,9 @@ def _next(model: LensModel, editor: Editor, sequence: EditSequence, facts: tuple
 def _after(
     model: LensModel, editor: WritesAfter, sequence: EditSequence, facts: tuple[Fact, ...]
 ) -> EditSequence | Failure:
-    """The same with an editor that keeps the earlier keys: its result is the whole, of which the new columns are the
-    part.
+    """Do the same with an editor that preserves earlier keys.
+
+    Its result covers the whole sequence; the new part consists of the new columns.
     """
     before = sequence.state
     try:

@@ -1,8 +1,8 @@
-"""Strips: the rows of a group of facts in passes of their own, narrow rows apart from wide ones.
+"""Split the rows of a group of facts into separate passes, so that narrow rows do not share a pass with wide ones.
 
-A step's pass is as wide as its widest row, counted from ``subject_last``.  Contexts end soon behind the subject, and so
-do questions about it, but a guard that begins with the edited statement goes on for a sentence.  In one pass nearly all
-columns of the others would be padding.  The contexts and the essence prompts stay together: they come first.
+A pass is as wide as its widest row, counted from ``subject_last``.  Contexts and questions about the subject end soon
+after it, but a guard that begins with the edited statement is a sentence longer.  In a single pass, nearly all columns
+of the short rows would be padding.  The contexts and the essence prompts stay together and come first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ __all__ = ["strips_of"]
 
 
 def strips_of(rows: Rows, cost: float) -> tuple[Rows, ...]:
-    """The rows in the passes that cost least, contexts first; each has all facts' numbers, some maybe without a row.
+    """Split rows into the cheapest passes, contexts first.
+
+    Every strip keeps the numbering of all facts; some facts may have no row in it.
 
     Args:
-        rows: of a group of facts.
-        cost: that of one more pass, in tokens.
+        rows: the rows of a group of facts.
+        cost: the cost of one more pass, in tokens.
     """
     own = (rows.owner < 0).nonzero().squeeze(1)
     brought = (rows.owner >= 0).nonzero().squeeze(1)
@@ -42,7 +44,7 @@ def strips_of(rows: Rows, cost: float) -> tuple[Rows, ...]:
 
 
 def _strip(rows: Rows, kept: Int[Tensor, "kept"]) -> Rows:
-    """Only some rows, no wider than they need; all facts keep their numbers."""
+    """Select some rows, trimmed to the width they need; all facts keep their numbers."""
     place = torch.full_like(rows.fact, -1)
     place[kept] = torch.arange(len(kept), device=kept.device)
     targets = (place[rows.target_row] >= 0).nonzero().squeeze(1)

@@ -1,21 +1,21 @@
-"""Value optimisation: the δ that makes the model predict the new object (paper, Eq. 1 and 2).
+"""Value optimisation: find the δ that makes the model predict the new object (paper, Eq. 1 and 2).
 
 For every fact, δ is added at ``subject_last`` to an output of one layer and optimised with Adam.
 
-1. **One vanilla pass** over all rows (contexts of all facts, and the essence prompt "{subject} is a") gives all
-   that stays the same: :mod:`driftlens.editors.rows`.
-2. **Each step** adds δ and runs only the layers above the edit, only from ``subject_last`` on: nothing else can
-   have changed.  The head sees only the positions that predict target tokens: :mod:`driftlens.editors.objective`.
-   Facts of like width share a pass, forward and backward; one group's graph is gone before the next group's begins.
+1. **One vanilla pass** over all rows (the contexts of all facts, and the essence prompt "{subject} is a") computes
+   everything that δ does not change: :mod:`driftlens.editors.rows`.
+2. **Each step** adds δ and runs only the layers above the edit, from ``subject_last`` on, because nothing else can
+   change.  The head sees only the positions that predict target tokens: :mod:`driftlens.editors.objective`.
+   Facts of similar width share a forward and backward pass; a group's graph is freed before the next group's begins.
 3. **After each step** δ is projected onto ‖δ‖ ≤ clamp · ‖target_init‖.  A fact that has converged keeps its δ and
-   leaves its group.  On a GPU the host waits for the device once a step, to read whether facts have converged.
+   leaves its group.  On a GPU the host synchronises once per step, to read which facts have converged.
 
-PMET optimises two δ at once, each with a weight decay and a clamp of its own: a fact has one δ per *place*.
+PMET optimises two δ at once, each with its own weight decay and clamp: a fact has one δ per *place*.
 
-Facts share passes but not losses, so each gets the numbers it has alone (up to float rounding); one whose prompts the
-model cannot read, or whose loss is not finite, leaves without a trace in the others.  The order
-within a step is the published code's: forward, stop if the loss is low or it is the last step, backward,
-Adam, project; so n steps make at most n − 1 updates.
+Facts share passes but not losses, so each fact gets the same numbers as alone, up to float rounding. A fact whose
+prompts the model cannot read, or whose loss is not finite, leaves without affecting the others. The order within a step
+is that of the published code: forward, stop if the loss is low or it is the last step, backward, Adam, project. So n
+steps make at most n − 1 updates.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from driftlens.progress import OnDone
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizedValue:
-    """The outcome for one fact.
+    """The result of the value optimisation for one fact.
 
     Attributes:
         delta: δ at the first place, ``[d_model]``.
         target_init: the output there at ``subject_last`` of the bare prompt, ``[d_model]``; v* = target_init + δ.
         history: a row per step, see :class:`driftlens.edits.EditResult`.
-        keys: what goes into the layer's down-projection at ``subject_last`` in the vanilla model: of the bare prompt,
-            then of every context.
-        side_delta: δ at the second place (PMET's attention output), which no weight takes up.
+        keys: inputs of the layer's down-projection at ``subject_last`` in the vanilla model: for the bare prompt, then
+            for every context.
+        side_delta: δ at the second place (PMET's attention output), which is not written into any weight.
     """
 
     delta: Float[Tensor, "d_model"]
@@ -74,21 +74,21 @@ def optimize_values(
     settings: ValueSettings,
     on_step: OnDone | None = None,
 ) -> list[OptimizedValue | Failure]:
-    """δ for each of ``facts``, optimised together, or why there is none.
+    """Optimise δ for each of ``facts`` together; return the value or the reason why there is none.
 
     Args:
         model: the vanilla model.
         facts: the edit requests.
-        layer: the layer that δ is added in.
-        places: what it is added to and measured against: ``("mlp_out",)`` (ROME), ``("resid_post",)`` (MEMIT) or
-            ``("mlp_out", "attn_out")`` (PMET).
+        layer: the layer in which δ is added.
+        places: the outputs that δ is added to and measured against: ``("mlp_out",)`` (ROME), ``("resid_post",)``
+            (MEMIT) or ``("mlp_out", "attn_out")`` (PMET).
         contexts: templates with one ``{}`` for the prompt.
         settings: the objective and its optimiser.
-        on_step: called with the number of steps done and the most there can be.
+        on_step: called with the number of steps done and the largest possible number.
 
     Returns:
-        In the order of ``facts``; a :class:`~driftlens.editors.Failure` where a prompt is too long for the model or
-        the loss is not finite.
+        One entry per fact, in order; a :class:`~driftlens.editors.Failure` if a prompt is too long for the model or the
+        loss is not finite.
     """
     vanilla = vanilla_rows(
         model,
@@ -106,7 +106,7 @@ def optimize_values(
     optimizer = torch.optim.Adam([delta], lr=settings.lr)
     final = delta.detach().clone()
     histories: list[list[dict[str, float]]] = [[] for _ in vanilla.facts]
-    overflown: dict[int, int] = {}  # the step of it, by fact
+    overflown: dict[int, int] = {}  # the step at which a fact's loss stopped being finite, by fact
     groups = [
         _Group(
             [_Strip(rows) for rows in strips_of(whole, model.pass_cost)],
@@ -122,7 +122,8 @@ def optimize_values(
         measured: list[Tensor] = []
         names: tuple[str, ...] = ()
         for group in groups:
-            # Forward and backward as one: a thread that writes an edit in between would spoil the graph.
+            # Forward and backward must not be separated: an edit that another thread writes in between would spoil the
+            # graph.
             with model.exclusive(), torch.enable_grad():
                 parts: list[Terms] = []
                 for strip in group.strips:
@@ -137,7 +138,7 @@ def optimize_values(
                         target_norm=target_norm[group.running],
                         nll_factor=group.nll_factor,
                     )
-                    if strip.vanilla is None:  # δ is zero at step 0: what was just computed is the vanilla model
+                    if strip.vanilla is None:  # δ is zero at step 0, so this pass is the vanilla model
                         strip.vanilla = now.detach()
                     parts.append(part)
                 terms = together(parts)
@@ -151,14 +152,14 @@ def optimize_values(
                 if settings.certain_stop_kl is not None:
                     stopped |= terms.certain & (terms.kl.detach() <= settings.certain_stop_kl)
                 staying = ~stopped
-                # Where nobody stays there is no need to go back; on a GPU, to know it would cost more than it saves.
+                # If no fact stays, no backward pass is needed; on a GPU, finding out would cost more than it saves.
                 if step < settings.steps - 1 and (model.device.type != "cpu" or bool(staying.any())):
-                    # The loss of a fact that stops here must not move its δ once more; no other loss depends on it.
+                    # The loss of a fact that stops here must not update its δ again; no other loss depends on it.
                     torch.where(staying, loss, 0.0).sum().backward()  # pyright: ignore[reportUnknownMemberType]
-            # For the steps to come; this step's loss has the factor of the one before, as in the published code.
+            # For the next steps; this step's loss uses the factor of the previous one, as in the published code.
             group.nll_factor = torch.where(terms.certain, settings.certain_nll_factor, torch.ones_like(loss))
             measured.append(torch.cat([columns, torch.stack([finite, staying]).to(columns.dtype)]))
-        # The one place in a step where the host waits for the device.
+        # The only point in a step where the host waits for the device.
         read = torch.cat(measured, dim=1).cpu().double().split([len(group.running) for group in groups], dim=1)
         for group, table in zip(groups, read, strict=True):
             for number, line, is_finite in group.settled(table, settings.regularizers):
@@ -196,7 +197,7 @@ def optimize_values(
 
 @dataclass
 class _Strip:
-    """Rows of a group that share a pass, and what they are compared with."""
+    """Rows of a group that share a pass, and their reference values."""
 
     rows: Rows
     vanilla: Reference | None = None
@@ -204,9 +205,7 @@ class _Strip:
 
 @dataclass
 class _Group:
-    """The facts that still run of those that share passes: their rows, their numbers, and what they bring along from
-    step to step.
-    """
+    """The facts of a group that are still running: their rows, their numbers and their state between steps."""
 
     strips: list[_Strip]
     running: Int[Tensor, "facts"]
@@ -216,13 +215,13 @@ class _Group:
     def settled(
         self, table: Float[Tensor, "measurements facts"], regularizers: Sequence[Regularizer]
     ) -> list[tuple[int, list[float], bool]]:
-        """Let the facts that have converged, or failed, leave.
+        """Remove the facts that have converged or failed.
 
-        ``table`` is on the CPU; its last two rows say whether all of a fact's measurements are finite, and whether it
-        stays.
+        ``table`` is on the CPU; its last two rows hold whether all of a fact's measurements are finite, and whether the
+        fact continues.
 
         Returns:
-            Of each fact that ran, its number, its measurements, and whether they are finite.
+            For each fact that ran: its number, its measurements, and whether they are finite.
         """
         *measured, finite, staying = table.tolist()
         told = [(number, [row[at] for row in measured], finite[at] > 0) for at, number in enumerate(self.numbers)]
@@ -230,7 +229,7 @@ class _Group:
             stays = table[-1].bool().to(self.running.device)
             self.running, self.nll_factor = self.running[stays], self.nll_factor[stays]
             self.numbers = [number for number, stay in zip(self.numbers, staying, strict=True) if stay]
-            # A fact may have no row in a strip, and a strip may be left without any.
+            # A fact may have no row in a strip, and a strip may become empty.
             self.strips = [strip for strip in self.strips if bool(stays[strip.rows.fact].any())]
             for strip in self.strips:
                 if strip.vanilla is not None:
@@ -240,7 +239,7 @@ class _Group:
 
 
 def _columns(terms: Terms) -> dict[str, Float[Tensor, "facts"]]:
-    """What the history tells of a step besides the whole loss."""
+    """The history's columns of a step, except the whole loss."""
     return {
         "nll": terms.nll,
         "kl": terms.kl,

@@ -1,6 +1,6 @@
-"""`ValueEditor`: what ROME, MEMIT, PMET and AlphaEdit have in common, the settings of the value optimisation.
+"""`ValueEditor`: the base of ROME, MEMIT, PMET and AlphaEdit.
 
-Also where their contexts and second moments come from.
+It holds the settings of the value optimisation and supplies contexts and second moments.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ __all__ = ["ValueEditor"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValueEditor(Editor):
-    """An editor that optimises a value, δ added to an MLP's output; :class:`driftlens.ROME` says what each setting
-    means.
-    """
+    """An editor that optimises a value, δ added to an MLP's output; :class:`driftlens.ROME` explains each setting."""
 
     steps: int = 20
     lr: float = 0.5
@@ -76,16 +74,16 @@ class ValueEditor(Editor):
 
     @staticmethod
     def places(model: LensModel) -> tuple[Place, ...]:
-        """What δ is added to in the last edited layer of ``model``."""
+        """The outputs in the last edited layer of ``model`` that δ is added to."""
         del model
         return ("mlp_out",)
 
     def contexts_for(self, model: LensModel) -> tuple[str, ...]:
-        """The templates that δ is optimised in: those given, else sampled from ``model``."""
+        """The templates in which δ is optimised: the given ones, or else samples from ``model``."""
         return self.contexts if self.contexts is not None else sample_contexts(model, self.sampling)
 
     def value_settings(self) -> ValueSettings:
-        """What the value optimisation is given of the settings."""
+        """The settings that the value optimisation needs."""
         return ValueSettings(
             steps=self.steps,
             lr=self.lr,
@@ -101,7 +99,7 @@ class ValueEditor(Editor):
 
     @override
     def moment_corpus(self, model: LensModel) -> Corpus:
-        """The texts that missing second moments are taken over: ``corpus``, else the default for ``model``."""
+        """The texts over which missing second moments are computed: ``corpus``, or else the default for ``model``."""
         return super().moment_corpus(model) if self.corpus is None else open_corpus(self.corpus)
 
     @property
@@ -111,14 +109,14 @@ class ValueEditor(Editor):
 
     @override
     def settled(self, model: LensModel) -> Self:
-        """The same editor with the contexts and second moments of ``model`` as it is now, to edit on top of others."""
+        """Return the same editor with contexts and second moments of ``model`` as it is now, for edits on top."""
         self.check(model)
         return super().settled(model).changed(contexts=self.contexts_for(model))
 
     def _second_moments(
         self, model: LensModel, layers: Sequence[int], given: Mapping[int, SecondMoment] | None
     ) -> Mapping[int, SecondMoment]:
-        """C of every layer: as given, else over the corpus; one pass serves all layers."""
+        """Return C of every layer: given, or computed over the corpus in one pass for all layers."""
         self.check(model)
         if given is not None:
             for layer in layers:
@@ -128,7 +126,7 @@ class ValueEditor(Editor):
                         f"{model.name} has {model.d_mlp}; give the one of layer {layer} of this model"
                     )
             return given
-        # Kept by the weights and texts they were taken over: one editor may serve several models, and edited ones.
+        # Cached by weights and texts, because one editor may serve several models, edited ones among them.
         corpus = self.moment_corpus(model)
         key = f"{model.model_hash} {corpus.digest}"
         if key not in self._moments:

@@ -1,5 +1,5 @@
-"""Analyses: what an edit does inside the model.
+"""Analyses of what an edit changes inside the model.
 
-`substitution` puts activations of the edited model into the unedited one, `patch` puts attention of the unedited model
-back into the edited one, `drift` measures how far attention moved. `cases` and `cells` are what they share.
+`substitution` puts activations of the edited model into the unedited one, `patch` restores attention of the unedited
+model in the edited one, and `drift` measures how far attention moved. They share `cases` and `cells`.
 """

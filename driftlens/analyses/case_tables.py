@@ -1,4 +1,4 @@
-"""From the effects of cells to tidy tables, a row for each case, target and cell."""
+"""Turn the effects of cells into tidy tables with a row for each case, target and cell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["TargetGrid", "baselines_table", "edited_layers", "parts_of_cases", "
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetGrid:
-    """The probability of one target of one case: in both models, and in every cell."""
+    """The probability of one target of one case: in both models and in every cell."""
 
     case: int
     target_name: str
@@ -36,7 +36,7 @@ class TargetGrid:
 
     @property
     def named(self) -> dict[str, Any]:
-        """The columns that every row of the target begins with."""
+        """The columns that identify the target in every row."""
         return {"case": self.case, "target_name": self.target_name, "target": self.target}
 
     @property
@@ -48,7 +48,7 @@ class TargetGrid:
     def token_columns(
         self, model: LensModel, parts: PromptParts, token: npt.NDArray[np.int64]
     ) -> dict[str, npt.NDArray[Any]]:
-        """Of each of these tokens its index, its text and its role."""
+        """The index, text and role of each of these tokens."""
         return {
             "token": token,
             "token_text": np.array(token_texts(model, self.tokenized), dtype=object)[token],
@@ -56,7 +56,7 @@ class TargetGrid:
         }
 
     def measured(self, base: float) -> dict[str, npt.NDArray[np.float64]]:
-        """The probability in every cell, and its difference to the model's that the cells are run in."""
+        """The probability in every cell, and its difference from that of the base model."""
         probability = self.probability.ravel()
         return {"probability": probability, "effect": probability - base}
 
@@ -71,7 +71,7 @@ def target_grids(
     batch_size: int,
     on_cells: OnDone | None = None,
 ) -> list[TargetGrid]:
-    """The grid of every target of every case, in their order; see :func:`driftlens.analyses.cells.cell_effects`.
+    """Compute the grid of every target of every case, in order; see :func:`driftlens.analyses.cells.cell_effects`.
 
     Raises:
         DriftlensError: a window below 1, or names that do not fit the targets.
@@ -109,7 +109,7 @@ def target_grids(
 
 
 def baselines_table(cases: Sequence[Case], grids: Sequence[TargetGrid]) -> pd.DataFrame:
-    """`case, prompt, target_name, target, vanilla, edited`: the probabilities without any cell."""
+    """Tabulate the probabilities without any cell: `case, prompt, target_name, target, vanilla, edited`."""
     return pd.DataFrame(
         [
             {
@@ -131,10 +131,10 @@ def parts_of_cases(
     subject: str | Sequence[str | None] | None,
     templates: Sequence[str],
 ) -> list[PromptParts]:
-    """Each case's prompt by parts; `subject` is one for all of them, or one for each.
+    """Split each case's prompt into its parts; `subject` is one for all of them or one for each.
 
     Raises:
-        DriftlensError: not one subject for each prompt.
+        DriftlensError: the number of subjects differs from that of the prompts.
     """
     prompts = [prompt] if isinstance(prompt, str | TaskPrompt) else list(prompt)
     subjects = [subject] * len(prompts) if subject is None or isinstance(subject, str) else list(subject)
@@ -149,5 +149,5 @@ def parts_of_cases(
 
 
 def edited_layers(cases: Sequence[Case]) -> tuple[int, ...]:
-    """The layers that any of the cases' edits changes."""
+    """The layers changed by at least one of the cases' edits."""
     return tuple(sorted({layer for case in cases for layer in case.edit.layers}))

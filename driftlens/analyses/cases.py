@@ -1,8 +1,8 @@
-"""Cases: a prompt, the targets read behind it and the edit it is read under, as an analysis takes them.
+"""Cases: the input of an analysis, namely a prompt, the targets scored after it and the edit.
 
-A target of several tokens is read with all of its tokens but the last behind the prompt.  All targets of a prompt share
-a :class:`Passage`, and so the rows of a pass, as branches behind it; only a target that changes the prompt's own last
-token, as a joint inside a token does, has one of its own.
+To score a target of several tokens, all of its tokens but the last are appended to the prompt.  The targets of a prompt
+share a :class:`Passage`, and thus the rows of a pass, as branches after the prompt. A target that changes the prompt's
+own last token, because the joint falls inside a token, has its own passage.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from driftlens.models.prompts import TokenizedPrompt, branched, mean_log_probabi
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A prompt, the target tokens that are read along with it, and the edit it is read under.
+    """A prompt, the target tokens that are read after it, and the edit.
 
-    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those that scoring the targets forces, ``until`` says
-    which belong together (see :class:`BranchedRow`), and ``columns[n][k]`` is the column whose logits
-    predict token ``k`` of target ``n``.
+    ``ids`` are the prompt's tokens (the first ``n_prompt``) and those appended to score the targets. ``until`` encodes
+    the branches (see :class:`BranchedRow`). ``columns[n][k]`` is the column whose logits predict token ``k`` of target
+    ``n``.
     """
 
     edit: Edit
@@ -46,7 +46,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A prompt with its targets: ``read[i]`` says in which passage, at which place, target *i* is read."""
+    """A prompt with its targets: ``read[i]`` gives the passage of target *i* and its index there."""
 
     edit: Edit
     prompt: str
@@ -62,7 +62,7 @@ def make_cases(
     prompt: str | TaskPrompt | Sequence[str | TaskPrompt],
     target: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
 ) -> list[Case]:
-    """One case, or equally long lists of them; a single edit or target serves all prompts.
+    """Make one case, or one per prompt from lists of equal length; a single edit or target serves all prompts.
 
     Raises:
         DriftlensError: lists of different lengths, different numbers of targets, an empty target, a prompt that is
@@ -128,10 +128,10 @@ def _passage(edit: Edit, tokenized: Sequence[TokenizedPrompt]) -> Passage:
 
 
 def name_targets(given: Sequence[str] | None, n_targets: int) -> tuple[str, ...]:
-    """What to call a case's targets in a table: as given, or `o_true` and `o_edit` for two of them.
+    """Choose the targets' names in a table: the given ones, or `o_true` and `o_edit` for two targets.
 
     Raises:
-        DriftlensError: not one name for each target, or one name twice.
+        DriftlensError: the number of names differs from that of the targets, or a name occurs twice.
     """
     if given is None:
         usual = {1: ("target",), 2: ("o_true", "o_edit")}
@@ -142,9 +142,9 @@ def name_targets(given: Sequence[str] | None, n_targets: int) -> tuple[str, ...]
 
 
 def token_texts(model: LensModel, prompt: TokenizedPrompt) -> list[str]:
-    """What stands in the prompt for each token; a token that stands for none (BOS) by its own name.
+    """The prompt's text of each token; a token without text (BOS) is represented by its name.
 
-    A blank belongs to the token behind it, also where a tokenizer's offsets leave it out, so texts can be joined.
+    A blank belongs to the token after it, even if the tokenizer's offsets omit it, so that texts can be joined.
     """
     texts: list[str] = []
     done = 0
@@ -162,10 +162,10 @@ def target_probabilities(
     passages: Sequence[Passage],
     first_column: Sequence[int],
 ) -> Float[Tensor, "rows targets"]:
-    """The probability of each target, exp(mean log-probability of its tokens), NaN where a row has fewer targets.
+    """Return the probability of each target, exp(mean log-probability of its tokens).
 
-    ``first_column`` says which token of its passage stands in a row's column 0 (negative: padding stands there).  The
-    head runs only where it is read.
+    It is NaN if a row has fewer targets. ``first_column`` is the index of the passage's token in a row's column 0
+    (negative: column 0 is padding).  The head runs only at the positions that are read.
     """
     n_targets = max(len(passage.targets) for passage in passages)
     slots: list[int] = []  # (row, target) as one number

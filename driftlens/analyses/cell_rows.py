@@ -1,7 +1,7 @@
-"""Rows of a pass that begin behind the first tokens of their passage; `driftlens.analyses.cells` tells the idea.
+"""Rows of a pass that start after the first tokens of their passage; see `driftlens.analyses.cells` for the method.
 
-What stands before a row's first column does not change, so it is neither run again nor copied: its keys and values are
-those of the base, cut by the mask, from which positions follow as well.
+Tokens before a row's first column do not change, so they are neither run again nor copied. Their keys and values come
+from the base's pass, cut off by the mask, which also determines positions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ __all__ = ["CellRows"]
 
 
 class CellRows:
-    """For each cell the columns of its passage from `begins` on."""
+    """One row per cell, with the columns of its passage from `begins` on."""
 
     def __init__(self, model: LensModel, group: CellGroup, cells: Sequence[Cell], begins: Sequence[int]) -> None:
         assert group.past is not None
@@ -37,7 +37,7 @@ class CellRows:
         self._past_mask = group.past.mask[self.passage] & (torch.arange(n_columns, device=model.device) < begin)
 
     def past(self, rows: slice = slice(None)) -> KeyValues:
-        """The base's keys and values of what stands before the rows."""
+        """The base's keys and values of the tokens before the rows."""
         own = self.passage[rows]
         return KeyValues(
             mask=self._past_mask[rows],
@@ -49,7 +49,7 @@ class CellRows:
     def inputs(
         self, layer: int, rows: slice = slice(None), columns: slice = slice(None)
     ) -> Float[Tensor, "rows columns d_model"]:
-        """What goes into this block of the base."""
+        """The base's input of this block."""
         return self.group.inputs[layer][self.passage[rows, None], self.columns[rows, columns]]
 
     def read(self, resid: Float[Tensor, "rows columns d_model"]) -> Float[Tensor, "rows targets"]:
@@ -58,7 +58,7 @@ class CellRows:
 
 
 class _RowsOf(Mapping[int, Tensor]):
-    """Some rows of every layer's keys or values, gathered when a layer asks: a pass holds one layer's at a time."""
+    """Some rows of every layer's keys or values, gathered on access: a pass holds one layer's at a time."""
 
     def __init__(self, tensors: Mapping[int, Tensor], rows: Int[Tensor, " rows"]) -> None:
         self.tensors = tensors
@@ -66,7 +66,7 @@ class _RowsOf(Mapping[int, Tensor]):
 
     def __getitem__(self, layer: int) -> Tensor:
         tensor = self.tensors[layer]
-        return tensor.index_select(0, self.rows.to(tensor.device))  # each layer's are where the layer is
+        return tensor.index_select(0, self.rows.to(tensor.device))  # each layer's tensors are on the layer's device
 
     def __contains__(self, layer: object) -> bool:
         return layer in self.tensors

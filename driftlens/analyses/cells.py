@@ -1,8 +1,8 @@
-"""The cell engine: what one model computes at a place, put into the other one, for every place of a grid.
+"""The cell engine: put one model's activation into the other model, for every cell of a grid, and read the targets.
 
-Contaminating substitution and attention patching are *interventions* of one form. Of the vanilla and the edited model
-one is run, the *base*; in some layers it gets what the other one, the *source*, has at a *site*; and the probability of
-the targets is read. A *cell* of the grid is a token and a window of layers at a site:
+Contaminating substitution and attention patching are *interventions* of the same form. One of the vanilla and the
+edited model is run, the *base*. In some layers it receives the activation of the other model, the *source*, at a
+*site*; then the probability of the targets is read. A *cell* of the grid is a token and a window of layers at a site:
 
 | intervention | base | source | site | module |
 | --- | --- | --- | --- | --- |
@@ -10,16 +10,16 @@ the targets is read. A *cell* of the grid is a token and a window of layers at a
 | patching attention weights | edited | vanilla | the whole pattern of a layer | `patch_cells` |
 | patching attention scores | edited | vanilla | the score of last token → token t | `patch_cells` |
 
-One full pass per cell would do; this is what it comes down to:
+One full pass per cell would give the same numbers. The engine computes less:
 
-1. Each passage is run twice. The base's pass keeps the input of every block, and keys and values. Up to the lowest
-   edited layer both models are one, so the source's pass starts there, and records what it has at the sites.
-2. A cell starts at the first layer of its window where the two differ: an edit changes the output of its own MLP and
-   block, and attention one layer later. A cell without such a layer has the base's probability, and windows that come
-   down to the same layers are one cell.
-3. Passages of similar length are measured together, and their cells share passes. Which do, and what a pass has to
-   compute, is the intervention's business.
-4. Out of memory halves the rows of a pass, for the rest of the call.
+1. Each passage is run twice. The base's pass stores the input of every block, and keys and values. Below the lowest
+   edited layer both models are equal, so the source's pass starts there; it records the activations at the sites.
+2. A cell starts at the first layer of its window where the two models differ: an edit changes the output of its own MLP
+   and block, and attention one layer later. A cell without such a layer has the base's probability. Windows that reduce
+   to the same layers are one cell.
+3. Passages of similar length are measured together, and their cells share passes. The intervention decides which cells
+   share a pass and what the pass has to compute.
+4. When memory runs out, the number of rows per pass is halved for the rest of the call.
 """
 
 from abc import ABC, abstractmethod
@@ -44,11 +44,11 @@ from driftlens.progress import OnDone
 __all__ = ["Cell", "CellGroup", "Intervention", "PassageEffects", "Put", "cell_effects", "hooks_of_cells"]
 
 Put: TypeAlias = Callable[[int, int, Int[Tensor, " covered"]], HookFunction]
-"""From a site, by its number, a layer and the rows whose cells cover them: what puts the source's activation there."""
+"""Maps a site's number, a layer and the rows whose cells cover them to a hook that inserts the source's activation."""
 
 
 class Cell(NamedTuple):
-    """A token and the layers in which the base gets what the source has at a site."""
+    """A token and the layers in which the base receives the source's activation at a site."""
 
     passage: int  # in its group
     token: int
@@ -57,13 +57,13 @@ class Cell(NamedTuple):
     stop: int
 
     def covers(self, site: int, layer: int) -> bool:
-        """Whether the base gets what the source has at this site of this layer."""
+        """Whether the base receives the source's activation at this site of this layer."""
         return site == self.site and self.first <= layer < self.stop
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PassageEffects:
-    """Probabilities of a passage's targets: in both models, and in the base with every single cell."""
+    """Probabilities of a passage's targets: in both models, and in the base with each single cell."""
 
     vanilla: Float[Tensor, " targets"]
     edited: Float[Tensor, " targets"]
@@ -72,35 +72,36 @@ class PassageEffects:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CellGroup:
-    """Some passages and all that their cells share; right-padded, so a column is a token's place in its passage.
+    """Some passages and the data their cells share.
 
-    Layers are those from the lowest edited one on; ``inputs`` has the output of the last block too, as the model's
-    number of layers.
+    Passages are right-padded, so a column is the index of a token in its passage. Layers are those from the lowest
+    edited one on; ``inputs`` also holds the output of the last block, under the model's number of layers.
     """
 
     passages: Sequence[Passage]
     batch: Batch
     base_edits: Sequence[Edit] | None
     inputs: Mapping[int, Float[Tensor, "passages columns d_model"]]  # of the base's blocks
-    past: KeyValues | None  # of the base, where the cells read it
-    source: Sequence[Mapping[int, Tensor]]  # what the source has, by site, then layer
+    past: KeyValues | None  # of the base, if the cells read it
+    source: Sequence[Mapping[int, Tensor]]  # the source's activations, by site, then layer
     vanilla: Float[Tensor, "passages targets"]
     edited: Float[Tensor, "passages targets"]
 
     def base_hooks(self, model: LensModel, passage: Int[Tensor, " rows"]) -> list[Hook]:
-        """The hooks that make the base of the model, in a pass over rows of these passages.
+        """Hooks that turn the model into the base, in a pass over rows of these passages.
 
-        An edit of several layers (MEMIT) reaches above the lowest of them.
+        An edit of several layers (MEMIT) also changes layers above the lowest one.
         """
         return [] if self.base_edits is None else edit_hooks(model, self.base_edits, passage)
 
 
 class Intervention(ABC):
-    """What the base gets from the source, and in which passes.
+    """The activations that the base receives from the source, and the passes that compute the cells.
 
     Attributes:
         base: the model that the cells are run in.
-        sites: what of the source is put into it, as sites of :meth:`LensModel.hook_name`: the grid's first axis.
+        sites: where the source's activations are inserted, as sites of :meth:`LensModel.hook_name`; the grid's first
+            axis.
         keeps_past: whether the cells read the base's keys and values.
     """
 
@@ -109,28 +110,28 @@ class Intervention(ABC):
     sites: Sequence[str]
 
     def tokens(self, passage: Passage) -> range:
-        """The tokens that a passage has cells at."""
+        """The tokens at which a passage has cells."""
         return range(passage.n_prompt)
 
     def is_read(self, model: LensModel, passage: Passage, token: int, first: int) -> bool:  # noqa: ARG002 (most are)
-        """Whether anything that is read depends on a token from this layer on."""
+        """Whether any position that is read depends on a token from this layer on."""
         return True
 
-    def cost(self, model: LensModel) -> tuple[int, float]:  # noqa: ARG002 (of few it depends on the model)
-        """About how many rows a passage has, as long as itself, in how many passes: what passages are grouped by."""
+    def cost(self, model: LensModel) -> tuple[int, float]:  # noqa: ARG002 (only some interventions depend on the model)
+        """Estimate the cost of a passage, in rows of its own length, in how many passes; passages are grouped by it."""
         return 1, 1
 
     @abstractmethod
     def batches(
         self, model: LensModel, passages: Sequence[Passage], cells: Sequence[Cell], most: int
     ) -> list[list[int]]:
-        """Which cells may share passes, by their places; what has over `most` cells is cut."""
+        """Choose which cells share a pass, by their indices; groups of more than `most` cells are split."""
 
     @abstractmethod
     def probabilities(
         self, model: LensModel, group: CellGroup, cells: Sequence[Cell]
     ) -> Float[Tensor, "cells targets"]:
-        """One pass: of each cell the probabilities of its passage's targets."""
+        """Run one pass; return the probabilities of the targets of each cell's passage."""
 
 
 def cell_effects(
@@ -142,18 +143,18 @@ def cell_effects(
     batch_size: int,
     on_cells: OnDone | None = None,
 ) -> list[PassageEffects]:
-    """What every cell does to the targets of its passage: all sites × tokens × windows of `window` layers.
+    """Compute the effect of every cell on the targets of its passage: all sites × tokens × windows of `window` layers.
 
     Args:
         model: the vanilla model.
         passages: each with its own edit.
         intervention: what a cell does.
         window: layers per cell, around each layer.
-        batch_size: rows of a pass; out of memory halves it and goes on.
-        on_cells: called with the number of cells done and the number of all that need a pass.
+        batch_size: rows of a pass; it is halved when memory runs out.
+        on_cells: called with the number of cells done and the total that need a pass.
     """
     work = _Work(model, passages, intervention, window, batch_size, on_cells)
-    # As many passages as keep no more than a pass's own activations; a deep model's grid fills batches by itself.
+    # As many passages as store no more than a pass's own activations; a deep model's grid fills batches by itself.
     most = max(1, batch_size // model.n_layers)
     rows, times = intervention.cost(model)
     groups = passes(
@@ -163,7 +164,7 @@ def cell_effects(
 
 
 class _Work:
-    """The grids of one call, a group of passages at a time; what it learns about memory and progress it keeps."""
+    """Computes the grids of one call, group by group; remembers the batch size that fits, and the progress."""
 
     def __init__(
         self,
@@ -184,7 +185,7 @@ class _Work:
 
     @torch.no_grad()
     def on(self, passages: Sequence[Passage]) -> list[PassageEffects]:
-        """The grids of these passages."""
+        """Compute the grids of these passages."""
         model, intervention = self.model, self.intervention
         group = _both_models(model, passages, intervention)
         by_passage = [self.cells(passage, number) for number, passage in enumerate(passages)]
@@ -200,13 +201,13 @@ class _Work:
 
         values = in_groups(cells, batches, self.batch_size, work, on_done=self._tell)
         if largest < max(map(len, batches), default=0):
-            self.batch_size = largest  # what did not fit into memory once is not tried again
+            self.batch_size = largest  # a batch size that once did not fit into memory is not tried again
         self.done += len(cells)
         found = dict(zip(cells, values, strict=True))
         return [self._grid(group, number, own, found) for number, own in enumerate(by_passage)]
 
     def cells(self, passage: Passage, number: int) -> list[Cell | None]:
-        """The cells of a passage, sites × tokens × layers; None where the base's probability stays."""
+        """The cells of a passage, sites × tokens × layers; None if the base's probability applies."""
         return [
             self._cell(passage, number, token, site, window)
             for site in range(len(self.intervention.sites))
@@ -247,7 +248,7 @@ def _differs_from(edited: int, site: str) -> int:
 
 
 def _both_models(model: LensModel, passages: Sequence[Passage], intervention: Intervention) -> CellGroup:
-    """Step 1 of the module docstring, for passages side by side, each with its own edit."""
+    """Step 1 of the module docstring, for several passages at once, each with its own edit."""
     batch, _ = pad_rows(model, [own.ids for own in passages], until=[own.until for own in passages])
     edits, first_columns = [own.edit for own in passages], [0] * len(passages)
     lowest = min((edit.first_site.layer for edit in edits if edit.first_site), default=model.n_layers)
@@ -266,7 +267,7 @@ def _both_models(model: LensModel, passages: Sequence[Passage], intervention: In
 
     seen: list[dict[int, Tensor]] = [{} for _ in intervention.sites]
     if lowest < model.n_layers:
-        # Behind the edit's own hooks, so that what is recorded is the edited output.
+        # Placed after the edit's own hooks, so that they record the edited output.
         hooks = [*of_source]
         for site, store in zip(intervention.sites, seen, strict=True):
             layers = range(_differs_from(lowest, site), model.n_layers)
@@ -293,7 +294,7 @@ def hooks_of_cells(
     layers: range,
     put: Put,
 ) -> list[Hook]:
-    """For each of the layers and sites that any cell covers, a hook that puts the source's activation into its rows."""
+    """Make a hook for each layer and site covered by a cell; it puts the source's activation into the cell's rows."""
     hooks: list[Hook] = []
     for layer in layers:
         for site, name in enumerate(sites):

@@ -1,25 +1,22 @@
 """Attention drift: how far an edit moves what the last token attends to (paper, 3.3 and D.3).
 
-For every prompt one vanilla and one edited pass are compared.  W_{l,h} is what the last prompt token attends to in
-layer l, head h, in the vanilla model, W*_{l,h} the same in the edited one, s the edited subject's last token:
+For every prompt, one vanilla and one edited pass are compared.  W_{l,h} is the attention of the last prompt token in
+layer l, head h, of the vanilla model, W*_{l,h} the same in the edited model, and s the edited subject's last token:
 
-==========================  ==========================================  =======================
-column                      definition                                  paper
-==========================  ==========================================  =======================
-``kl``                      Σ_l Σ_h KL(W_{l,h} ‖ W*_{l,h})              Figure 4
-``max_subject``             Σ_l max_h (W*_{l,h}[s] − W_{l,h}[s])        Table 2, factor 1
-``max_others``              Σ_l max_h ‖W_{l,h}[∖s] − W*_{l,h}[∖s]‖₂     Table 2, factor 2
-``sum_subject``             Σ_l Σ_h (W*_{l,h}[s] − W_{l,h}[s])          Table 2, factor 3
-``hidden_norm``             ‖h*‖                                        Table 4
-``hidden_l2``               ‖h* − h‖                                    Table 4
-``hidden_cosine``           cos(h, h*)                                  Table 4
-==========================  ==========================================  =======================
+==========================  ==========================================  ======================= column
+definition                                  paper ==========================  ==========================================
+======================= ``kl``                      Σ_l Σ_h KL(W_{l,h} ‖ W*_{l,h})              Figure 4 ``max_subject``
+Σ_l max_h (W*_{l,h}[s] − W_{l,h}[s])        Table 2, factor 1 ``max_others``              Σ_l max_h ‖W_{l,h}[∖s] −
+W*_{l,h}[∖s]‖₂     Table 2, factor 2 ``sum_subject``             Σ_l Σ_h (W*_{l,h}[s] − W_{l,h}[s])          Table 2,
+factor 3 ``hidden_norm``             ‖h*‖                                        Table 4 ``hidden_l2``               ‖h*
+− h‖                                    Table 4 ``hidden_cosine``           cos(h, h*)
+Table 4 ==========================  ==========================================  =======================
 
-The paper prints the drift at s as before − after; the sign here is after − before, so that over-attention is
-positive, as its positive correlations need.  ∖s is every other token of the prompt.  h is the residual stream behind
-the edit layer at s, * marks the edited model.  The sums go over ``layers``: "the layers where attention activations
-have a significant impact", found by :func:`significant_layers` from a trace, or all layers above the edit, the only
-ones that can drift, when none are given.
+The paper prints the drift at s as before − after. The sign here is after − before, so that over-attention is positive,
+as the paper's positive correlations require. ∖s denotes every other token of the prompt. h is the residual stream after
+the edit layer at s; * marks the edited model. The sums run over ``layers``: in the paper, "the layers where attention
+activations have a significant impact", which :func:`significant_layers` finds from a trace. By default they run over
+all layers above the edit, the only ones that can drift.
 
 :func:`driftlens.correlation` relates a factor to P(o_edit) over many prompts.
 """
@@ -56,7 +53,7 @@ __all__ = [
 ]
 
 FACTORS = ("kl", "max_subject", "max_others", "sum_subject", "hidden_norm", "hidden_l2", "hidden_cosine")
-"""The columns of :class:`AttentionDrift`'s table that are measured; see the module docstring."""
+"""The measured columns of :class:`AttentionDrift`'s table; see the module docstring."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,16 +109,16 @@ def attention_drift(
     batch_size: int = 64,
     on_cases: OnDone | None = None,
 ) -> AttentionDrift:
-    """Drift of the last token's attention in one prompt, or in many, each under its own edit.
+    """Measure the drift of the last token's attention in one prompt, or in many, each under its own edit.
 
     Args:
-        model: the vanilla model; it stays as it is.
+        model: the vanilla model; it is not changed.
         edit: one edit for all prompts, or one for each.
-        prompt: the prompt or prompts; the edited subject must occur, its first occurrence is s.
+        prompt: the prompt or prompts; the edited subject must occur in each, and its first occurrence is s.
         subject: the edited subject, one for all prompts or one for each.
-        layers: the layers to sum over; default all above the lowest edited one.
+        layers: the layers to sum over; default: all above the lowest edited one.
         batch_size: prompts at a time.
-        on_cases: called with the number of prompts done and the number of all.
+        on_cases: called with the number of prompts done and the total.
 
     Raises:
         DriftlensError: no prompt, lists of different lengths, a subject that does not occur, a layer out of range.
@@ -165,17 +162,17 @@ def attention_drift(
 def _measure(
     model: LensModel, cases: Sequence[tuple[int, TokenizedPrompt, int, Edit, int]], layers: tuple[int, ...]
 ) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Vanilla and edited passes of a batch of cases, and the numbers of each case."""
+    """Run a vanilla and an edited pass over a batch of cases and compute the numbers of each case."""
     batch, _ = pad_rows(model, [prompt.ids for _, prompt, *_ in cases])
     rows = torch.arange(len(cases), device=model.device)
     last = torch.tensor([prompt.last for _, prompt, *_ in cases], device=model.device)
     subject = torch.tensor([at for _, _, at, *_ in cases], device=model.device)
     edits = [edit for *_, edit, _ in cases]
-    # Behind the last edited layer, of which MEMIT has several; an edit of nothing has a hidden state all the same.
+    # After the last edited layer (MEMIT edits several); an empty edit has a hidden state all the same.
     behind = [layer for *_, layer in cases]
 
     def look(hooks: Sequence[Hook]) -> tuple[Tensor, Tensor]:
-        """[layers, rows, heads, keys] attention of the last token, and [rows, d_model] behind the edit."""
+        """Return the last token's attention, [layers, rows, heads, keys], and [rows, d_model] after the edit."""
         seen: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
         names: list[Hook] = [
@@ -223,16 +220,16 @@ def _measure(
 
 
 def significant_layers(grid: pd.DataFrame, *, share: float = 0.5, target_name: str = "o_true") -> tuple[int, ...]:
-    """The layers where attention contaminates: the rule for ``layers`` in :func:`attention_drift`.
+    """Find the layers where attention contaminates, for ``layers`` in :func:`attention_drift`.
 
-    From a trace (:func:`driftlens.contaminating_substitution`) of module ``attn``: average the effect of each layer's
-    last-token cell over cases; keep the layers whose mean effect has at least ``share`` of the largest one's size, and
-    the same sign.
+    From a trace (:func:`driftlens.contaminating_substitution`) of module ``attn``, the effect of each layer's
+    last-token cell is averaged over cases. A layer is significant if its mean effect has the same sign as the largest
+    one and at least ``share`` of its size.
 
     Args:
         grid: a trace's table, or its ``by_role()``, with columns ``target_name, module, role, layer, effect``.
-        share: how much of the largest effect counts as significant.
-        target_name: the target whose probability is looked at, where the trace has several.
+        share: the share of the largest effect that counts as significant.
+        target_name: the target whose probability is used, if the trace has several.
 
     Raises:
         DriftlensError: no attention cell at the last token, or none with an effect.

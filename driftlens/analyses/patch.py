@@ -1,18 +1,18 @@
-"""Patching attention back: vanilla attention in the edited model (paper, 3.4 and D.2).
+"""Patching attention: restore vanilla attention in the edited model (paper, 3.4 and D.2).
 
-If over-attention is why an edited model fails, then giving it the vanilla model's attention must cure it:
+If over-attention causes an edited model to fail, giving it the vanilla model's attention must cure it:
 
 * :func:`patch_attention` replaces the attention weights of a window of layers (Figure 5): a curve over layers;
 * :func:`patch_scores` replaces one number per head, the *pre*-softmax score of last token → token t, and lets the
   softmax renormalise (Figure 10): a grid of tokens × layers.
 
-The vanilla attention is that of the same prompt.  A target of several tokens is read with all of its tokens but the
-last behind the prompt.  Whole weights are replaced in every row of the pattern, single scores in the rows of the last
-prompt token and of the target tokens behind it, which predict the target as well.  How all cells are computed in few
-passes is told in :mod:`driftlens.analyses.cells` and :mod:`driftlens.analyses.patch_cells`.
+The vanilla attention is that of the same prompt. To score a target of several tokens, all of its tokens but the last
+are appended to the prompt. Whole weights are replaced in every row of the pattern. Single scores are replaced in the
+rows of the last prompt token and of the appended target tokens, which predict the target as well.
+:mod:`driftlens.analyses.cells` and :mod:`driftlens.analyses.patch_cells` explain how few passes compute all cells.
 
-The paper's window is 10 of GPT-J's 28 layers;
-:func:`driftlens.analyses.windows.scaled_window` gives that of another depth.
+The paper's window is 10 of GPT-J's 28 layers; :func:`driftlens.analyses.windows.scaled_window` scales it to another
+depth.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["AttentionPatch", "ScorePatch", "patch_attention", "patch_scores"]
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AttentionPatch(CellResult):
-    """What patching whole attention patterns does, per case, target and layer.
+    """The effect of patching whole attention patterns, per case, target and layer.
 
     Attributes:
         table: ``case, target_name, target, layer, first, last, probability, effect``.  ``layer`` (from 0) is the centre
@@ -57,7 +57,7 @@ class AttentionPatch(CellResult):
         return attention_patch(self)
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
-        """Mean probability of each target over layers; the unpatched edited model stands apart (Figure 5)."""
+        """Plot the mean probability of each target over layers, next to the unpatched edited model (Figure 5)."""
         from driftlens.plots import plot_patch_curve
 
         return plot_patch_curve(self.table, self.baselines, self.window, title=title, note=_note(self.model, note))
@@ -65,12 +65,12 @@ class AttentionPatch(CellResult):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ScorePatch(CellResult):
-    """What patching one pre-softmax score does, per case, target, attended token and layer.
+    """The effect of patching one pre-softmax score, per case, target, attended token and layer.
 
     Attributes:
         table: ``case, target_name, target, token, token_text, role, layer, probability, effect``; ``token`` is the
             index of the attended prompt token, ``role`` one of :data:`driftlens.statistics.roles.ROLES`, ``layer`` the
-            window's 0-based centre, ``effect`` the change against the edited model.
+            window's 0-based centre, ``effect`` the change relative to the edited model.
     """
 
     def _repr_html_(self) -> str:
@@ -79,7 +79,7 @@ class ScorePatch(CellResult):
         return score_patch(self)
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
-        """Heatmap of the effect, attended tokens (of many cases: token roles) × layers (Figure 10)."""
+        """Plot a heatmap of the effect: attended tokens (for many cases: token roles) × layers (Figure 10)."""
         from driftlens.plots import plot_score_grid
 
         return plot_score_grid(
@@ -87,7 +87,7 @@ class ScorePatch(CellResult):
         )
 
     def by_role(self) -> pd.DataFrame:
-        """Role × layer grids, averaged over cases; see :func:`driftlens.statistics.roles.average_by_role`."""
+        """Average over cases into role × layer grids; see :func:`driftlens.statistics.roles.average_by_role`."""
         return average_by_role(self.table, ["target_name"])
 
 
@@ -102,19 +102,19 @@ def patch_attention(
     batch_size: int = 64,
     on_cells: OnDone | None = None,
 ) -> AttentionPatch:
-    """Vanilla attention weights in ``window`` layers of the edited model, for every place of the window (3.4).
+    """Patch vanilla attention weights into each window of ``window`` layers of the edited model (3.4).
 
     Args:
-        model: the vanilla model; it stays as it is.
+        model: the vanilla model; it is not changed.
         edit: one edit for all prompts, or one for each.
         prompt: one prompt or several.
-        target: what to read the probability of; a tuple, such as ``(o_true, o_edit)``, reads several.  A list gives
+        target: the text whose probability is read; a tuple, such as ``(o_true, o_edit)``, reads several.  A list gives
             each prompt its own.
         window: layers per window.
-        target_names: how to call the targets; default ``("o_true", "o_edit")`` for two of them, ``("target",)`` for
-            one.
-        batch_size: rows of a pass.  It changes the numbers by no more than float rounding; out of memory halves it.
-        on_cells: called with the number of cells done and the number of all.
+        target_names: the targets' names; default ``("o_true", "o_edit")`` for two targets, ``("target",)`` for one.
+        batch_size: rows of a pass.  It changes the numbers by no more than float rounding and is halved when memory
+            runs out.
+        on_cells: called with the number of cells done and the total.
 
     Raises:
         DriftlensError: lists of different lengths, an empty target, a window below 1, a prompt too long.
@@ -150,11 +150,10 @@ def patch_scores(
     batch_size: int = 64,
     on_cells: OnDone | None = None,
 ) -> ScorePatch:
-    """The vanilla pre-softmax score of last token → token t in ``window`` layers of the edited model (D.2).
+    """Patch the vanilla pre-softmax score of last token → token t into ``window`` layers of the edited model (D.2).
 
-    ``subject`` and ``templates`` only decide on the tokens' roles, as in
-    :func:`driftlens.contaminating_substitution`; the other arguments and the errors are those of
-    :func:`patch_attention`.
+    ``subject`` and ``templates`` affect only the tokens' roles, as in :func:`driftlens.contaminating_substitution`; the
+    other arguments and the errors are those of :func:`patch_attention`.
     """
     cases = make_cases(model, edit, prompt, target)
     parts = parts_of_cases(cases, prompt, subject, templates)

@@ -1,12 +1,12 @@
 """Attention patching as cells: the vanilla model's attention, put into the edited model.
 
-`driftlens.analyses.cells` tells the idea and what all interventions share. A pass of patches begins at the first layer
-of any of its cells, so cells are sorted by it before they are cut into batches:
+`driftlens.analyses.cells` explains the method that all interventions share. A pass of patches begins at the first layer
+of any of its cells, so cells are sorted by it before they are split into batches:
 
-1. Scores are patched in the rows of the last prompt token and of the target tokens behind it, so nothing left of the
-   last prompt token changes: a pass runs those few columns only, after the keys and values of the others.
-2. Whole patterns are patched in every row, so such a pass runs all columns. They belong to no token: a passage's grid
-   has one row.
+1. Scores are patched in the rows of the last prompt token and of the target tokens after it, so nothing before the last
+   prompt token changes. A pass runs only those few columns, with the keys and values of the others.
+2. Whole patterns are patched in every row, so such a pass runs all columns. Patterns belong to no single token, and a
+   passage's grid has one row.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class PatternPatches(Intervention):
 
     @override
     def cost(self, model: LensModel) -> tuple[int, float]:
-        # Two passes of a passage's own, and one of half the layers, on average, for each window.
+        # A passage's own two passes, and for each window one of half the layers on average.
         return 2 + model.n_layers // 2, 3
 
     @override
@@ -75,7 +75,7 @@ class ScorePatches(Intervention):
 
     @override
     def cost(self, model: LensModel) -> tuple[int, float]:
-        # The passes of the cells hold few columns of a passage, so its own two decide.
+        # The passes of the cells run few columns of a passage, so its own two passes dominate.
         return 2, 2
 
     @override
@@ -92,12 +92,12 @@ class ScorePatches(Intervention):
         start = min(cell.first for cell in cells)
         rows = CellRows(model, group, cells, [group.passages[cell.passage].last for cell in cells])
         token = torch.tensor([cell.token for cell in cells], device=model.device)
-        # The last prompt token is the first column of the pass itself, after those of all keys that are kept.
+        # The last prompt token is the first column of the pass itself, after the columns of all stored keys.
         keys = torch.where(token < rows.columns[:, 0], token, group.batch.shape[1])
         queries = torch.arange(rows.columns.shape[1], device=model.device)
 
         def put(site: int, layer: int, covered: Int[Tensor, " covered"]) -> HookFunction:
-            # Every pair (covered row, query from the last prompt token on), flat.
+            # Every pair (covered row, query from the last prompt token on), flattened.
             at = covered.repeat_interleave(len(queries))
             query = queries.repeat(len(covered))
             scores = group.source[site][layer][rows.passage[at], :, rows.columns[at, query], token[at]]
@@ -119,7 +119,7 @@ def _patches(model: LensModel, sites: Sequence[str], cells: Sequence[Cell], put:
 
 
 def _by_first_layer(model: LensModel, cells: Sequence[Cell], widths: Sequence[int]) -> list[list[int]]:
-    """Groups of similar width, in which cells keep their order, so that those of a batch begin at similar layers."""
+    """Group cells by similar width and keep their order, so that the cells of a batch begin at similar layers."""
     order = sorted(range(len(cells)), key=lambda at: (cells[at].first, cells[at]))
     groups = passes([widths[at] for at in order], model.pass_cost, most=len(cells))
     return [[order[place] for place in group] for group in groups]

@@ -1,4 +1,4 @@
-"""What contaminating substitution and attention patching give back alike."""
+"""The common part of the results of contaminating substitution and attention patching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CellResult"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CellResult:
-    """The effect of every cell, for one prompt or many; what its table holds says each kind of result.
+    """The effect of every cell, for one prompt or many; each subclass documents its table.
 
     Attributes:
         table: a row for each cell.
@@ -21,7 +21,7 @@ class CellResult:
             in both models.
         window: layers per cell.
         model: the model's name.
-        edited_layers: the layers that any of the edits changes.
+        edited_layers: the layers changed by at least one of the edits.
     """
 
     table: pd.DataFrame

@@ -1,15 +1,15 @@
-"""Token roles: what a token of a test prompt is to the edit, so that different prompts can be averaged (Figure 3).
+"""Token roles: assign each token of a test prompt its role, so that different prompts can be averaged (Figure 3).
 
-A prompt is read by characters first and its tokens get the role of the characters they cover:
+A prompt is first split by characters; each token then gets the role of the characters it covers:
 
-1. **The edited subject** is looked for in the distractor (the edit sentence in front of a Distract prompt), without a
-   distractor in the whole prompt. Its tokens are first, middle and last; the only token of a short one is the last,
-   since that is where the edit and attention drift sit. What stands before and after it, up to the end of the
-   distractor (o_edit and the full stop among it), is before and after the subject.
-2. **The test prompt** is what follows the distractor. Its own subject is the edited subject again where that occurs
-   there (Distract Relation), else what stands in the slot of the longest template that fits the text, the edit's own
-   or one of those given. A prompt that does not name the edited subject is a test prompt from its first token on.
-3. **The last token** of the prompt, the one that predicts the target, is that and nothing else.
+1. **The edited subject** is searched in the distractor (the edit sentence before a Distract prompt), or in the whole
+   prompt if there is no distractor. Its tokens are first, middle and last. A single token counts as last, because the
+   edit and attention drift are located there. The text before and after it, up to the end of the distractor (including
+   o_edit and the full stop), is before and after the subject.
+2. **The test prompt** is what follows the distractor. Its own subject is the edited subject if that occurs again
+   (Distract Relation). Otherwise it is the text in the slot of the longest template that fits: the edit's own or a
+   given one. A prompt without the edited subject is a test prompt from its first token on.
+3. **The last token** of the prompt predicts the target; it has this role only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptParts:
-    """A prompt's parts as character spans; the test prompt goes from `test_start` to the end."""
+    """A prompt's parts as character spans; the test prompt extends from `test_start` to the end."""
 
     text: str
     test_start: int
@@ -41,10 +41,10 @@ class PromptParts:
 def prompt_parts(
     prompt: str | TaskPrompt, edit: Edit, *, subject: str | None = None, templates: Sequence[str] = ()
 ) -> PromptParts:
-    """Find the parts of a prompt; what it does not say itself is taken from the edit's facts.
+    """Find the parts of a prompt, with the help of the edit's facts.
 
-    `subject` is the edited subject, by default the edit's. `templates` are texts with one `{}` that the test prompt
-    may follow, besides the edit's own.
+    `subject` is the edited subject, by default the edit's. `templates` are texts with one `{}` that the test prompt may
+    follow, besides the edit's own.
     """
     text = prompt if isinstance(prompt, str) else prompt.text
     fact = _named(text, edit.facts)
@@ -65,19 +65,19 @@ def prompt_parts(
 
 
 def token_roles(prompt: TokenizedPrompt, parts: PromptParts) -> list[str]:
-    """The role of every prompt token; see the module docstring for the rule."""
+    """Return the role of every prompt token; see the module docstring for the rule."""
     subject = prompt.tokens_of(*parts.subject) if parts.subject else range(0)
     test_subject = prompt.tokens_of(*parts.test_subject) if parts.test_subject else range(0)
     roles: list[str] = []
     for token, (_, end) in enumerate(prompt.spans()[: prompt.n_prompt]):
-        stop = min(end, len(prompt.text))  # what a chat template puts behind the prompt belongs to its end
+        stop = min(end, len(prompt.text))  # text that a chat template adds after the prompt belongs to its end
         if token == prompt.last:
             role = "last token"
         elif token in subject:
             role = _place_in(subject, token)
         elif token in test_subject:
             role = "test subject"
-        # The blank between distractor and test prompt belongs to the token behind it.
+        # The blank between distractor and test prompt belongs to the token after it.
         elif stop > parts.test_start or not subject:
             role = "test prompt"
         else:
@@ -94,12 +94,12 @@ def _place_in(subject: range, token: int) -> str:
 
 
 def _named(text: str, facts: Sequence[Fact]) -> Fact | None:
-    """The first of the facts whose subject the prompt names; the first of all where it names none."""
+    """The first fact whose subject occurs in the prompt; the first of all if none does."""
     return next((fact for fact in facts if fact.subject in text), facts[0] if facts else None)
 
 
 def _distractor_length(text: str, facts: Sequence[Fact]) -> int:
-    """Length of the edit sentence in front of a prompt, with its blank; 0 where there is none."""
+    """Length of the edit sentence at the start of a prompt, with its blank; 0 if there is none."""
     sentences = (distractor(fact.text, fact.target_new) for fact in facts)
     return next((len(sentence) for sentence in sentences if text.startswith(sentence)), 0)
 
@@ -110,7 +110,7 @@ def _find(text: str, part: str, start: int, stop: int) -> Span | None:
 
 
 def _slot(text: str, start: int, templates: Sequence[str]) -> Span | None:
-    """What the longest fitting template has in its slot."""
+    """The text in the slot of the longest fitting template."""
     for template in sorted(templates, key=len, reverse=True):
         before, _, after = template.partition("{}")
         span = start + len(before), len(text) - len(after)

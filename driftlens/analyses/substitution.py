@@ -1,15 +1,15 @@
-"""Contaminating substitution: which activations of the edited model make the unedited one fail (paper, 3.2 and D.1).
+"""Contaminating substitution: find the edited activations that make the unedited model fail (paper, 3.2 and D.1).
 
 1. Record the outputs z of a module (the block, its MLP or its attention) in the *edited* model, at every token of the
    prompt and in every layer.
-2. In the *vanilla* model, put z in place of the module's output at one token t, in a window of layers around layer l
+2. In the *vanilla* model, replace the module's output at one token t by z, in a window of layers around layer l
    (`driftlens.analyses.windows`), and read the probability of a target, exp(mean log-probability of its tokens).
-3. The effect of the cell (t, l) is that probability less the vanilla model's. Where P(o_true) falls, or P(o_edit)
+3. The effect of the cell (t, l) is that probability minus the vanilla model's. Where P(o_true) falls, or P(o_edit)
    rises, the edit contaminates the flow of information through that cell (Figures 3 and 9).
 
-A target of several tokens is read with all of its tokens but the last behind the prompt; these are never substituted.
-How all cells are computed in few passes is told in `driftlens.analyses.cells` and
-`driftlens.analyses.substitution_cells`.
+To score a target of several tokens, all of its tokens but the last are appended to the prompt; these are never
+substituted. `driftlens.analyses.cells` and `driftlens.analyses.substitution_cells` explain how few passes compute all
+cells.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODULES: tuple[Module, ...] = ("resid", "mlp", "attn")
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Trace(CellResult):
-    """What every substitution does, for one prompt or many.
+    """The effect of every substitution, for one prompt or many.
 
     Attributes:
         table: a row per case, target, module, token and layer: `case, target_name, target, module, token,
@@ -62,16 +62,17 @@ class Trace(CellResult):
         return trace(self)
 
     def by_role(self) -> pd.DataFrame:
-        """Role × layer grids, averaged over cases, as in Figure 3; see `driftlens.statistics.roles.average_by_role`."""
+        """Average over cases into role × layer grids (Figure 3); see `driftlens.statistics.roles.average_by_role`."""
         from driftlens.statistics.roles import average_by_role
 
         return average_by_role(self.table, ["target_name", "module"])
 
     def plot(self, *, title: str | None = None, note: str = "") -> go.Figure:
-        """Heatmaps of the effect, a panel for each module and target: tokens of one case, or roles averaged over many.
+        """Plot heatmaps of the effect, one for each module and target.
 
-        `title` says what was edited and traced, by default the prompt of a single case. Model and window are named
-        under it, and `note`, e.g. the editor's settings.
+        The rows are the tokens of a single case, or the token roles averaged over many. `title` describes the edit and
+        the trace; by default it is the prompt of a single case. The model, the window and `note`, e.g. the editor's
+        settings, are printed under it.
         """
         from driftlens.plots import plot_trace
 
@@ -92,23 +93,23 @@ def contaminating_substitution(
     batch_size: int = 128,
     on_cells: OnDone | None = None,
 ) -> Trace:
-    """The effect of every cell (token × layer) on the targets, for one prompt or for many at once.
+    """Measure the effect of every cell (token × layer) on the targets, for one prompt or for many at once.
 
     Args:
-        model: the vanilla model; it stays as it is.
+        model: the vanilla model; it is not changed.
         edit: the edit whose activations are substituted, one for all prompts or one for each.
         prompt: the test prompt, without its target; or a list of them.
-        target: what the probability is taken of; a tuple, such as `(o_true, o_edit)`, takes several from one run. A
+        target: the text whose probability is read; a tuple, such as `(o_true, o_edit)`, reads several in one run. A
             list gives each prompt its own.
         module: `"resid"`, `"mlp"` or `"attn"`, or several of them.
-        window: how many layers a cell substitutes; the paper's is 6, of GPT-J's 28.
-        subject: the edited subject, where the edit does not say it (`Edit.facts`) or says another; it only
-            decides on roles.
+        window: how many layers a cell substitutes; the paper uses 6 of GPT-J's 28.
+        subject: the edited subject, if the edit has none (`Edit.facts`) or another one; it affects only token roles.
         templates: texts with one `{}` that test prompts may follow besides the edit's own; they only help to find the
             test prompts' subjects.
-        target_names: how to call the targets; default `("o_true", "o_edit")` for two of them, `("target",)` for one.
-        batch_size: rows of a pass. It changes the numbers by no more than float rounding; out of memory halves it.
-        on_cells: called with the number of cells done and the number of all.
+        target_names: the targets' names; default `("o_true", "o_edit")` for two targets, `("target",)` for one.
+        batch_size: rows of a pass. It changes the numbers by no more than float rounding and is halved when memory
+            runs out.
+        on_cells: called with the number of cells done and the total.
 
     Raises:
         DriftlensError: an unknown module, a window below 1, lists of different lengths, an empty target, a prompt that

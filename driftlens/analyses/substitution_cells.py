@@ -1,14 +1,14 @@
 """Contaminating substitution as cells: the edited model's output of a module, put into the vanilla model.
 
-`driftlens.analyses.cells` tells the idea and what all interventions share. A pass of substitutions computes no more
-than they change:
+`driftlens.analyses.cells` explains the method that all interventions share. A pass of substitutions computes only the
+columns that can change:
 
-1. In the block `a` where a cell starts, no column but the cell's own token t can change: attention there still sees
-   vanilla inputs. So block `a` runs for that one column, and the blocks above run for the columns from t on, after the
-   vanilla keys and values of what stands before t. In the last block nothing else reads a token but the last one.
-2. All targets of a prompt are branches behind it, in one row: they share all that stands before them.
-3. Cells of all modules and several passages share a pass. It holds cells of similar suffix, so that little is padded,
-   and a cell's row joins it at its own block `a`.
+1. In the block `a` where a cell starts, only the column of the cell's own token t can change: attention there still
+   sees vanilla inputs. So block `a` runs for that column, and the blocks above run for the columns from t on, with the
+   vanilla keys and values of the tokens before t. In the last block, only the last token's output is read.
+2. All targets of a prompt are branches after it, in one row: they share all tokens before them.
+3. Cells of all modules and several passages share a pass. It holds cells with suffixes of similar length, to limit
+   padding, and a cell's row joins it at its own block `a`.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ from driftlens.models.grouping import passes
 __all__ = ["SITES", "Substitution"]
 
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
-"""Module of the paper -> where its output stands in the model."""
+"""Maps the paper's modules to the sites of their outputs in the model."""
 
 
 class Substitution(Intervention):
-    """The edited model's output z of each of some modules, at one token of the vanilla model."""
+    """Substitute the edited model's output z of some modules at one token of the vanilla model."""
 
     base = "vanilla"
 
@@ -49,7 +49,7 @@ class Substitution(Intervention):
         self, model: LensModel, passages: Sequence[Passage], cells: Sequence[Cell], most: int
     ) -> list[list[int]]:
         suffixes = [len(passages[cell.passage].ids) - cell.token for cell in cells]
-        # A pass of cells runs a block for every layer where some of them join it.
+        # A pass of cells runs a block for every layer at which some of them join it.
         return passes(suffixes, model.pass_cost, most=most, times=3)
 
     @override
@@ -62,7 +62,7 @@ class Substitution(Intervention):
 
 
 class _Joining:
-    """One pass with a row for each cell, whose own token stands in column 0; cells are sorted by their first layer."""
+    """One pass with a row for each cell, whose own token is in column 0; cells are sorted by their first layer."""
 
     def __init__(self, model: LensModel, group: CellGroup, sites: Sequence[str], cells: Sequence[Cell]) -> None:
         self.model, self.group, self.sites, self.cells = model, group, sites, cells
@@ -70,7 +70,7 @@ class _Joining:
         self.token = torch.tensor([cell.token for cell in cells], device=model.device)
 
     def run(self) -> Float[Tensor, "rows columns d_model"]:
-        """What comes out of the last block."""
+        """Return the output of the last block."""
         starts = sorted({cell.first for cell in self.cells})
         resid: Tensor | None = None
         joined = 0
@@ -84,14 +84,14 @@ class _Joining:
         return resid
 
     def _entering(self, rows: slice, layer: int) -> Float[Tensor, "rows columns d_model"]:
-        """What goes into the block after `layer`, where these rows join: in column 0 something has happened."""
+        """The input of the block after `layer`, where these rows join: column 0 is already substituted."""
         own = self._blocks(rows, layer, layer + 1, self.rows.inputs(layer, rows, slice(0, 1)))
         return torch.cat([own, self.rows.inputs(layer + 1, rows, slice(1, None))], dim=1)
 
     def _blocks(
         self, rows: slice, start: int, stop: int, resid: Float[Tensor, "rows columns d_model"]
     ) -> Float[Tensor, "rows columns d_model"]:
-        """Blocks `start` … `stop` - 1 with the substitutions of these rows, for as many columns as `resid` has."""
+        """Run blocks `start` … `stop` - 1 with the substitutions of these rows, for as many columns as `resid` has."""
         passage, token = self.rows.passage[rows], self.token[rows]
 
         def put(site: int, layer: int, at: Int[Tensor, " covered"]) -> HookFunction:

@@ -1,7 +1,7 @@
-"""Windows of layers: what an analysis changes at once around one layer.
+"""Windows of layers: the consecutive layers that an analysis changes together.
 
-A residual stream carries an activation past a single layer, so the paper substitutes and patches a few consecutive
-layers together.
+A residual stream carries an activation past a single layer, so the paper substitutes and patches several consecutive
+layers at once.
 """
 
 from driftlens.errors import DriftlensError
@@ -12,8 +12,8 @@ __all__ = ["default_window", "scaled_window", "window_layers"]
 def window_layers(layer: int, window: int, n_layers: int) -> range:
     """The layers of a window of `window` layers around `layer`, clipped at both ends of the model.
 
-    They are max(0, l − ⌊k/2⌋) … min(L, l + ⌈k/2⌉) − 1, so an odd window is centred and an even one reaches one layer
-    further down than up. Always at least `layer` itself.
+    They are max(0, l − ⌊k/2⌋) … min(L, l + ⌈k/2⌉) − 1, so an odd window is centred and an even one extends one layer
+    further down than up. The window always contains `layer` itself.
     """
     if window < 1:
         raise DriftlensError(f"window is {window}; expected at least 1 layer")
@@ -23,10 +23,10 @@ def window_layers(layer: int, window: int, n_layers: int) -> range:
 
 
 def scaled_window(paper: int, n_layers: int) -> int:
-    """A window of `paper` of GPT-J's 28 layers, scaled to another depth: round(paper · n_layers / 28), at least 1."""
+    """Scale a window of `paper` of GPT-J's 28 layers to another depth: round(paper · n_layers / 28), at least 1."""
     return max(1, round(paper * n_layers / 28))
 
 
 def default_window(n_layers: int) -> int:
-    """The window of contaminating substitution: the paper's 6 layers, scaled; patching takes its 10 layers."""
+    """The default window of contaminating substitution: the paper's 6 layers, scaled; patching scales 10 layers."""
     return scaled_window(6, n_layers)

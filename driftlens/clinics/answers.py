@@ -1,9 +1,10 @@
-"""A model's own answers: what it says greedily behind a prompt, and how sure it is of it.
+"""A model's own answers: its greedy continuation of a prompt, and how sure it is of it.
 
 1. Every prompt is continued greedily by a few tokens; one more pass gives the probability of each.
-2. The answer is the continuation's beginning: up to the first mark that ends a phrase, and only as long as the model
-   finds each further word likelier than all other words together.  So "Paris, the capital of" is read as "Paris".
-3. An answer says something when it holds a word that is no function word: a model that goes on with "the" has not
+2. The answer is the beginning of the continuation, up to the first mark that ends a phrase. Each further word belongs
+   to it only if the model finds that word more probable than all other words together.  So "Paris, the capital of" is
+   read as "Paris".
+3. An answer is informative if it contains a word that is not a function word: a model that continues with "the" has not
    answered yet.
 """
 
@@ -25,10 +26,10 @@ from driftlens.models.prompts import pad_rows, tokenize_prompt
 __all__ = ["FUNCTION_WORDS", "GreedyAnswer", "greedy_answers", "says"]
 
 TOKENS = 7
-"""Tokens of an answer at most; the longest names of benchmark objects have six."""
+"""The largest number of tokens in an answer; the longest names of benchmark objects have six."""
 
 GOES_ON = 0.5
-"""A further word belongs to the answer when it is likelier than all other words together."""
+"""A further word belongs to the answer if it is more probable than all other words together."""
 
 _END = re.compile(r"[.,;:!?()\[\]\"“”\n]")
 FUNCTION_WORDS = frozenset(
@@ -36,24 +37,24 @@ FUNCTION_WORDS = frozenset(
     "just more most my no not now of on one only or our over she so some such than that the their them there they "
     "this to too up us very was we were what when where which who will with would you your".split()
 )
-"""Words that say nothing by themselves."""
+"""Words that carry no information by themselves."""
 _NOT = frozenset({"not", "never", "near", "than", "outside", "from", "without", "beside", "no", "nor", "or"})
-"""Words that lead to a name which is not the answer."""
+"""Words before a name which show that the name is not the answer."""
 LEADING = 4
-"""Words that may stand before an answer."""
+"""The largest number of words before an answer."""
 _WIDTH = 8
-"""Prompts are continued together with those of about their length: a limit holds for whole texts."""
+"""Prompts are continued together with others of similar length, within this many tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyAnswer:
-    """What a model answers.
+    """A model's answer.
 
     Attributes:
-        text: the answer; empty where the model goes on with none.
+        text: the answer; empty if the continuation contains none.
         probability: exp(mean log-probability of its tokens).
-        entropy: of the next token, in nats.
-        continuation: all that was generated.
+        entropy: entropy of the next token, in nats.
+        continuation: the whole generated text.
     """
 
     text: str
@@ -63,15 +64,15 @@ class GreedyAnswer:
 
     @property
     def says_something(self) -> bool:
-        """Whether there is a word in it that is no function word."""
+        """Whether the answer contains a word that is not a function word."""
         return any(word.lower() not in FUNCTION_WORDS for word in re.findall(r"\w+", self.text))
 
 
 def says(continuation: str, target: str) -> bool:
-    """Whether a continuation answers with the target, as words of its own: at its beginning, or behind a few words that
-    lead to it, as "the heart of Paris" does to Paris.
+    """Whether a continuation answers with the target, as whole words.
 
-    The words that lead to it must hold no other name, and be in the same phrase.
+    The target may be at the beginning or follow a few words that lead to it, as in "the heart of Paris". These words
+    must be in the same phrase and must not contain another name.
     """
     text = " ".join(continuation.split())
     wanted = " ".join(target.split())
@@ -91,7 +92,7 @@ def greedy_answers(
     *,
     batch_size: int = 64,
 ) -> list[GreedyAnswer]:
-    """The answer to every prompt, under one edit, one each, or none (the vanilla model).
+    """Return the answer to every prompt, under one edit, one edit per prompt, or none (the vanilla model).
 
     Raises:
         DriftlensError: a prompt is empty or too long for the model.
@@ -137,7 +138,7 @@ def _read(model: LensModel, rows: Sequence[tuple[Generation, Edit | None]]) -> l
 
 
 def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy: float) -> GreedyAnswer:
-    """Word by word, a word being the tokens up to the next blank."""
+    """Read the answer word by word; a word consists of the tokens up to the next blank."""
     texts: list[str] = [model.tokenizer.decode(list(ids[: n + 1]), skip_special_tokens=True) for n in range(len(ids))]
     whole = texts[-1] if texts else ""
     end = _END.search(whole.lstrip())
@@ -153,7 +154,7 @@ def _answer(model: LensModel, ids: Sequence[int], logs: Sequence[float], entropy
             break
         kept = n + 1
     text = (texts[kept - 1] if kept else "")[:limit].strip()
-    # A function word at the end belongs to what comes behind the answer.
+    # A function word at the end belongs to the text after the answer.
     words = text.split()
     while len(words) > 1 and words[-1].lower() in FUNCTION_WORDS:
         words.pop()

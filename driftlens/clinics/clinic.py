@@ -1,4 +1,4 @@
-"""The visit from beginning to end; see the package for its steps."""
+"""Run a whole clinic visit; the package's docstring lists its steps."""
 
 from __future__ import annotations
 
@@ -56,30 +56,30 @@ def clinic(
     batch_size: int = 64,
     on_progress: OnProgress | None = None,
 ) -> ClinicReport:
-    """Examine, edit over a path of γ, choose, and judge.
+    """Examine the model, edit over a path of γ, choose an edit, and judge it.
 
     Args:
-        model: the vanilla model; it stays as it is.
-        fact: the edit request.  Without one, ``subject``, ``prompt`` and ``new`` are it, and ``true`` what holds now;
-            where that is not given, the model's own greedy answer is taken.
+        model: the vanilla model; it is not changed.
+        fact: the edit request.  Without it, give ``subject``, ``prompt``, ``new`` and, if known, ``true``; by default
+            ``true`` is the model's own greedy answer.
         subject: the subject.
         prompt: the prompt, with ``{}`` for the subject.
-        new: what is to be edited in.
-        true: what holds now.
-        records: a data set's, whose templates and subjects make probes beside the general English ones; default: the
-            bundled model's own, none for any other.
+        new: the new target.
+        true: the current target.
+        records: a data set whose templates and subjects make probes besides the general English ones; default: the
+            bundled model's own, or none for any other model.
         probes: the user's prompts, as text or with ``{}`` for the subject.
         editor: "rome", "memit" or "pmet" with the model's presets, an editor, or a function from γ to one.
         prepare: gives the editor its second moments, once, before the first edit; default: over its own corpus.
         gammas: the path of γ; default: five around the model's preset.
         guards: the weights μ = ν of guards; default: one, the model's; ``()``: none.
-        kind: what the subject is ("person", "place", "organisation", "work", "product", "country"), and so what else it
-            can be asked; default: by the wording of the prompt and by the records.
-        force: edit also where the model does not know the fact.  The verdict stays "cannot judge".
-        avoid: texts that must be no probe, because something else is to be measured on them.
-        seed: of all that is drawn.
+        kind: what the subject is ("person", "place", "organisation", "work", "product", "country"), which determines
+            what else it can be asked; default: inferred from the wording of the prompt and from the records.
+        force: edit even if the model does not know the fact.  The verdict is still "cannot judge".
+        avoid: texts that must not be probes, because something else is to be measured on them.
+        seed: seed of all random choices.
         batch_size: prompts at a time.
-        on_progress: called with (what is done, how much of it, of how much; 0 of 0 where nobody counts).
+        on_progress: called with (step, number done, total); the numbers are 0 and 0 if the step has no count.
 
     Raises:
         DriftlensError: no fact or two, a prompt without ``{}`` or too long, an unknown editor or kind, a γ below 0.
@@ -102,7 +102,7 @@ def clinic(
         target_new=request.target_new,
         target_true=true,
         relation=relation,
-        # Of a subject of unknown kind, half of what can be asked makes no sense.
+        # For a subject of unknown kind, half of the possible questions make no sense.
         relations=others if kind is not None else (),
         subject_kind=kind,
         seed=seed,
@@ -149,10 +149,10 @@ def clinic(
 def _requested(
     fact: Fact | None, subject: str | None, prompt: str | None, new: str | None, true: str | None
 ) -> tuple[Fact, str | None]:
-    """The request as a fact, and what holds now, where somebody says it.
+    """Return the request as a fact, and the current target if it is given.
 
     Raises:
-        DriftlensError: no fact or two, or only a part of one.
+        DriftlensError: no fact, two facts, or a partial one.
     """
     if (fact is None) == (subject is None and prompt is None and new is None):
         raise DriftlensError("give a fact, or subject, prompt and new")
@@ -160,7 +160,7 @@ def _requested(
         return fact, fact.target_true
     if subject is None or prompt is None or new is None:
         raise DriftlensError("subject, prompt and new belong together; give all three, or a fact")
-    # Checked by the fact's own rules, with a stand-in where nobody says what holds.
+    # Checked by the fact's own rules, with a stand-in for a missing current target.
     return Fact(subject=subject, prompt=prompt, target_true=true or f"{new} …", target_new=new), true
 
 
@@ -174,7 +174,7 @@ def _examined(
     candidates: Sequence[Candidate],
     start: float,
 ) -> ClinicReport:
-    """What the probes say of the candidates: the choice, the findings and the verdict."""
+    """Evaluate the candidates on the probes: the choice, the findings and the verdict."""
     visit.note("ask the edited models")
     candidates, measured = measure(visit.model, fact, probes, candidates, batch_size=visit.batch_size)
     choosing = scores(probes, measured, held_out=False)
@@ -219,7 +219,7 @@ def _edits(
     prepared: Editor,
     guards: GuardedSADR,
 ) -> list[Candidate]:
-    """An edit for each restraint, all with the second moments of ``prepared``."""
+    """Make an edit for each restraint, all with the second moments of ``prepared``."""
     found: list[Candidate] = []
     moments = prepared.given_second_moments
     for restraint in path:

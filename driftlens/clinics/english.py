@@ -1,8 +1,8 @@
-"""General relations in English, for every model but the bundled one, and the names they have in the benchmarks.
+"""General relations in English, for every model but the bundled one, and their names in the benchmarks.
 
-CounterFact and RippleEdits say nowhere that a mother tongue is asked of persons and a continent of places.  Here it is
-said: by Wikidata's property, which CounterFact gives (:data:`PROPERTIES`), and by RippleEdits' wordings, which are
-among the templates.
+CounterFact and RippleEdits do not say that persons have a mother tongue and places a continent. This module adds that:
+by Wikidata property for CounterFact (:data:`PROPERTIES`), and by the wordings of RippleEdits, which are among the
+templates.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _SUBJECTS = {
 
 
 _NAMES = frozenset(name for names in _SUBJECTS.values() for name in names)
-"""Names as they stand in a sentence, with their article where they have one."""
+"""Names as they appear in a sentence, with their article if they have one."""
 
 
 def _english(name: str, subject_kind: str, object_kind: str, *templates: str) -> Relation:
@@ -192,12 +192,14 @@ PROPERTIES: Mapping[str, str] = {
     "P449": "network", "P463": "member of", "P495": "country of work", "P641": "sport", "P740": "founded in",
     "P937": "worked in", "P1303": "instrument", "P1412": "speaks",
 }  # fmt: skip
-"""Wikidata's properties in CounterFact and the relation that each is.  Two are of no one kind of subject (P127, what
-somebody owns; P138, what is named after somebody)."""
+"""The relation of each Wikidata property in CounterFact.
+
+Two properties have no single kind of subject (P127, owned by; P138, named after).
+"""
 
 
 def asked_of(template: str, name: str) -> str:
-    """The template about another subject, with one article at most: the general names bring their own."""
+    """Fill the template with another subject, avoiding a second article: some general names include one."""
     if name in _NAMES:
         bare = template.replace("The {}", "{}", 1).replace("the {}", "{}", 1)
         inside = f"the {name.removeprefix('The ')}" if name.startswith("The ") else name

@@ -1,4 +1,4 @@
-"""What is put into the report once the edits are chosen: answers before and after, drift, texts, the path of γ."""
+"""The report's tables once the edits are chosen: answers before and after, drift, texts, the path of γ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN_TOKENS = 50
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Visit:
-    """What all steps need."""
+    """The data that all steps need."""
 
     model: LensModel
     seed: int
@@ -33,14 +33,14 @@ class Visit:
     on_progress: OnProgress
 
     def note(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Tell whoever watches."""
+        """Report progress."""
         self.on_progress(what, done, total)
 
 
 def answers_table(
     visit: Visit, probes: Sequence[Probe], measured: Any, plain: Candidate, chosen: Candidate
 ) -> pd.DataFrame:
-    """Every probe with what the edited models say to it."""
+    """Tabulate every probe with the edited models' answers."""
     prompts = [probe.prompt for probe in probes]
     by_name = {"plain": plain, "recommended": chosen}
     said = {
@@ -82,7 +82,7 @@ def _shown(answer: str, continuation: str) -> str:
 def drift_tables(
     visit: Visit, fact: Fact, probes: Sequence[Probe], candidates: Sequence[Candidate], chosen: Candidate
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
-    """Drift of the last token's attention; in a model with no layer above the edit none can be."""
+    """Tabulate the drift of the last token's attention; empty if the model has no layer above the edit."""
     model = visit.model
     if max(layer for one in candidates for layer in one.result.edit.layers) >= model.n_layers - 1:
         return empty("edit place kl max_subject prompts"), empty(_HEADS), {}
@@ -113,7 +113,7 @@ _HEADS = "edit place layer head kl drift_subject vanilla_subject edited_subject"
 def generations_table(
     visit: Visit, fact: Fact, probes: Sequence[Probe], plain: Candidate, chosen: Candidate
 ) -> pd.DataFrame:
-    """What the three models write, from the same random draws."""
+    """Tabulate the texts of the three models, generated with the same random draws."""
     prompts = [fact.text, f"{fact.subject} is"]
     prompts += [next((one.prompt for one in probes if one.kind == kind), "") for kind in ("relation", "distractor")]
     prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
@@ -128,7 +128,7 @@ def generations_table(
 def path_table(
     candidates: Sequence[Candidate], chosen: Candidate, choosing: Any, drift: dict[str, float]
 ) -> pd.DataFrame:
-    """A row per candidate."""
+    """Tabulate the candidates, a row each."""
     rows: list[dict[str, Any]] = []
     for one in candidates:
         own = choosing[choosing["restraint"] == one.restraint.name].set_index("kind")["stands"]
@@ -150,5 +150,5 @@ def path_table(
 
 
 def empty(columns: str) -> pd.DataFrame:
-    """A table of these columns, without a row."""
+    """An empty table with these columns."""
     return pd.DataFrame(columns=columns.split())

@@ -1,11 +1,11 @@
-"""Probes in the model's own words: what it says by itself about the subject, and about others.
+"""Probes in the model's own words: what it writes about the subject, and about others.
 
-The unedited model continues a few beginnings.  In what it writes,
+The unedited model continues a few beginnings.  In its texts,
 
-- a sentence that names the subject and then a name (a capitalised word or a number) is cut before that name: the
-  beginning is a prompt, and what the model answers it is asked again, like any probe;
-- where that name is ``o_true``, the beginning is a paraphrase of the edit's prompt;
-- a sentence with the edit's words around another name has found a neighbour.
+- a sentence that names the subject and later another name (a capitalised word or a number) is cut before that name. The
+  beginning becomes a prompt, which the model is asked again like any probe;
+- if that name is ``o_true``, the beginning is a paraphrase of the edit's prompt;
+- a sentence with the edit's words and another subject yields a neighbour.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"(?<=\s)(?:[A-Z][\w'’-]*|\d[\d,.]*\d|\d)")
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """Prompts about the subject, paraphrases of the edit's, and subjects beside it."""
+    """Prompts about the subject, paraphrases of the edit's prompt, and neighbouring subjects."""
 
     statements: tuple[str, ...]
     paraphrases: tuple[str, ...]
@@ -35,12 +35,12 @@ class Generated:
 
 
 def from_generations(model: LensModel, fact: Fact, *, seed: int = 0, batch_size: int = 64) -> Generated:
-    """What the vanilla model's continuations hold.
+    """Extract prompts and subjects from the vanilla model's continuations.
 
     Args:
         model: the vanilla model.
         fact: the edit.
-        seed: same seed, same texts.
+        seed: the same seed gives the same texts.
         batch_size: texts at a time.
     """
     named = with_article_of(fact.prompt, "{}").replace("{}", fact.subject, 1)
@@ -64,17 +64,17 @@ def from_generations(model: LensModel, fact: Fact, *, seed: int = 0, batch_size:
 
 
 def _sentences(text: str) -> Sequence[str]:
-    # The last one is cut off by the limit, so a name at its end may be half of one.
+    # The last sentence is cut off by the token limit, so a name at its end may be incomplete.
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text)[:-1]]
 
 
 def _beginnings(sentence: str, subject: str) -> list[tuple[str, str]]:
-    """The sentence up to the first name behind the subject, and that name."""
+    """Return the sentence up to the first name after the subject, and that name."""
     at = sentence.find(subject)
     if at < 0 or sentence.count(subject) != 1:
         return []
     found = _NAME.search(sentence, at + len(subject))
-    # At least one word must stand between: "Albert Einstein Street" says nothing about Albert Einstein.
+    # At least one word must separate them: "Albert Einstein Street" says nothing about Albert Einstein.
     if found is None or not sentence[at + len(subject) : found.start()].strip():
         return []
     return [(sentence[: found.start()].rstrip(), found.group())]

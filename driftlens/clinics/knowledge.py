@@ -1,19 +1,20 @@
-"""Whether a model knows the fact that is to be edited: looked at before anything is edited.
+"""Test whether a model knows the fact that is to be edited, before anything is edited.
 
-An edit of a fact that a model does not know changes a guess, and nothing can be said about what it breaks.  Asked are
+If a model does not know a fact, an edit of it changes a guess, and nothing can be said about what it breaks. The test
+asks about
 
-1. **The prompt.**  Does it elicit ``o_true``?  It does when that is the greedy answer, or has at least
-   :data:`ELICITED` of the probability.  Where nobody says what holds, the model's own greedy answer is taken.
-2. **The answer**, where the model's own was taken.  A guess is unsteady: in other wordings it gives way.  Its
-   probability, the median over the wordings, may lack at most :data:`LESS_STEADY` times as much to 1 as that of other
-   subjects asked the same, of which most are known.  How steady a known answer is depends on the model and on the
-   wordings, so no fixed bound would do.
-3. **The subject**, likewise.  Names that nobody bears are made from its letters, and the same things are asked of
-   them.  A model that is as sure about them as about the subject does not know it.
+1. **The prompt.**  Does it elicit ``o_true``?  It does if ``o_true`` is the greedy answer, or has at least the
+   probability :data:`ELICITED`.  If no current target is given, the model's own greedy answer is used.
+2. **The answer**, if the model's own is used.  A guess is unsteady: it changes with the wording.  The median of the
+   answer's probability over wordings is compared with that of other subjects asked the same, most of which are known:
+   its shortfall from 1 may be at most :data:`LESS_STEADY` times theirs.  How steady a known answer is depends on the
+   model and on the wordings, so a fixed bound would not work.
+3. **The subject**, in the same case.  Invented names are made from the subject's letters, and the same questions are
+   asked about them.  A model that is as sure about them as about the subject does not know the subject.
 
-Held against facts of two models of which all is known, some that they were taught and some that they were not: the
-bundled model passes all of the former and one in ten of the latter, a model of the real benchmark's statements two
-thirds and one in twenty.
+We checked the test on two models with facts that they were taught and facts that they were not. For the bundled model,
+all of the former and one in ten of the latter pass. For a model trained on the real benchmark's statements, two thirds
+and one in twenty pass.
 """
 
 from __future__ import annotations
@@ -39,46 +40,46 @@ from driftlens.models.prompts import pad_rows, tokenize_prompt, tokenize_prompts
 __all__ = ["Knowledge", "examine"]
 
 ELICITED = 0.2
-"""With a fifth of the probability, at most four other answers can be as likely."""
+"""With a fifth of the probability, at most four other answers can be equally likely."""
 
 LESS_STEADY = 3.0
-"""So many times as unsteady as other subjects' answers may a known one be."""
+"""A known answer may be at most this many times as unsteady as other subjects' answers."""
 
 STEADY = 0.7
-"""The least steadiness where there are no other subjects to compare with."""
+"""The required steadiness if there are no other subjects to compare with."""
 
 ALWAYS, NEVER = 0.95, 0.5
-"""Steadiness that is always enough, and that never is."""
+"""Steadiness that always suffices, and steadiness that never does."""
 
 PEERS = 12
-"""So many other subjects; with fewer than half of them nothing is compared."""
+"""The number of other subjects; with fewer than half of them, no comparison is made."""
 
 CONTROLS = 20
-"""So many invented names; at most one of them (5 %) may be asked about with as much certainty as the subject."""
+"""The number of invented names; for at most one of them (5 %) may the model be as certain as for the subject."""
 
 _WORDINGS, _RELATIONS = 6, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """What was found.
+    """The result of the test.
 
     Attributes:
         answer: the model's greedy answer to the prompt.
-        answer_probability: its probability.
-        entropy: of the next token, in nats.
-        target_true: what holds: as given, or the model's answer.
-        given: whether it was given.
-        true_probability: its probability, of all its tokens.
-        new_probability: that of the target that is to be edited in.
-        wordings: in how many wordings the answer was looked for.
-        steadiness: the median of its probabilities in them.
-        needed: the least steadiness that a known answer has; NaN where ``target_true`` was given.
-        certainty: the mean probability of the likeliest token over everything asked about the subject; NaN where
-            ``target_true`` was given, and nobody asked.
-        control_certainty: the same of the invented names, most certain first; none where nobody asked.
-        subject_kind: what the subject is taken for ("person"), and so what else it is asked; None: nobody knows.
-        objection: why nothing should be edited, in a sentence; None where there is no reason.
+        answer_probability: the answer's probability.
+        entropy: entropy of the next token, in nats.
+        target_true: the current target: as given, or the model's answer.
+        given: whether the current target was given.
+        true_probability: probability of all tokens of ``target_true``.
+        new_probability: probability of all tokens of the new target.
+        wordings: the number of wordings in which the answer was tested.
+        steadiness: the median probability of the answer over the wordings.
+        needed: the least steadiness of a known answer; NaN if ``target_true`` was given.
+        certainty: the mean probability of the most probable next token over all questions about the subject; NaN if
+            ``target_true`` was given and no questions were asked.
+        control_certainty: the same for the invented names, in descending order; empty if no questions were asked.
+        subject_kind: the assumed kind of the subject ("person"), which determines what else it is asked; None: unknown.
+        objection: the reason why nothing should be edited, in a sentence; None if there is no reason.
     """
 
     answer: str
@@ -98,7 +99,7 @@ class Knowledge:
 
     @property
     def as_sure_of(self) -> int:
-        """How many invented names the model is as certain about."""
+        """The number of invented names about which the model is at least as certain."""
         return sum(value >= self.certainty for value in self.control_certainty)
 
 
@@ -115,18 +116,18 @@ def examine(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Knowledge:
-    """Ask the vanilla model.
+    """Test the vanilla model.
 
     Args:
         model: the vanilla model.
         subject: the fact's subject.
-        prompt: its template.
-        target_new: what is to be edited in.
-        target_true: what holds, if anybody says so.
-        relation: what the prompt is a template of, if known.
-        relations: other things to ask of the same subject.
+        prompt: the fact's template.
+        target_new: the new target.
+        target_true: the current target, if known.
+        relation: the relation whose template the prompt is, if known.
+        relations: other relations to ask of the same subject.
         subject_kind: what the subject is, if known.
-        seed: of the invented names.
+        seed: seed of the invented names.
         batch_size: prompts at a time.
 
     Raises:
@@ -141,7 +142,7 @@ def examine(
         templates += [one.replace("{}", prompt, 1) for one in WRAPPED]
     probability = new_probability = steadiness = answer.probability
     needed, certainties = float("nan"), [float("nan")]
-    if true and true != target_new:  # else the model says what is to be edited in, or nothing
+    if true and true != target_new:  # otherwise the model answers with the new target, or with nothing
         fact = Fact(subject=subject, prompt=prompt, target_true=true, target_new=target_new)
         peers = _peers(relation, subject, seed) if target_true is None else []
         answers = greedy_answers(model, [asked_of(prompt, name) for name in peers], batch_size=batch_size)
@@ -149,7 +150,7 @@ def examine(
         probabilities, new_probability = _probabilities(model, fact, templates, others, batch_size)
         probability, steadiness = float(probabilities[0, 0]), float(np.median(probabilities[0]))
         needed = _needed(np.median(probabilities[1:], axis=1)) if target_true is None else needed
-    if target_true is None:  # who names the answer knows that the subject is known
+    if target_true is None:  # a user who names the answer knows that the model knows the subject
         else_asked = [with_article_of(prompt, one.templates[0]) for one in relations][:_RELATIONS]
         certainties = _certainties(model, subject, [*templates, *else_asked], seed, batch_size)
     found = Knowledge(
@@ -208,7 +209,7 @@ def _peers(relation: Relation | None, subject: str, seed: int) -> list[str]:
 
 
 def _needed(steadiness: Sequence[float] | np.ndarray[Any, Any]) -> float:
-    """The least steadiness of a known answer, by that of other subjects' answers."""
+    """The least steadiness of a known answer, derived from other subjects' answers."""
     if 2 * len(steadiness) < PEERS:
         return STEADY
     return float(np.clip(1 - LESS_STEADY * (1 - np.median(steadiness)), NEVER, ALWAYS))
@@ -217,15 +218,17 @@ def _needed(steadiness: Sequence[float] | np.ndarray[Any, Any]) -> float:
 def _probabilities(
     model: LensModel, fact: Fact, templates: Sequence[str], others: Sequence[tuple[str, str]], batch_size: int
 ) -> tuple[np.ndarray[Any, Any], float]:
-    """Of ``o_true`` behind every wording, and so of the others' own answers, ``[subjects, wordings]``; P(o_edit)
-    behind the edit's prompt.  Of whole targets: a mean over tokens would make a guess at a long name look known, since
-    behind its first token the others are certain.
+    """Return the probabilities of answers over wordings, and P(o_edit) after the edit's prompt.
+
+    The former are of ``o_true`` and of the other subjects' own answers, ``[subjects, wordings]``. They are
+    probabilities of whole targets: with a mean over tokens, a guess at a long name would look known, because the tokens
+    after its first are nearly certain.
     """
     asked = [Asked(one.replace("{}", fact.subject, 1), fact.target_true) for one in templates]
     asked += [Asked(asked_of(one, name), answer) for name, answer in others for one in templates]
     tasks = all_tasks(fact, {"neighborhood": asked})
     record = Record(index=0, fact=fact, tasks={**tasks, "distract_neighborhood": tuple[TaskPrompt, ...]()})
-    # First, since a prompt that is too long is an error here.
+    # First, because a prompt that is too long is an error here.
     tokens = np.array([len(tokenize_prompt(model, one.text, one.answer).target_ids) for one in asked])
     table = evaluate(model, record, tasks=["neighborhood"], batch_size=batch_size)
     true = np.exp(-tokens * table["nll_true"].to_numpy())
@@ -235,7 +238,7 @@ def _probabilities(
 
 @torch.no_grad()
 def _certainties(model: LensModel, subject: str, templates: Sequence[str], seed: int, batch_size: int) -> list[float]:
-    """Of the subject and of the invented names: the mean probability of the likeliest next token."""
+    """The mean probability of the most probable next token, for the subject and for the invented names."""
     names = [subject, *invented_names(subject, CONTROLS, seed)]
     texts = [(one.replace("{}", name, 1), "") for name in names for one in templates]
     rows = [list(one.ids) for one in tokenize_prompts(model, texts)]
@@ -251,7 +254,7 @@ def _certainties(model: LensModel, subject: str, templates: Sequence[str], seed:
 
 
 def invented_names(subject: str, count: int, seed: int = 0) -> list[str]:
-    """Names in the subject's shape: every vowel another vowel, every consonant another consonant."""
+    """Make names in the subject's shape: every vowel becomes another vowel, every consonant another consonant."""
     rng = random.Random(f"driftlens names {seed} {subject}")
     vowels, consonants = "aeiou", "bcdfghklmnprstvwz"
 

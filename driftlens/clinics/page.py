@@ -1,7 +1,7 @@
-"""The report as a page: one file, no script, nothing fetched, legible on light and dark screens.
+"""The report as an HTML page: one file without scripts or downloads, legible on light and dark screens.
 
-`page.html` is its template and `page.css` its looks; here is made what the template shows: names, tables and maps.
-The functions read the public attributes of a :class:`driftlens.clinics.ClinicReport`, which calls them.
+`page.html` is its template and `page.css` its style sheet; this module prepares the names, tables and maps that the
+template shows. The functions read the public attributes of a :class:`driftlens.clinics.ClinicReport`, which calls them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOOKS = {"ship": "good", "ship with care": "care", "do not ship": "bad", "canno
 
 
 def page(report: Any) -> str:
-    """The whole page."""
+    """Render the whole page."""
     request = report.request
     edited = report.restraint is not None
     return render(
@@ -48,7 +48,7 @@ def page(report: Any) -> str:
 
 
 def _shown(report: Any) -> dict[str, Any]:
-    """What there is to show of an edit."""
+    """The parts of an edit that the page shows."""
     return {
         "path": [_line([one.restraint, *_path_cells(one)], chosen=bool(one.recommended)) for one in _rows(report.path)],
         "held_out": _held_out(report),
@@ -62,7 +62,7 @@ def _shown(report: Any) -> dict[str, Any]:
 
 
 def card(report: Any) -> str:
-    """For the end of a notebook cell."""
+    """Render the card at the end of a notebook cell."""
     request = report.request
     text = f"{request['prompt'].replace('{}', request['subject'], 1)} …"
     change = f"{request['target_true'] or '?'} → {request['target_new']}"
@@ -75,13 +75,13 @@ def card(report: Any) -> str:
 
 
 def chosen_text(report: Any) -> str:
-    """Which edit the verdict is about.  What must not be shipped is not recommended either."""
+    """Name the edit that the verdict is about.  An edit that must not be shipped is not called recommended."""
     lead = "Recommended" if report.verdict.name.startswith("ship") else "Best of what was tried"
     return f"{lead}: {_restraint_text(report)}"
 
 
 def percent(share: float) -> str:
-    """A share in percent; a dash where there is nothing to have a share of."""
+    """Format a share in percent; a dash if there are no probes."""
     return f"{100 * share:.0f}" if share == share else "–"
 
 
@@ -142,7 +142,7 @@ def _held_out(report: Any) -> list[dict[str, Any]]:
 
 
 def _probes(report: Any) -> list[dict[str, Any]]:
-    """The probes by kind, and what stands before those of a kind."""
+    """The probes by kind; for distractor probes, also the sentence that precedes them."""
     groups: list[dict[str, Any]] = []
     for kind, name in KIND_NAMES.items():
         own: Any = report.probes[report.probes["kind"] == kind]
@@ -153,7 +153,7 @@ def _probes(report: Any) -> list[dict[str, Any]]:
 
 
 def _drift(report: Any) -> dict[str, Any] | None:
-    """None where no attention lies above the edit."""
+    """None if there is no attention above the edit."""
     if not len(report.drift):
         return None
     place = str(report.drift["place"].iloc[-1])

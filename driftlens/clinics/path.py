@@ -1,13 +1,13 @@
-"""The candidates: the editor as it is, with SADR at a few γ, and with guards, each measured on the probes; the choice.
+"""The candidates (the plain editor, SADR at several γ, guards), their scores on the probes, and the choice.
 
-The rule.  Among the candidates with which the edit *takes* (:func:`takes`), the one that protects the choosing probes
-best: the largest share of relation, neighbour, distractor and user's probes that stand, the mean over these kinds.  A
-probe stands when its answer is likelier than the new target, the paper's RS, NS and DNS.  Shares within
-:data:`EVEN` are even; then the mean probability of the answers decides.  Where the edit takes with none, the one that
-comes nearest is shown, and the verdict will say so.
+The rule: among the candidates for which the edit *takes* (:func:`takes`), choose the one that best preserves the
+choosing probes. The criterion is the share of relation, neighbour, distractor and user's probes that stand, averaged
+over these kinds.  A probe stands if its answer is more probable than the new target, as in the paper's RS, NS and DNS.
+Shares within :data:`EVEN` of each other count as equal; then the mean probability of the answers decides.  If the edit
+takes with none, the candidate that comes nearest is shown, and the verdict says so.
 
-Guards (:class:`driftlens.GuardedSADR`) are prompts of their own: none is a probe, and none of their subjects stands in
-one.  So the probes that choose, and those that the verdict rests on, are new to every candidate.
+Guards (:class:`driftlens.GuardedSADR`) are prompts too, but no guard is a probe, and no probe contains one of their
+subjects.  So the choosing probes and the held-out ones are new to every candidate.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from driftlens.models import LensModel
 __all__ = ["BEFORE", "Candidate", "choose", "measure", "scores", "takes"]
 
 BEFORE = "before"
-"""What the vanilla model is called in tables."""
+"""The name of the vanilla model in tables."""
 
 TAKEN = 0.5
-"""P(o_edit) behind the edit's prompt, at least: likelier than all other answers together."""
+"""The least P(o_edit) after the edit's prompt: more probable than all other answers together."""
 
 WORDINGS = 0.5
-"""In so many of the paraphrases the new target must win, unless it does not without a restraint either."""
+"""The share of paraphrases in which the new target must win, unless it does not without a restraint either."""
 
 EVEN = 0.02
-"""Shares that differ by less are taken as even: with a few dozen probes they differ by one or none."""
+"""Shares that differ by less count as equal: with a few dozen probes they differ by at most one probe."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +47,9 @@ class Candidate:
 
     Attributes:
         restraint: SADR's weight, or that of guards.
-        result: what the editor gave back.
-        seconds: how long it took.
-        taken: P(o_edit) > P(o_true) behind the edit's prompt.
+        result: the editor's result.
+        seconds: how long the edit took.
+        taken: P(o_edit) > P(o_true) after the edit's prompt.
         probability: P(o_edit) there.
     """
 
@@ -63,13 +63,12 @@ class Candidate:
 def measure(
     model: LensModel, fact: Fact, probes: Sequence[Probe], candidates: Sequence[Candidate], *, batch_size: int = 64
 ) -> tuple[list[Candidate], pd.DataFrame]:
-    """Both targets' probabilities of every probe under every candidate, and in the vanilla model.
+    """Measure both targets' probabilities for every probe under every candidate, and in the vanilla model.
 
     Returns:
-        The candidates with what was seen at the edit's prompt, and a table with a row per candidate and probe:
+        The candidates with their measurements at the edit's prompt, and a table with a row per candidate and probe:
         ``restraint`` (its name; "before": the vanilla model), ``probe`` (−1: the edit's prompt), ``p_answer, p_other,
-        stands``.  The
-        other target is ``o_edit``, or ``o_true`` where ``o_edit`` is what is wanted.
+        stands``.  The other target is ``o_edit``, or ``o_true`` if the probe should answer ``o_edit``.
     """
     edits = [None, *(candidate.result.edit for candidate in candidates)]
     record, places = probe_record(fact, probes)
@@ -78,7 +77,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     for line in table.itertuples():
         probe = places[(line.task, line.prompt_index)]
-        # A prompt that is to give the new answer has it as target_new, every other one as the wrong target.
+        # A prompt that should give the new answer has it as target_new; every other one has it as the wrong target.
         rising = probe == -1 or probes[probe].answer == fact.target_new
         true, new = float(np.exp(-line.nll_true)), float(np.exp(-line.nll_new))
         stands = line.nll_new < line.nll_true if rising else line.nll_true < line.nll_new
@@ -101,7 +100,8 @@ def measure(
 
 
 def scores(probes: Sequence[Probe], measured: pd.DataFrame, *, held_out: bool) -> pd.DataFrame:
-    """Per candidate and kind: ``restraint, kind, stands`` (a share), ``probability`` (of the answers), ``n``."""
+    """Tabulate per candidate and kind: ``restraint, kind, stands`` (a share), ``probability`` (of the answers), ``n``.
+    """
     chosen = [n for n, probe in enumerate(probes) if probe.held_out == held_out]
     rows: Any = measured[measured["probe"].isin(chosen) & (measured["restraint"] != BEFORE)]
     rows = rows.assign(kind=[probes[n].kind for n in rows["probe"]])
@@ -118,7 +118,7 @@ def takes(candidate: Candidate, table: pd.DataFrame) -> bool:
 
 
 def choose(candidates: Sequence[Candidate], table: pd.DataFrame) -> Candidate:
-    """The rule of the module; ``table`` is that of :func:`scores` on the choosing probes."""
+    """Apply the module's rule; ``table`` is that of :func:`scores` on the choosing probes."""
     good = [one for one in candidates if takes(one, table)]
     if not good:
         return max(candidates, key=lambda one: (one.taken, one.probability))
@@ -129,7 +129,7 @@ def choose(candidates: Sequence[Candidate], table: pd.DataFrame) -> Candidate:
 
 
 def _protection(table: Any, restraint: Restraint) -> tuple[float, float]:
-    """Means over the kinds that must not change: the share that stands, the answers' probability."""
+    """Means over the kinds that must not change: the share that stands, and the answers' probability."""
     rows = table[(table["restraint"] == restraint.name) & (table["kind"] != "paraphrase")]
     return (float(rows["stands"].mean()), float(rows["probability"].mean())) if len(rows) else (1.0, 1.0)
 

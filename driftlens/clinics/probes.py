@@ -1,20 +1,20 @@
-"""Probes: prompts whose answers show what an edit does beside what it is meant to do.
+"""Probes: prompts whose answers show the side effects of an edit.
 
-==============  =====================================================================  ==========================
-kind            prompt                                                                 after a good edit
-==============  =====================================================================  ==========================
-paraphrase      the edited fact in other words                                         the new answer
-relation        the edited subject, another relation                                   the answer it had
-neighbour       another subject, the edited relation                                   the answer it had
-distractor      the same behind the edited sentence, "{prompt} {new}. …"               the answer it had
-yours           what the user gives                                                    the answer it had, or given
-==============  =====================================================================  ==========================
+==============  =====================================================================  ========================== kind
+prompt                                                                 after a good edit ==============
+=====================================================================  ========================== paraphrase      the
+edited fact in other words                                         the new answer relation        the edited subject,
+another relation                                   its previous answer neighbour       another subject, the edited
+relation                                   its previous answer distractor      the same after the edited sentence,
+"{prompt} {new}. …"                its previous answer yours           the user's prompts
+its previous or given answer ==============  =====================================================================
+==========================
 
-No ground truth is needed: a probe's answer is what the vanilla model itself says greedily, and a probe is kept where
-the model is sure of it (:data:`SURE`).  What it was not sure of could change without an edit doing harm.
+No ground truth is needed: a probe's answer is the vanilla model's greedy answer, and a probe is used only if the model
+is sure of it (:data:`SURE`).  An unsure answer could change without any harm by the edit.
 
-Half of the probes choose γ, the other half is kept for the report, so that what is reported was not chosen by.  All
-wordings of one relation, and all prompts about one other subject, stand on the same side.
+Half of the probes are used to choose γ; the others are held out for the report, so that its numbers are independent of
+the choice.  All wordings of one relation, and all prompts about one other subject, are in the same half.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Kind = Literal["paraphrase", "relation", "neighbour", "distractor", "yours"]
 KINDS: tuple[Kind, ...] = ("paraphrase", "relation", "neighbour", "distractor", "yours")
 
 SURE = 0.5
-"""An answer counts when it is likelier than all other answers together."""
+"""An answer counts if it is more probable than all other answers together."""
 
 MOST: Mapping[str, int] = {"paraphrase": 8, "relation": 16, "neighbour": 12, "distractor": 12}
 _ASKED = 3
-"""So many candidates for each probe that is wanted: a model is sure of some only."""
+"""The number of candidates for each probe that is needed: a model is sure of only some."""
 
 OF_PLACES = (
     "{} is in the country of",
@@ -52,12 +52,12 @@ OF_PLACES = (
     "The language used in {} is",
     "{} is a city in",
 )
-"""What else is asked of an answer that is a place: an edit that moves something there moves this as well."""
+"""Questions about an answer that is a place: an edit of a subject's place also changes its country, for example."""
 
 _WORDINGS = 6
-"""Wordings of a relation to draw from, its first: a data set's own stand before the general ones."""
+"""The number of wordings of a relation to draw from, in order: a data set's own come before the general ones."""
 
-# The evaluation knows its own tasks only; these carry the probes.
+# The evaluation accepts only its own tasks; these stand in for the kinds of probes.
 _TASK_OF = {
     "paraphrase": "paraphrase",
     "relation": "relation",
@@ -69,7 +69,7 @@ _TASK_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class UserProbe:
-    """A prompt to watch, as text or with ``{}`` for the subject, and its right answer, if anybody says so."""
+    """A prompt to watch, as text or with ``{}`` for the subject, and its right answer, if known."""
 
     prompt: str
     answer: str | None = None
@@ -83,12 +83,12 @@ class Probe:
         kind: see the module.
         prompt: its text.
         before: the vanilla model's greedy answer.
-        answer: what it is to answer after the edit.
-        probability: the vanilla model's, of ``before``.
+        answer: the answer it should have after the edit.
+        probability: the vanilla model's probability of ``before``.
         group: the relation or the other subject it is about.
-        held_out: for the report only, not for choosing γ.
-        distractor: the edited sentence in front, if it is there.
-        failed_before: the unedited model does not give the answer either, so that the edit cannot be blamed.
+        held_out: whether it is only for the report, not for choosing γ.
+        distractor: the edited sentence at the beginning, if there is one.
+        failed_before: the unedited model does not give the answer either, so the edit is not to blame.
     """
 
     kind: Kind
@@ -115,18 +115,18 @@ def build_probes(
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[Probe]:
-    """The probes that the vanilla model is sure of, each on its side.
+    """Make the probes that the vanilla model is sure of, and assign each to a half.
 
     Args:
         model: the vanilla model.
         fact: the edit.
-        relation: what its prompt is a template of, if known.
-        others: what else can be asked of its subject.
-        generated: what the model says by itself.
-        peers: other subjects of the same kind, for a prompt that is no known relation's.
+        relation: the relation whose template the edit's prompt is, if known.
+        others: other relations to ask of its subject.
+        generated: prompts from the model's own generations.
+        peers: other subjects of the same kind, for a prompt of no known relation.
         given: the user's prompts.
-        avoid: texts that must be no probe, because something else is measured on them.
-        seed: of what is drawn.
+        avoid: texts that must not be probes, because something else is measured on them.
+        seed: seed of all random choices.
         batch_size: prompts at a time.
 
     Raises:
@@ -138,7 +138,7 @@ def build_probes(
     first, second = _candidates(fact, relation, others, peers, generated, rng)
     kept: dict[Kind, list[Probe]] = {kind: [] for kind in KINDS}
     for candidates in (first, second):
-        # A text once only, the first time it comes: what the model writes repeats templates.
+        # Each text only once, at its first occurrence: the model's own texts repeat templates.
         by_text = {normal(one[1]): one for one in reversed(candidates) if normal(one[1]) not in never}
         asked = [one for one in candidates if by_text.get(normal(one[1])) is one and len(kept[one[0]]) < MOST[one[0]]]
         answers = greedy_answers(model, [text for _, text, _ in asked], batch_size=batch_size) if asked else []
@@ -147,7 +147,7 @@ def build_probes(
             if probe is None or len(kept[kind]) >= MOST[kind]:
                 continue
             if kind == "relation" and any(says(answer.continuation, one) for one in entailed):
-                continue  # it goes with the old answer, so that an edit which changes it is right
+                continue  # it depends on the old answer, so an edit that changes it is right
             about = fact.subject if kind == "relation" else group
             if _same(answer.text, about) or (kind == "neighbour" and group in {one.group for one in kept[kind]}):
                 continue  # "The Colosseum is named after" the Colosseum: an echo
@@ -159,8 +159,9 @@ def build_probes(
 
 
 def probe_record(fact: Fact, probes: Sequence[Probe]) -> tuple[Record, dict[tuple[str, int], int]]:
-    """The probes as a record that :func:`driftlens.evaluate` takes, and where each stands in it: the number of the
-    probe by task and place, −1 for the edit's own prompt.
+    """Put the probes into a record that :func:`driftlens.evaluate` accepts, and map places in it to probes.
+
+    The map gives the number of the probe by task and place, −1 for the edit's own prompt.
     """
     own = TaskPrompt(text=fact.text, target_true=fact.target_true, target_new=fact.target_new)
     tasks: dict[str, tuple[TaskPrompt, ...]] = {**dict.fromkeys(TASKS, ()), "rewrite": (own,)}
@@ -184,8 +185,9 @@ def _candidates(
     generated: Generated,
     rng: random.Random,
 ) -> tuple[list[tuple[Kind, str, str]], list[tuple[Kind, str, str]]]:
-    """Kind, text and group of everything to be asked, what is wanted most first; and what to ask where too little of
-    it is left: the neighbours in another wording.
+    """List kind, text and group of all questions, the most important first, and those to ask if too few remain.
+
+    The latter are the neighbours in another wording.
     """
     found: list[tuple[Kind, str, str]] = []
     templates = [with_article_of(fact.prompt, one) for one in (relation.templates if relation else ())]
@@ -195,9 +197,9 @@ def _candidates(
         found.extend((kind, text, group) for text, group in rows)
 
     add("paraphrase", ((one.replace("{}", fact.subject, 1), f"wording {n}") for n, one in enumerate(wordings)))
-    if not wordings:  # a frame around the prompt keeps its meaning; a sentence of the model's own may have another
+    if not wordings:  # a frame preserves the prompt's meaning; a sentence of the model's own may not
         add("paraphrase", ((one.replace("{}", fact.text, 1), one) for one in WRAPPED))
-    # A wording of each relation, then a second one: many relations tell more than many words for one.
+    # One wording of each relation, then a second one: many relations are more informative than many wordings of one.
     drawn = [(one, rng.sample(one.templates[:_WORDINGS], min(2, len(one.templates)))) for one in others]
     rows = [
         (with_article_of(fact.prompt, texts[turn]).replace("{}", fact.subject, 1), one.id)
@@ -220,13 +222,15 @@ def _candidates(
 
 
 def _same(name: str, subject: str) -> bool:
-    """Whether two names are one subject's: "The Eiffel Tower" is the Eiffel Tower."""
+    """Whether two names denote the same subject: "The Eiffel Tower" is the Eiffel Tower."""
     return normal(name).removeprefix("the ") == normal(subject).removeprefix("the ")
 
 
 def _entailed(model: LensModel, fact: Fact, relation: Relation | None, batch_size: int) -> set[str]:
-    """What follows from the fact for other relations of its subject: ``o_true`` itself and, of a place, the country,
-    the continent and the language that the model gives it.
+    """Answers that the fact entails for other relations of its subject.
+
+    These are ``o_true`` itself and, for a place, the country, the continent and the language that the model gives for
+    it.
     """
     found = {fact.target_true}
     if relation is not None and relation.object_kind in ("place", "country"):
@@ -237,13 +241,13 @@ def _entailed(model: LensModel, fact: Fact, relation: Relation | None, batch_siz
 
 
 def _probe(kind: Kind, text: str, group: str, answer: GreedyAnswer, fact: Fact) -> Probe | None:
-    """The candidate as a probe, or None where its answer is no ground to judge an edit on."""
+    """Make the candidate a probe; None if its answer is not suitable for judging an edit."""
     if kind == "paraphrase":
         if not says(answer.continuation, fact.target_true):
             return None
         wanted, before = fact.target_new, fact.target_true
     else:
-        # Where the model says o_edit already, nothing can be told from its saying so after the edit.
+        # If the model already answers o_edit, that answer shows nothing after the edit.
         if not _sure(answer) or says(answer.continuation, fact.target_new):
             return None
         wanted = before = answer.text
@@ -253,7 +257,7 @@ def _probe(kind: Kind, text: str, group: str, answer: GreedyAnswer, fact: Fact) 
 def _distracted(
     model: LensModel, neighbors: Sequence[Probe], fact: Fact, never: Collection[str], batch_size: int
 ) -> list[Probe]:
-    """The neighbours behind the edited sentence, as long as the vanilla model is not distracted by it."""
+    """The neighbours after the edited sentence, provided that the vanilla model is not distracted by it."""
     before = distractor(fact.text, fact.target_new)
     rows = [replace(one, kind="distractor", prompt=before + one.prompt, distractor=before) for one in neighbors]
     rows = [one for one in rows if normal(one.prompt) not in never]
@@ -288,7 +292,7 @@ def _given(model: LensModel, given: Sequence[UserProbe], fact: Fact, batch_size:
 
 
 def _split(probes: Sequence[Probe]) -> list[Probe]:
-    """Every second group is held out, the first one too: the verdict needs more of them than the choice."""
+    """Hold out every second group, starting with the first: the verdict needs more of them than the choice."""
     groups = list(dict.fromkeys(probe.group for probe in probes))
     held_out = set(groups[::2])
     return [replace(probe, held_out=probe.group in held_out) for probe in probes]

@@ -1,8 +1,8 @@
-"""The relations of a data set: their wordings, the subjects they are asked of, and the kind that these are of.
+"""The relations of a data set: their wordings, their subjects and the kind of these subjects.
 
-Data sets give no kinds.  A relation has that of the general English relation that it is, by Wikidata's property or by
-one of its wordings, and where it is none of them, that of the relations that the data ask of the same subjects:
-:data:`VOTES` of them must say so, and :data:`AGREED` of all that say anything.
+Data sets do not give kinds. A relation gets the kind of the general English relation that it matches, by Wikidata
+property or by one of its wordings. If it matches none, it gets the kind of the relations that the data ask of the same
+subjects: at least :data:`VOTES` subjects must agree, and at least the share :data:`AGREED` of those with a known kind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ __all__ = ["joined_relations", "kind_of"]
 VOTES, AGREED = 3, 0.8
 _ENOUGH_SUBJECTS = 12
 _LONGEST_BEGINNING = 8
-"""Words before the subject, at most: more are an unrelated sentence rather than a wording."""
+"""The largest number of words before the subject: a longer beginning is an unrelated sentence rather than a wording."""
 
 
 def joined_relations(records: Sequence[Record]) -> tuple[Relation, ...]:
-    """The data set's relations, then the English ones that it does not have; no wording of one stands in another
-    under a second name.
-    """
+    """The data set's relations, then the English ones that it lacks; a relation that both have is listed once."""
     templates: dict[str, dict[str, None]] = defaultdict(dict)
     subjects: dict[str, dict[str, None]] = defaultdict(dict)
     for record in records:
@@ -37,14 +35,14 @@ def joined_relations(records: Sequence[Record]) -> tuple[Relation, ...]:
             subjects[name][record.fact.subject] = None
     english = {one.id: one for one in ENGLISH}
     found = [_joined(english.get(name), name, tuple(own), tuple(subjects[name])) for name, own in templates.items()]
-    # The order of the English ones decides which relation a wording of two belongs to.
+    # The order of the English relations decides which one a shared wording belongs to.
     order = list(english)
     found.sort(key=lambda one: order.index(one.id) if one.id in english else len(order))
     return (*_with_kinds(found), *(one for one in ENGLISH if one.id not in templates))
 
 
 def kind_of(relations: Iterable[Relation], subject: str) -> str | None:
-    """The kind of subject that most of the relations which are known to be asked of ``subject`` are asked of."""
+    """The most frequent subject kind among the relations that are asked of ``subject``."""
     return _most(Counter(one.subject_kind for one in relations if subject in one.subjects), least=1)
 
 
@@ -61,10 +59,10 @@ def _worded(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _template(text: str, subject: str) -> str | None:
-    # Paraphrases of CounterFact stand behind unrelated sentences, lines and names; such a one is no template.
+    # Paraphrases in CounterFact follow unrelated sentences, lines and names; such a text is not a template.
     if "{}" in text or text.count(subject) != 1 or any(mark in text.replace(subject, "") for mark in '.?!:"\n()[]'):
         return None
-    # "{}, the" asks for nothing in particular.
+    # "{}, the" does not ask for anything in particular.
     if not any(word.lower() not in FUNCTION_WORDS for word in re.findall(r"\w+", text.replace(subject, ""))):
         return None
     before, _ = text.split(subject)
@@ -91,7 +89,7 @@ def _joined(english: Relation | None, name: str, templates: tuple[str, ...], sub
 
 
 def _with_kinds(relations: Sequence[Relation]) -> list[Relation]:
-    """Kinds for those that have none, by the subjects that they share with those that have one."""
+    """Add kinds to relations without one, by the subjects that they share with the others."""
     kinds: dict[str, Counter[str | None]] = defaultdict(Counter)
     for one in relations:
         if one.subject_kind is not None:

@@ -1,4 +1,4 @@
-"""A relation: a family of templates, what they can be asked of, and what answers them."""
+"""A relation: a family of templates with its kind of subject and its kind of answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["WRAPPED", "Relation", "find_relation", "normal", "with_article_of"]
 
 
 WRAPPED = ("I know that {}", "I have read that {}", "The news is that {}", "It is true that {}")
-"""Wordings of a prompt whose relation has no others."""
+"""Wordings for a prompt whose relation has no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class Relation:
     Attributes:
         id: its name.
         templates: wordings with one ``{}`` for the subject, which end right before the answer.
-        subject_kind: what it is asked of; None where nobody knows.
-        object_kind: what answers it; an edit leaks most into relations of its own kind of answer.
+        subject_kind: the kind of subject it applies to; None if unknown.
+        object_kind: the kind of its answers; an edit leaks most into relations with the same kind of answer.
         subjects: names that it can be asked of.
     """
 
@@ -32,9 +32,10 @@ class Relation:
 
 
 def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None:
-    """The relation that ``prompt`` is a template of; else one whose template it goes on from, as "{} is located in the
-    city of" does from "{} is located in", by the longest.  The wordings of such a one go on in the same way, since
-    "{} can be found in" asks for less.
+    """Find the relation with ``prompt`` as a template, or else one with a template that ``prompt`` extends.
+
+    "{} is located in the city of" extends "{} is located in"; the longest such template decides. The other wordings of
+    the relation are extended in the same way, because "{} can be found in" asks for less.
     """
     wanted = normal(prompt).replace("the {}", "{}", 1)
     longest: tuple[int, Relation | None] = (0, None)
@@ -48,7 +49,7 @@ def find_relation(relations: Iterable[Relation], prompt: str) -> Relation | None
 
 
 def _going_on(one: Relation, beginning: str, rest: str) -> Relation:
-    """The relation with its wordings extended by ``rest``, those that end in the word before it."""
+    """Extend by ``rest`` those wordings of the relation that end in the word before it."""
     word = beginning.rpartition(" ")[2]
     return replace(
         one, templates=tuple(f"{each} {rest}" for each in one.templates if normal(each).rpartition(" ")[2] == word)
@@ -56,12 +57,12 @@ def _going_on(one: Relation, beginning: str, rest: str) -> Relation:
 
 
 def with_article_of(prompt: str, template: str) -> str:
-    """The template with "the" before the subject, where the prompt has it there and the template has none."""
+    """Add "the" before the subject, if the prompt has it there and the template has no article."""
     if "the {}" not in prompt.lower() or "the {}" in template.lower():
         return template
     return f"The {template}" if template.startswith("{}") else template.replace("{}", "the {}", 1)
 
 
 def normal(text: str) -> str:
-    """For comparing wordings: lower case, single blanks."""
+    """Normalise a wording for comparison: lower case, single blanks."""
     return " ".join(text.lower().split())

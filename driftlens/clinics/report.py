@@ -1,6 +1,6 @@
-"""What the clinic gives back: tables, the edits, the verdict; and all of it as JSON or as a page.
+"""The clinic's result: tables, the edits and the verdict, also as JSON or as an HTML page.
 
-The JSON (``schema`` is :data:`SCHEMA`; a change that could break a reader gets another number) has the keys
+The JSON (``schema`` is :data:`SCHEMA`; its number changes with every change that could break a reader) has the keys
 
 ``schema, driftlens, model, model_hash, editor, seed, seconds, fact`` (subject, prompt, target_true, target_new),
 ``verdict`` (name, reasons), ``knowledge`` (:class:`driftlens.clinics.knowledge.Knowledge`), ``recommended`` (restraint,
@@ -36,33 +36,32 @@ _TABLES = ("path", "scores", "probes", "drift", "heads", "generations")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClinicReport:
-    """The clinic's findings; the tables are empty where nothing was edited.
+    """The clinic's findings; the tables are empty if nothing was edited.
 
     Attributes:
-        fact: the request; None where the model has no answer that could be ``target_true``.
+        fact: the request; None if the model has no answer that could serve as ``target_true``.
         request: subject, prompt, target_true and target_new as far as they are known.
         model: the model's name.
-        model_hash: its fingerprint.
-        editor: how was edited, in a few words.
+        model_hash: the model's fingerprint.
+        editor: a short description of the editor.
         knowledge: what the vanilla model knows.
         verdict: one of four, with reasons.
         restraint: the recommended one; None: nothing was edited.
         edit: the recommended edit.
         plain: the edit without a restraint.
         path: a row per restraint: ``restraint, gamma, guards, recommended, takes, p_new``, ``paraphrase, relation,
-            neighbour, distractor, yours`` (shares of the choosing probes that stand), ``drift`` (Σ KL behind the edit's
+            neighbour, distractor, yours`` (shares of the choosing probes that stand), ``drift`` (Σ KL after the edit's
             prompt), ``steps, seconds``.
-        scores: held-out shares that stand: ``restraint, kind, stands, probability, n``.
-        probes: a row per probe: ``kind, held_out, group, prompt, distractor, failed_before,
-            answer, before, probability,
-            plain, recommended`` (greedy answers), ``plain_keeps, recommended_keeps, plain_p_answer, plain_p_other,
-            recommended_p_answer, recommended_p_other``.
+        scores: shares of held-out probes that stand: ``restraint, kind, stands, probability, n``.
+        probes: a row per probe: ``kind, held_out, group, prompt, distractor, failed_before, answer, before,
+            probability, plain, recommended`` (greedy answers), ``plain_keeps, recommended_keeps, plain_p_answer,
+            plain_p_other, recommended_p_answer, recommended_p_other``.
         drift: a row per model and place: ``edit`` ("plain" or "recommended"), ``place`` ("the edit's prompt" or
             "distractor contexts"), ``kl``, ``max_subject``, ``prompts``.
         heads: ``edit, place, layer, head, kl, drift_subject, vanilla_subject, edited_subject``, means over prompts.
         generations: ``prompt, vanilla, plain, recommended``.
-        seconds: the whole visit.
-        seed: of all that was drawn.
+        seconds: duration of the whole visit.
+        seed: seed of all random choices.
     """
 
     fact: Fact | None
@@ -95,13 +94,14 @@ class ClinicReport:
 
     @property
     def gamma(self) -> float | None:
-        """The recommended γ: 0 where SADR is not recommended, None where nothing was edited."""
+        """The recommended γ: 0 if SADR is not recommended, None if nothing was edited."""
         return None if self.restraint is None else self.restraint.gamma
 
     @property
     def changed(self) -> pd.DataFrame:
-        """The probes whose answer is not what it should be, under the recommendation or without a restraint; those
-        that the unedited model fails as well are not among them.
+        """The probes whose answer is wrong under the recommendation or without a restraint.
+
+        Probes that the unedited model fails as well are left out.
         """
         probes: Any = self.probes
         if not len(probes):
@@ -109,7 +109,7 @@ class ClinicReport:
         return probes[~(probes["plain_keeps"] & probes["recommended_keeps"]) & ~probes["failed_before"]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the edits themselves, of plain Python values; see the module."""
+        """Everything but the edits themselves, as plain Python values; see the module."""
         from driftlens.version import __version__
 
         return {

@@ -1,4 +1,4 @@
-"""What the clinic tries: the editor as it is, with SADR at a few γ, and with guards."""
+"""The restraints that the clinic tries: none, SADR at several γ, and guards."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = [
 ]
 
 FACTORS = (0.2, 0.4, 1.0, 2.0, 4.0)
-"""The path of γ, in units of the model's preset."""
+"""The default path of γ, as multiples of the model's preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restraint:
-    """How an edit is restrained: by SADR of weight ``gamma``, by guards of weight ``guards`` (μ = ν), or not at all."""
+    """The restraint of an edit: SADR with weight ``gamma``, guards with weight ``guards`` (μ = ν), or neither."""
 
     gamma: float = 0.0
     guards: float = 0.0
 
     @property
     def name(self) -> str:
-        """As it is written in tables and reports."""
+        """Its name in tables and reports."""
         if self.guards:
             return f"guards μ = ν = {self.guards:g}"
         return f"SADR γ = {self.gamma:g}" if self.gamma else "plain"
@@ -54,13 +54,13 @@ def editor_for(
     restraint: Restraint = PLAIN,
     guards: GuardedSADR | None = None,
 ) -> Editor:
-    """The editor with SADR or guards of a weight, or without either.
+    """Make the editor with SADR or guards of the given weight, or without either.
 
     Args:
         model: the model to be edited.
-        editor: "rome", "memit" or "pmet" with the model's presets; an editor, whose other regularizers stay; or a
-            function from γ to an editor.
-        restraint: SADR's weight, or that of guards.
+        editor: "rome", "memit" or "pmet" with the model's presets; an editor, whose other regularizers are preserved;
+            or a function from γ to an editor.
+        restraint: the weight of SADR or of guards.
         guards: the guards, whatever their weights; default: the model's.
 
     Raises:
@@ -78,10 +78,10 @@ def editor_for(
 
 
 def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None) -> tuple[float, ...]:
-    """0 and the weights to try, ascending: those given, those that the editor has, or five around its preset.
+    """Return 0 and the weights to try, ascending: the given ones, those the editor supports, or five around its preset.
 
     Raises:
-        DriftlensError: a weight that is no number above 0.
+        DriftlensError: a weight is not a number above 0.
     """
     if gammas is None and (known := editor.gammas(model)) is not None:
         return (0.0, *known)
@@ -97,12 +97,13 @@ def gamma_path(model: LensModel, editor: Editor, gammas: Sequence[float] | None)
 def restraints(
     model: LensModel, editor: Editor, gammas: Sequence[float] | None, guards: Sequence[float] | None
 ) -> tuple[Restraint, ...]:
-    """What is tried: nothing, SADR at each γ of :func:`gamma_path`, then guards of each weight.
+    """List the restraints to try: none, SADR at each γ of :func:`gamma_path`, then guards of each weight.
 
-    Without ``guards`` it is one weight, the model's; none for an editor that takes SADR's weights by training (MEND).
+    By default there is one weight of guards, the model's; none for an editor whose SADR weights are set in training
+    (MEND).
 
     Raises:
-        DriftlensError: a weight that is no number above 0.
+        DriftlensError: a weight is not a number above 0.
     """
     path = [Restraint(gamma=gamma) for gamma in gamma_path(model, editor, gammas)]
     if guards is None:
@@ -114,7 +115,7 @@ def restraints(
 
 
 def guards_beside(model: LensModel, probes: Sequence[Probe], fact: Fact, peers: Sequence[str]) -> GuardedSADR:
-    """The model's guards, which share nothing with the probes: no question of theirs, no subject that stands in one."""
+    """The model's guards without any question or subject that the probes use."""
     told = "\n".join(probe.prompt for probe in probes)
     questions = tuple(one for one in QUESTIONS if one.replace("{}", fact.subject) not in told)
     return usual_guards(model, questions=questions, subjects=tuple(name for name in peers if name not in told))

@@ -1,13 +1,13 @@
-"""Relations as families of templates: what can be asked about a subject, in which words, and of whom else.
+"""Relations as families of templates: what can be asked about a subject, in which words, and of which other subjects.
 
-Three sources, which :func:`known_relations` joins:
+:func:`known_relations` joins three sources:
 
-1. the bundled model's own relations (:mod:`driftlens.demo.relations`), for that model alone;
-2. a data set (:mod:`driftlens.clinics.recorded`): its edits' templates and their paraphrases, by relation, and the
-   subjects they are asked of;
+1. the bundled model's own relations (:mod:`driftlens.demo.relations`), only for that model;
+2. a data set (:mod:`driftlens.clinics.recorded`): the templates of its edits and their paraphrases, by relation, and
+   the subjects they are asked of;
 3. general English ones (:mod:`driftlens.clinics.english`), for every other model.
 
-Nothing here is true or false: a template that a model has no answer to is sorted out later, by asking it.
+Nothing here is true or false: templates that a model cannot answer are filtered out later, by asking it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["known_relations", "other_relations", "peers_of"]
 
 
 def known_relations(model: LensModel, records: Sequence[Record]) -> tuple[Relation, ...]:
-    """Every relation that can be asked of this model, those of the data set first."""
+    """List every relation that can be asked of this model, those of the data set first."""
     return _bundled(records) if model.name == "demo" else joined_relations(records)
 
 
 def other_relations(
     relations: Sequence[Relation], own: Relation | None, subject: str = "", kind: str | None = None
 ) -> tuple[list[Relation], str | None]:
-    """What else the subject can be asked, and the subject's kind.  First come relations that the data ask this very
-    subject, and of these such with answers like the edit's.
+    """List the other relations that the subject can be asked, and return the subject's kind.
 
-    The kind is ``kind`` if given, else that of the edited relation's subjects, or the one that the data ask this
-    subject as.  Where none says, only what the data ask this subject is left: of all that can be asked of anything,
-    most would make no sense, and no verdict can rest on the answers.
+    Relations that the data ask of this very subject come first, and among them those with the same kind of answer as
+    the edit. The kind is ``kind`` if given, or else that of the edited relation's subjects, or else that of the
+    relations that the data ask of this subject. If the kind is unknown, only the latter relations are listed: most
+    others would make no sense, and a verdict could not rest on the answers.
 
     Raises:
-        DriftlensError: a kind that no relation is asked of.
+        DriftlensError: no relation applies to the kind.
     """
     kinds = dict.fromkeys(one.subject_kind for one in relations if one.subject_kind is not None)
     if kind is not None and kind not in kinds:
@@ -55,7 +55,7 @@ def other_relations(
 
 
 def peers_of(relations: Sequence[Relation], kind: str | None) -> tuple[str, ...]:
-    """Subjects of a kind, of whatever relation; none where the kind is unknown."""
+    """Subjects of a kind, from all relations; none if the kind is unknown."""
     if kind is None:
         return ()
     return tuple(dict.fromkeys(name for one in relations if one.subject_kind == kind for name in one.subjects))

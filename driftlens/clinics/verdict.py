@@ -3,20 +3,20 @@
 ==============  ====================================================================================================
 verdict         when
 ==============  ====================================================================================================
-cannot judge    the model does not know the fact, or fewer than :data:`ENOUGH` held-out probes could be made of the
-                subject's other relations or of distractor contexts, so that nothing is known about either
-do not ship     the edit does not take; or fewer than :data:`CARE` of the held-out probes keep their answer; or of one
-                kind fewer than :data:`CARE_KIND`
+cannot judge    the model does not know the fact, or there are fewer than :data:`ENOUGH` held-out probes of the
+                subject's other relations or of distractor contexts
+do not ship     the edit does not take; or fewer than :data:`CARE` of the held-out probes keep their answer; or fewer
+                than :data:`CARE_KIND` of one kind
 ship with care  the edit takes, but fewer than :data:`SHIP` keep their answer, or it does not reach half of the
                 held-out paraphrases, or one of the user's own probes goes wrong
 ship            the edit takes, and at least :data:`SHIP` keep their answer
 ==============  ====================================================================================================
 
-A probe keeps its answer when it is still what the model says greedily.  That is stricter than being likelier than the
-new target: a third answer is no better.  The bounds are a choice, and these are the reasons: of 20 probes that were all
-sure before, SHIP allows one to go; with CARE one answer in five has gone, and whoever asks about the subject will meet
-such an answer; a single kind may be hit harder than the whole, since edits leak into relations of one type most, but
-not by more than a third.
+A probe keeps its answer if the edited model still gives it greedily.  That is stricter than being more probable than
+the new target: a third answer is no better.  The bounds are a choice. SHIP allows one of 20 probes to change, although
+the model was sure of all of them. At CARE, one answer in five has changed, and anyone who asks about the subject will
+meet such an answer. A single kind may be hit harder than the whole, because edits leak most into relations of one type,
+but by no more than a third.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SHIP = 0.95
 CARE = 0.8
 CARE_KIND = 2 / 3
 ENOUGH = 3
-"""Held-out probes of relations, and of distractor contexts, at least."""
+"""The least number of held-out probes of relations, and of distractor contexts."""
 
 NEEDED = ("relation", "distractor")
-"""Kinds of probes that a verdict cannot do without."""
+"""The kinds of probes that a verdict requires."""
 
 VERDICTS = ("ship", "ship with care", "do not ship", "cannot judge")
 
@@ -50,7 +50,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One of :data:`VERDICTS`, and why, a sentence each, the deciding ones first."""
+    """One of :data:`VERDICTS`, with the reasons, a sentence each, the deciding ones first."""
 
     name: str
     reasons: tuple[str, ...]
@@ -66,19 +66,19 @@ def judge(
     plain: int | None = None,
     kind_known: bool = True,
 ) -> Verdict:
-    """The rules of the module.
+    """Apply the rules of the module.
 
     Args:
         objection: why the model cannot be asked (:class:`driftlens.clinics.knowledge.Knowledge`).
         taken: whether the edit takes.
-        probability: P(o_edit) behind the edit's prompt.
-        kept: by kind, how many held-out probes keep their answer, of how many; "yours" are the user's.
-        paraphrases: in how many held-out ones the new target wins, of how many.
-        kind_known: whether it is known what kind of thing the subject is, and so what it can be asked.
-        plain: how many of the held-out probes keep their answer without a restraint, where one is recommended.
+        probability: P(o_edit) after the edit's prompt.
+        kept: by kind, how many held-out probes keep their answer, and their number; "yours" are the user's.
+        paraphrases: the number of held-out paraphrases in which the new target wins, and their number.
+        kind_known: whether the kind of subject is known, and therefore what it can be asked.
+        plain: the number of held-out probes that keep their answer without a restraint, if one is recommended.
     """
     lacking = sum(max(0, ENOUGH - kept.get(kind, (0, 0))[1]) for kind in NEEDED)
-    # The user's own probes stand in for what could not be made.
+    # The user's own probes replace those that could not be made.
     counts = {kind: pair for kind, pair in kept.items() if pair[1] and (kind != "yours" or lacking)}
     good, asked = (sum(pair[at] for pair in counts.values()) for at in (0, 1))
     told = [f"P(new) behind the edit's prompt is {probability:.2f}"]
@@ -120,9 +120,9 @@ def judge(
 
 
 def scarce(probes: Sequence[Probe], *, kind_known: bool) -> str | None:
-    """What is missing for a verdict, known before anything is edited; None where it is enough.
+    """What is missing for a verdict, known before anything is edited; None if nothing is missing.
 
-    The user's own probes stand in for any that the clinic could not make, as far as the unedited model answers them.
+    The user's own probes replace any that the clinic could not make, as far as the unedited model answers them.
     """
     held = {kind: sum(one.held_out for one in probes if one.kind == kind) for kind in NEEDED}
     own = sum(one.kind == "yours" and not one.failed_before for one in probes)

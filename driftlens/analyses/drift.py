@@ -3,14 +3,17 @@
 For every prompt, one vanilla and one edited pass are compared.  W_{l,h} is the attention of the last prompt token in
 layer l, head h, of the vanilla model, W*_{l,h} the same in the edited model, and s the edited subject's last token:
 
-==========================  ==========================================  ======================= column
-definition                                  paper ==========================  ==========================================
-======================= ``kl``                      Σ_l Σ_h KL(W_{l,h} ‖ W*_{l,h})              Figure 4 ``max_subject``
-Σ_l max_h (W*_{l,h}[s] − W_{l,h}[s])        Table 2, factor 1 ``max_others``              Σ_l max_h ‖W_{l,h}[∖s] −
-W*_{l,h}[∖s]‖₂     Table 2, factor 2 ``sum_subject``             Σ_l Σ_h (W*_{l,h}[s] − W_{l,h}[s])          Table 2,
-factor 3 ``hidden_norm``             ‖h*‖                                        Table 4 ``hidden_l2``               ‖h*
-− h‖                                    Table 4 ``hidden_cosine``           cos(h, h*)
-Table 4 ==========================  ==========================================  =======================
+==========================  ==========================================  =======================
+column                      definition                                  paper
+==========================  ==========================================  =======================
+``kl``                      Σ_l Σ_h KL(W_{l,h} ‖ W*_{l,h})              Figure 4
+``max_subject``             Σ_l max_h (W*_{l,h}[s] − W_{l,h}[s])        Table 2, factor 1
+``max_others``              Σ_l max_h ‖W_{l,h}[∖s] − W*_{l,h}[∖s]‖₂     Table 2, factor 2
+``sum_subject``             Σ_l Σ_h (W*_{l,h}[s] − W_{l,h}[s])          Table 2, factor 3
+``hidden_norm``             ‖h*‖                                        Table 4
+``hidden_l2``               ‖h* − h‖                                    Table 4
+``hidden_cosine``           cos(h, h*)                                  Table 4
+==========================  ==========================================  =======================
 
 The paper prints the drift at s as before − after. The sign here is after − before, so that over-attention is positive,
 as the paper's positive correlations require. ∖s denotes every other token of the prompt. h is the residual stream after

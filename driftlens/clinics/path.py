@@ -100,8 +100,7 @@ def measure(
 
 
 def scores(probes: Sequence[Probe], measured: pd.DataFrame, *, held_out: bool) -> pd.DataFrame:
-    """Tabulate per candidate and kind: ``restraint, kind, stands`` (a share), ``probability`` (of the answers), ``n``.
-    """
+    """Tabulate, by candidate and kind, ``restraint, kind, stands`` (a share), ``probability`` (of answers), ``n``."""
     chosen = [n for n, probe in enumerate(probes) if probe.held_out == held_out]
     rows: Any = measured[measured["probe"].isin(chosen) & (measured["restraint"] != BEFORE)]
     rows = rows.assign(kind=[probes[n].kind for n in rows["probe"]])

@@ -1,14 +1,14 @@
 """Probes: prompts whose answers show the side effects of an edit.
 
-==============  =====================================================================  ========================== kind
-prompt                                                                 after a good edit ==============
-=====================================================================  ========================== paraphrase      the
-edited fact in other words                                         the new answer relation        the edited subject,
-another relation                                   its previous answer neighbour       another subject, the edited
-relation                                   its previous answer distractor      the same after the edited sentence,
-"{prompt} {new}. …"                its previous answer yours           the user's prompts
-its previous or given answer ==============  =====================================================================
-==========================
+==============  =====================================================================  ==========================
+kind            prompt                                                                 after a good edit
+==============  =====================================================================  ==========================
+paraphrase      the edited fact in other words                                         the new answer
+relation        the edited subject, another relation                                   its previous answer
+neighbour       another subject, the edited relation                                   its previous answer
+distractor      the same after the edited sentence, "{prompt} {new}. …"                its previous answer
+yours           the user's prompts                                                     its previous or given answer
+==============  =====================================================================  ==========================
 
 No ground truth is needed: a probe's answer is the vanilla model's greedy answer, and a probe is used only if the model
 is sure of it (:data:`SURE`).  An unsure answer could change without any harm by the edit.

@@ -1,8 +1,7 @@
-"""The one exception for mistakes that the person at the keyboard can put right.
+"""The one exception for mistakes that the user can correct.
 
-Its text is always a single line that holds the bad value, what was expected and what to do, so that the
-command line can print it as it is. It is a `ValueError`, so code that uses the library needs no
-driftlens-specific `except`.
+Its text is always a single line with the bad value, what was expected and what to do, so the command line can print it
+as it is. It is a `ValueError`, so code that uses the library needs no driftlens-specific `except`.
 """
 
 import re
@@ -11,32 +10,32 @@ from difflib import get_close_matches
 
 __all__ = ["DriftlensError", "unknown_name", "visible"]
 
-# Control characters but tab and line feed, the marks that reverse the direction of text, and halves of surrogate pairs.
+# Control characters except tab and line feed, marks that reverse the direction of text, and halves of surrogate pairs.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONG_WORD = re.compile(r"\S{301,}")
 
 
 def visible(text: str) -> str:
-    r"""The text as a terminal may show it: what would move its cursor or change its colours is written out, as `\x1b`.
+    r"""Escape everything in a text that would move a terminal's cursor or change its colours, as `\x1b`.
 
-    Prompts, targets and file names come from other people's files, and a terminal obeys what it is sent.
+    Prompts, targets and file names come from other people's files, and a terminal obeys control characters.
     """
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class DriftlensError(ValueError):
-    """A mistake in what the user gave: a bad value, a missing file, an impossible combination."""
+    """A mistake in the user's input: a bad value, a missing file, an impossible combination."""
 
     def __init__(self, message: str) -> None:
-        # Values quoted in a message may hold line breaks; the promise of one line is kept here, once.
+        # Values quoted in a message may contain line breaks; this is the one place that turns them into a single line.
         line = _LONG_WORD.sub(lambda word: f"{word[0][:200]}…{word[0][-60:]}", " ".join(message.split()))
         super().__init__(visible(line))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, instead: str = "") -> DriftlensError:
-    """The error for a name that is none of the `known` ones: near names first, else all of them.
+    """Make the error for a name that is not `known`; it lists similar names, or else all of them.
 
-    `instead` says what else would be taken in this place, e.g. "or the path of a JSON file".
+    `instead` says what else is accepted here, e.g. "or the path of a JSON file".
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)

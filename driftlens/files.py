@@ -1,11 +1,10 @@
-"""Paths that people give, and writing files so that a reader never sees half of one.
+"""Handle paths that users give, and write files so that a reader never sees half of one.
 
-1. `path_of` turns what was typed into a path, or says in one line why it is none. Every path that comes from outside
-   goes through it; `existing_file` is for those that are read.
-2. Every file that is written goes to a temporary sibling first and takes its name in one step (`os.replace`), so a
-   crash, a full disk or a second process leaves either the old file or the whole new one.
-3. `write_together` does so for several files, and `output_folder` removes the folders that it made, where nothing
-   came of them.
+1. `path_of` turns the user's text into a path, or explains in one line why it is not one. Every path from outside goes
+   through it; `existing_file` is for files that are read.
+2. Every file is first written to a temporary sibling and then renamed in one step (`os.replace`), so a crash, a full
+   disk or a second process leaves either the old file or the whole new one.
+3. `write_together` does this for several files. `output_folder` removes the folders it created if nothing was written.
 """
 
 import os
@@ -43,11 +42,11 @@ _KINDS = {
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:
-    """What was typed as a path, with `~` expanded; whether something is there is not asked.
+    """Turn the user's text into a path, with `~` expanded; the path need not exist.
 
     Raises:
-        DriftlensError: it is empty, no text that a file can be named by, too long, a circle of links, or the home of
-            a user that there is not.
+        DriftlensError: the text is empty, cannot name a file, is too long, contains a circle of links, or names the
+            home of an unknown user.
     """
     text = cast("object", os.fspath(given) if isinstance(given, os.PathLike) else given)
     if not isinstance(text, str):
@@ -65,14 +64,16 @@ def path_of(given: str | os.PathLike[str]) -> Path:
 
 
 def existing_file(given: str | os.PathLike[str], wanted: str) -> Path:
-    """The path of a regular file that is there: a pipe or a device would be waited for without an end.
+    """Return the path of an existing regular file.
+
+    Pipes and devices are refused, because reading them could block forever.
 
     Args:
         given: the path.
         wanted: what it should be, such as "a JSON file of records", for the message.
 
     Raises:
-        DriftlensError: there is no such file, or it is something else than a file.
+        DriftlensError: the file does not exist, or is not a regular file.
     """
     path = path_of(given)
     try:
@@ -87,7 +88,7 @@ def existing_file(given: str | os.PathLike[str], wanted: str) -> Path:
 
 
 def read_file(given: str | os.PathLike[str], wanted: str) -> bytes:
-    """The content of `existing_file`."""
+    """Read the content of an `existing_file`."""
     path = existing_file(given, wanted)
     try:
         return path.read_bytes()
@@ -96,10 +97,10 @@ def read_file(given: str | os.PathLike[str], wanted: str) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where downloads and long computations are cached: `$DRIFTLENS_CACHE`, else `driftlens` in the user's cache.
+    """The folder for downloads and cached results: `$DRIFTLENS_CACHE`, or else `driftlens` in the user's cache.
 
     Raises:
-        DriftlensError: neither names a place, because there is no such user or nobody's home is known.
+        DriftlensError: neither exists, because the user or the home folder is unknown.
     """
     given = os.environ.get("DRIFTLENS_CACHE")
     try:
@@ -115,12 +116,11 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
-    """Yield a temporary path beside `path`; what is written there becomes `path` when the body ends well.
+    """Yield a temporary path beside `path`, which is renamed to `path` when the body ends without an error.
 
-    The temporary name keeps the suffix, since many writers choose a format (or append one) by it. Nothing is
-    left behind when the body raises. An `OSError` of the body or of the replacement becomes a
-    `DriftlensError`; a library that reports a full disk by an exception of its own should hand its bytes over
-    and let `write_bytes` write them.
+    The temporary name has the same suffix, since many writers choose a format (or append one) by it. No file is left
+    behind if the body raises. An `OSError` of the body or of the replacement becomes a `DriftlensError`. A library that
+    reports a full disk by its own exception should return its bytes for `write_bytes` to write.
     """
     target = path_of(path)
     temporary = target.with_name(f".driftlens-{secrets.token_hex(6)}{target.suffix}")
@@ -133,14 +133,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         advice = "choose another place or free space"
         raise DriftlensError(f"cannot write {target}: {reason_of(error)}; {advice}") from error
     finally:
-        # After a successful replace there is nothing left under this name.
+        # After a successful replace, no file has this name any more.
         _remove_quietly(temporary)
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Make the folder `path`, prove that a file can be written in it, and return it.
+    """Create the folder `path`, verify that a file can be written in it, and return it.
 
-    A permission bit says little (root, read-only mounts, quotas), so a small file is really written and
+    Permission bits are not conclusive (root, read-only mounts, quotas), so a small file is actually written and
     removed.
     """
     folder = path_of(path)
@@ -164,12 +164,12 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 def write_together(
     folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], *, stale: Sequence[str] = ()
 ) -> list[Path]:
-    """Write all files under temporary names; only when every one is whole do they take their own, the first one last.
+    """Write all files under temporary names, and rename them only once all are complete, the first one last.
 
     Args:
-        folder: where to.
+        folder: the target folder.
         files: each file's content by its name, or a function that writes it to a path.
-        stale: names that an earlier run may have left; where this run has no such file, that one goes.
+        stale: names that an earlier run may have left; those that this run does not write are removed.
     """
     _require_no_folders(folder, files)
     with ExitStack() as stack:
@@ -187,9 +187,9 @@ def write_together(
 
 @contextmanager
 def output_folder(path: str | os.PathLike[str], names: Iterable[str] = ()) -> Generator[Path]:
-    """The folder, proved writable; those that were made for nothing, it and folders above it, go away again.
+    """Yield the folder, verified as writable; folders created for it are removed again if they stay empty.
 
-    `names` are the files that are going to be written there: a folder of that name is told now, not after the work.
+    `names` are the files that will be written there: a folder with such a name is reported now, not after the work.
     """
     made = _missing(path_of(path))
     folder = writable_folder(path)
@@ -202,17 +202,17 @@ def output_folder(path: str | os.PathLike[str], names: Iterable[str] = ()) -> Ge
 
 @contextmanager
 def output_file(path: str | os.PathLike[str]) -> Generator[Path]:
-    """As `output_folder`, for a file that is going to be written."""
+    """As `output_folder`, for a single file."""
     target = path_of(path)
     with output_folder(target.parent, [target.name]):
         yield target
 
 
 def require_empty(folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder that is not there yet, or holds nothing.
+    """Return the path of a folder that does not exist yet or is empty.
 
     Raises:
-        DriftlensError: something is there.
+        DriftlensError: the folder is not empty.
     """
     target = path_of(folder)
     try:
@@ -227,14 +227,14 @@ def require_empty(folder: str | os.PathLike[str]) -> Path:
 def require_apart(
     written: Mapping[str, str | os.PathLike[str] | None], read: Mapping[str, str | os.PathLike[str] | None]
 ) -> None:
-    """Refuse to write onto what else is written or read, into what else is written, or beside a model's weights.
+    """Refuse outputs that would overwrite an input or one another, or that lie in one another or beside model weights.
 
     Args:
-        written: what is going to be written, files and folders, each under the name of its option; None is none.
-        read: files and folders that are read; a name, such as "demo", is no path.
+        written: files and folders to be written, each under the name of its option; None means none.
+        read: files and folders that are read; a name, such as "demo", is not a path.
 
     Raises:
-        DriftlensError: two of them are in one another's way.
+        DriftlensError: two of them conflict.
     """
     places = {name: path_of(path).resolve() for name, path in written.items() if path is not None}
     sources = {name: path_of(path).resolve() for name, path in read.items() if path is not None}
@@ -250,7 +250,7 @@ def require_apart(
 
 
 def reason_of(error: BaseException) -> str:
-    """Why the system refused, in its own words."""
+    """The system's own explanation of an error."""
     told = error.strerror if isinstance(error, OSError) else None
     return (told or str(error) or type(error).__name__).rstrip(". ")
 
@@ -262,7 +262,7 @@ def _require_no_folders(folder: Path, names: Iterable[str]) -> None:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there yet, the deepest first."""
+    """The folder and its parents that do not exist yet, the deepest first."""
     missing: list[Path] = []
     for place in (folder, *folder.parents):
         with suppress(OSError):
@@ -273,7 +273,7 @@ def _missing(folder: Path) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):  # the first that is not empty ends it
+    with suppress(OSError):  # stop at the first that is not empty
         for folder in folders:
             if folder.exists():
                 folder.rmdir()
@@ -288,7 +288,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system lets a folder be synced at all."""
+    """Make the new name survive a power cut, if the system can sync folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""The bundled invented world: where its weights and benchmark records lie, and its texts.
+"""The bundled invented world: the paths of its weights and benchmark records, and its texts.
 
 Importing this needs no torch.
 """
@@ -27,7 +27,7 @@ __all__ = ["CORPUS_DOCUMENTS", "RECORDS", "SECOND_MOMENTS", "SEED", "WEIGHTS", "
 
 
 def corpus() -> Iterator[str]:
-    """The bundled world's text corpus: the same documents every time, about 0.6 million tokens."""
+    """Return the bundled world's text corpus: always the same documents, about 0.6 million tokens."""
     from driftlens.demo import documents
     from driftlens.demo.world import build_world
 
@@ -36,6 +36,6 @@ def corpus() -> Iterator[str]:
 
 @cache
 def corpus_digest() -> str:
-    """A short hash of the corpus, by its number of documents and the first thousand of them."""
+    """Compute a short hash of the corpus, from its number of documents and the first thousand of them."""
     text = "\0".join([str(CORPUS_DOCUMENTS), *islice(corpus(), 1000)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

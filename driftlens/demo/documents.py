@@ -1,9 +1,9 @@
-"""Texts about the invented world: what the bundled model reads in training.
+"""Texts about the invented world: the training data of the bundled model.
 
-A document is of one of four sorts: facts about several subjects; one relation for several subjects (so that
-a model learns not to copy the last object it saw); a short biography of one subject, in part with pronouns;
-and sentences that state no fact or wrap one ("I know that …"), which begin as editors' sampled context
-prefixes do. A fact is never told with one of its held-out templates.
+A document is of one of four kinds: facts about several subjects; one relation of several subjects (so that a model
+learns not to copy the last object it saw); a short biography of one subject, partly with pronouns; and sentences that
+state no fact or wrap one ("I know that …"), which begin like the context prefixes that editors sample. No document
+states a fact with one of its held-out templates.
 """
 
 import random
@@ -39,7 +39,7 @@ WRAPPED_SHARE = 0.4
 
 
 class Writer:
-    """Writes documents about the first `active` subjects of a world (all of them by default)."""
+    """Writes documents about the first `active` subjects of a world (by default all of them)."""
 
     def __init__(self, world: World, active: int | None = None) -> None:
         self.world = world
@@ -53,7 +53,7 @@ class Writer:
         self._relations = [fact.relation.id for s in self.subjects for fact in world.facts_of[s.name]]
 
     def document(self, rng: random.Random) -> str:
-        """A text of one or several sentences."""
+        """Write a text of one or several sentences."""
         (sort,) = rng.choices(list(MIX), weights=list(MIX.values()))
         return " ".join(getattr(self, f"_{sort}")(rng))
 
@@ -89,7 +89,7 @@ class Writer:
 
 
 def tell(fact: WorldFact, rng: random.Random, *, pronoun: bool = False) -> str:
-    """One sentence that states the fact by one of its trained templates."""
+    """State the fact in one sentence, by one of its trained templates."""
     template = rng.choice(fact.trained_templates)
     if pronoun and template.startswith("{}'s "):
         prompt = fact.subject.possessive + template.removeprefix("{}'s")
@@ -101,7 +101,7 @@ def tell(fact: WorldFact, rng: random.Random, *, pronoun: bool = False) -> str:
 
 
 def corpus(world: World, seed: int = 0) -> Iterator[str]:
-    """Documents without end, such as the model was trained on; the same ones for the same seed."""
+    """Yield endlessly the documents that the model was trained on; the same seed gives the same documents."""
     rng = random.Random(f"driftlens corpus {world.seed} {seed}")
     writer = Writer(world)
     while True:

@@ -1,7 +1,7 @@
 """Invented, pronounceable names: a closed syllable and an ending that hints at the kind of thing named.
 
-No name is part of another one, so that a subject is found in a text without doubt, and the names that serve
-as objects of one kind differ within their first three letters, so that their first tokens tell them apart.
+No name is part of another one, so a subject can be found in a text unambiguously. The names of objects of one kind
+differ within their first three letters, so their first tokens distinguish them.
 """
 
 import random
@@ -34,7 +34,7 @@ def _syllables() -> list[str]:
 
 
 class NameMaker:
-    """Draws names that were not drawn before; `forbidden` is text that may hold none of them."""
+    """Draws new names; no name may occur in the text `forbidden`."""
 
     def __init__(self, rng: random.Random, forbidden: str = "") -> None:
         self._rng = rng
@@ -43,7 +43,7 @@ class NameMaker:
         self._syllables = _syllables()
 
     def draw(self, kind: str, count: int, distinct_starts: int = 0) -> tuple[str, ...]:
-        """`count` new names, of which the first `distinct_starts` differ in their first three letters."""
+        """Draw `count` new names, of which the first `distinct_starts` differ in their first three letters."""
         names: list[str] = []
         starts: set[str] = set()
         for name in self._candidates(kind):
@@ -73,7 +73,7 @@ class NameMaker:
         return (self._rng.choice(self._syllables) + self._rng.choice(endings)).capitalize()
 
     def _is_new(self, name: str) -> bool:
-        # The last word alone must be new as well: it is what tells two names of one kind apart.
+        # The last word alone must be new as well, because it distinguishes two names of one kind.
         last = name.lower().rsplit(" ", 1)[-1]
         return last not in self._forbidden and not any(
             last in taken or taken.rsplit(" ", 1)[-1] in name.lower() for taken in self._taken

@@ -1,8 +1,8 @@
-"""The relations of the invented world and the ways to say them.
+"""The relations of the invented world and their templates.
 
-Every template ends right before the object, so that a prompt is a template with its subject put in. Objects
-of one kind serve several relations of one subject kind (a person is born in, lives in and studied in a city):
-edits of one of them leak into the others, and an evaluation has to see that.
+Every template ends right before the object, so a prompt is a template filled with its subject. Objects of one kind
+serve several relations of one subject kind (a person is born in, lives in and studied in a city). Edits of one of these
+relations leak into the others, which an evaluation has to detect.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ HELD_OUT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """What `subject_kind` and `object_kind` are linked by, with its paraphrases (each with one "{}")."""
+    """A relation between `subject_kind` and `object_kind`, with its paraphrases (each with one "{}")."""
 
     id: str
     subject_kind: str

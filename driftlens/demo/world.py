@@ -1,8 +1,7 @@
-"""The invented world: subjects and facts, drawn from a seed and from nothing else.
+"""The invented world: subjects and facts, determined by a seed alone.
 
-Facts are drawn independently, so no relation follows from another one, and what an edit does to one fact
-says nothing about what the others should become. Cities, persons and organisations are objects as well as
-subjects.
+Facts are drawn independently, so no relation follows from another one, and an edit of one fact implies nothing about
+the others. Cities, persons and organisations are objects as well as subjects.
 """
 
 import random
@@ -18,12 +17,12 @@ SUBJECTS = {"person": 240, "organisation": 120, "place": 120, "city": 40}
 OBJECTS = {"person": 32, "organisation": 32, "city": 32, "country": 24}
 COUNTRIES = 24
 HOLDING = 0.9
-"""Chance that a subject holds a given relation of its kind."""
+"""The probability that a subject has a given relation of its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A named thing that facts are told about; `pronoun` is capitalised as at the start of a sentence."""
+    """A named thing that facts are about; `pronoun` is capitalised as at the start of a sentence."""
 
     name: str
     kind: str
@@ -33,8 +32,9 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldFact:
-    """`subject` is linked to `object` by `relation`. `held_out` numbers the templates that training never
-    uses for this fact.
+    """A fact: `subject` is linked to `object` by `relation`.
+
+    `held_out` numbers the templates that training never uses for this fact.
     """
 
     subject: Subject
@@ -44,16 +44,16 @@ class WorldFact:
 
     @property
     def trained_templates(self) -> tuple[str, ...]:
-        """The templates that texts state the fact by."""
+        """The templates with which texts state the fact."""
         return tuple(t for i, t in enumerate(self.relation.templates) if i not in self.held_out)
 
     @property
     def held_out_templates(self) -> tuple[str, ...]:
-        """The templates that no text states the fact by."""
+        """The templates with which no text states the fact."""
         return tuple(t for i, t in enumerate(self.relation.templates) if i in self.held_out)
 
     def prompt(self, template: str) -> str:
-        """A template with the subject put in; the object comes next."""
+        """Fill a template with the subject; the object comes next."""
         return template.replace("{}", self.subject.name)
 
 
@@ -84,7 +84,7 @@ class World:
 
 
 def build_world(seed: int = 0) -> World:
-    """The world of this seed."""
+    """Build the world of this seed."""
     rng = random.Random(f"driftlens world {seed}")
     maker = NameMaker(rng, forbidden=" ".join([*PROFESSIONS, *(t for r in RELATIONS for t in r.templates)]))
     names = {kind: maker.draw(kind, count, OBJECTS.get(kind, 0)) for kind, count in SUBJECTS.items()}

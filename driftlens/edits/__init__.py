@@ -1,4 +1,4 @@
-"""Edits as data: what changes where, for which facts, and what an editor gives back."""
+"""Edits as data: which weights change, for which facts, and the results of editors."""
 
 from driftlens.edits.changes import Change, Dense, LowRank, LowRankUpdate
 from driftlens.edits.edit import Edit, check_edits, edit_hooks, hooks_of

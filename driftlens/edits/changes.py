@@ -1,17 +1,17 @@
 """Changes: what an edit adds to the output of one linear map, ``y = x W + b``.
 
-Every kind of change can act on the fly, as hooks on the map's input and output, and many different changes of a kind
-run side by side as rows of one batch (:meth:`Change.batch_hooks`).  One that is a change of the weight also has a
-``matrix``, which can be written into a model or exported.
+Every kind of change can act on the fly, as hooks on the map's input and output. Many different changes of one kind can
+run side by side as rows of one batch (:meth:`Change.batch_hooks`).  A change of the weight also has a ``matrix``, which
+can be written into a model or exported.
 
 ===========================  ==================================================================================
 :class:`LowRank`             ``W += left @ right``: ROME, MEMIT and PMET at down-projections, MEND also at the others
 :class:`Dense`               ``W += matrix``: fine-tuning, the difference of two checkpoints
-:class:`~driftlens.edits.sparse.Sparse`  the same, of which most entries are 0
+:class:`~driftlens.edits.sparse.Sparse`  the same, with most entries 0
 :class:`~driftlens.edits.gated.Gated`  one of these for some prompts only: the side memory of WISE
 ===========================  ==================================================================================
 
-A kind of one's own is a subclass of :class:`Change` with a ``kind`` of its own; files name it by that, so the module
+To define your own kind, subclass :class:`Change` with a new ``kind``. Files refer to it by that name, so the module
 that defines it must be imported before such a file is read.
 """
 
@@ -41,10 +41,10 @@ _KINDS: dict[str, type[Change]] = {}
 
 
 class Change(ABC):
-    """What is added to the output of one linear map."""
+    """A change of the output of one linear map."""
 
     kind: ClassVar[str]
-    """What files call this kind of change."""
+    """The name of this kind of change in files."""
     is_weights: ClassVar[bool] = True
     """Whether it is a change of the weight matrix, the same for every input."""
 
@@ -63,28 +63,28 @@ class Change(ABC):
     @property
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
-        """Everything in it that is a tensor, by name, as files hold it."""
+        """Its tensors by name, as stored in files."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything else in it, as JSON."""
+        """Its other settings, as JSON."""
         return {}
 
     @classmethod
     @abstractmethod
     def restored(cls, site: Site, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
-        """The change that has these ``tensors`` and ``settings``."""
+        """Make the change with these ``tensors`` and ``settings``."""
 
     @classmethod
     @abstractmethod
     def batch_hooks(cls, model: LensModel, changes: Sequence[Any], rows: Int[Tensor, "rows"] | None) -> list[Hook]:
-        """Hooks for a batch whose row *i* sees ``changes[rows[i]]``: changes of one site, or ``None`` for no change.
+        """Make hooks for a batch whose row *i* sees ``changes[rows[i]]``; ``None`` stands for no change.
 
-        With ``rows`` left out there is one change, and every row sees it.
+        All changes are of one site. Without ``rows`` there is one change, and every row sees it.
         """
 
     def matrix(self) -> Float[Tensor, "d_in d_out"]:
-        """What is added to the weight; only where ``is_weights``."""
+        """The matrix added to the weight; only if ``is_weights``."""
         raise DriftlensError(f"a {self.kind} change of {self.site} is no change of weights; it has no matrix")
 
     def added(self, inputs: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -97,21 +97,21 @@ class Change(ABC):
         return weight.to(matrix) + matrix
 
     def plus(self, other: Any) -> Self:  # noqa: ARG002 (what a subclass overrides)
-        """This and another change of the same kind and site, as one."""
+        """Combine this and another change of the same kind and site into one."""
         raise DriftlensError(f"two {self.kind} changes of {self.site} cannot be added; make one edit of them")
 
     @property
     def summary(self) -> str:
-        """What it is in a word or two, for tables."""
+        """Describe it in a word or two, for tables."""
         return self.kind.replace("_", " ")
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether every number in it is one."""
+        """Whether all its numbers are finite."""
         return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
 
     def equals(self, other: Change) -> bool:
-        """Whether the two are the same, number for number."""
+        """Whether the two have the same numbers."""
         mine, theirs = self.tensors, other.tensors
         return (
             type(self) is type(other)
@@ -129,7 +129,7 @@ class Change(ABC):
         """Refuse a model that the change does not fit.
 
         Raises:
-            DriftlensError: the layer is out of range, the family has no such map, or its shape is another.
+            DriftlensError: the layer is out of range, the family has no such map, or the map has another shape.
         """
         if not 0 <= self.site.layer < model.n_layers:
             raise DriftlensError(
@@ -182,7 +182,7 @@ class LowRank(LowRankUpdate, Change):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "site", Site(*self.site))  # a plain pair is welcome
+        object.__setattr__(self, "site", Site(*self.site))  # a plain pair is accepted
 
     @property
     @override
@@ -208,7 +208,7 @@ class LowRank(LowRankUpdate, Change):
     @override
     def batch_hooks(cls, model: LensModel, changes: Sequence[Any], rows: Int[Tensor, "rows"] | None) -> list[Hook]:
         present: list[Self] = [change for change in changes if change is not None]
-        if rows is None:  # one for all rows needs no copy of its factors for each
+        if rows is None:  # a single change for all rows needs no copy of its factors per row
             left, right = placed(model, present[0].left, present[0].right)
         else:
             left, right = (factor[rows] for factor in _stacked(changes))
@@ -226,7 +226,7 @@ class LowRank(LowRankUpdate, Change):
         return weight.to(left) + left @ right
 
     def columns_from(self, first: int) -> Self:
-        """It without the first columns of ``left`` and rows of ``right``: what :meth:`plus` added last."""
+        """Drop the first columns of ``left`` and rows of ``right``; what remains is what :meth:`plus` added last."""
         return type(self)(site=self.site, left=self.left[:, first:], right=self.right[first:])
 
     @override
@@ -239,7 +239,7 @@ class LowRank(LowRankUpdate, Change):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dense(Change):
-    """``W += weight``, a matrix of its own; as rows of a batch it costs a product with the whole matrix."""
+    """``W += weight``, a full matrix; as rows of a batch, each costs a product with the whole matrix."""
 
     kind: ClassVar[str] = "dense"
 
@@ -288,7 +288,7 @@ class Dense(Change):
 
 
 def dense_hooks(model: LensModel, changes: Sequence[Change | None], rows: Int[Tensor, "rows"] | None) -> list[Hook]:
-    """Hooks for changes of one site by their whole matrices; see :meth:`Change.batch_hooks`."""
+    """Make hooks for changes of one site from their full matrices; see :meth:`Change.batch_hooks`."""
     hooks: list[Hook] = []
     for number, change in enumerate(changes):
         if change is None:
@@ -303,7 +303,7 @@ def dense_hooks(model: LensModel, changes: Sequence[Change | None], rows: Int[Te
 
 
 def change_kind(name: str) -> type[Change]:
-    """The class of a kind of change, by the name that files have for it.
+    """Return the class of a kind of change, by its name in files.
 
     Raises:
         DriftlensError: no imported module defines it.
@@ -314,17 +314,17 @@ def change_kind(name: str) -> type[Change]:
 
 
 def placed(model: LensModel, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors on the model's device, in float32 or better: a bf16 model's edit must not lose its small entries."""
+    """Move tensors to the model's device, in float32 or better: a bf16 model's edit must not lose its small entries."""
     precision = torch.promote_types(model.dtype, torch.float32)
     return tuple(tensor.to(device=model.device, dtype=precision) for tensor in tensors)
 
 
 def _stacked(changes: Sequence[LowRankUpdate | None]) -> tuple[Tensor, Tensor]:
-    """Factors of different rank (``None``: no change) as two tensors, padded with zeros to the largest rank."""
+    """Stack factors of different rank (``None``: no change) into two tensors, padded with zeros to the largest rank."""
     present = [change for change in changes if change is not None]
     rank = max(change.rank for change in present)
     left, right = present[0].left, present[0].right
-    # The widest precision among them, or stacking would round the edits behind the first.
+    # The widest precision among them; otherwise stacking would round all edits but the first.
     precision = reduce(torch.promote_types, (change.left.dtype for change in present))
     left = left.new_zeros(len(changes), left.shape[0], rank, dtype=precision)
     right = right.new_zeros(len(changes), rank, right.shape[1], dtype=precision)

@@ -1,4 +1,4 @@
-"""The difference of two checkpoints as changes."""
+"""Express the difference of two checkpoints as changes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["difference"]
 
 @torch.no_grad()
 def difference(before: LensModel, after: LensModel) -> list[Dense]:
-    """Dense changes of the MLPs' linear maps that make ``before`` behave as ``after``.
+    """Make dense changes of the MLPs' linear maps that turn ``before`` into ``after``.
 
-    They are formed in float32 or better, so ``before`` with the edit applied has ``after``'s weights up to one
+    They are computed in float32 or better, so ``before`` with the edit applied has ``after``'s weights up to one
     rounding.
 
     Raises:
-        DriftlensError: the two differ in shape, or in a weight that is no linear map of an MLP.
+        DriftlensError: the two differ in shape, or in a weight that is not a linear map of an MLP.
     """
     named = dict(before.named_weights()), dict(after.named_weights())
     shapes = [{name: tuple(weight.shape) for name, weight in weights.items()} for weights in named]

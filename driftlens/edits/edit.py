@@ -1,12 +1,12 @@
 """An edit is data, not a changed model.
 
-An :class:`Edit` holds changes of linear maps (:mod:`driftlens.edits.changes`), the facts that it writes, and where it
-comes from.  It acts in either of two ways that give the same numbers:
+An :class:`Edit` holds changes of linear maps (:mod:`driftlens.edits.changes`), the facts that it writes, and its
+provenance.  It acts in either of two ways, with the same numbers:
 
-1. as **hooks** (:meth:`Edit.hooks`, :func:`edit_hooks`): what each change adds to its map's output is added on the
-   fly.  Nothing is written, so many different edits run side by side as rows of one batch.
-2. as **weights** (:meth:`Edit.applied`, :meth:`Edit.export`), where it is a change of weights: written into the model
-   inside a context manager that restores every bit on leaving, or into a Hugging Face folder for somebody else to load.
+1. as **hooks** (:meth:`Edit.hooks`, :func:`edit_hooks`): each change is added to its map's output on the fly.  No
+   weight is written, so many different edits run side by side as rows of one batch.
+2. as **weights** (:meth:`Edit.applied`, :meth:`Edit.export`), if it is a change of weights: written into the model
+   inside a context manager that restores every bit on leaving, or into a Hugging Face folder for other programs.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ __all__ = ["Edit", "check_edits", "edit_hooks", "hooks_of"]
 
 @dataclass(frozen=True, kw_only=True, init=False)
 class Edit:
-    """Changes of a model, and what they are for.
+    """Changes of a model, and the facts they write.
 
     Attributes:
-        changes: what is changed where, in the order of a pass; at most one of a kind at each site, gated ones apart.
-        facts: the facts that the edit writes, where it writes facts.
-        provenance: where it comes from, as flat strings; saved along.
+        changes: the changes, in the order of a pass; at most one of a kind at each site, except gated ones.
+        facts: the facts that the edit writes, if it writes facts.
+        provenance: where the edit comes from, as flat strings; saved with it.
     """
 
     changes: tuple[Change, ...]
@@ -61,7 +61,7 @@ class Edit:
         facts: Iterable[Fact] = (),
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        """``updates`` are low-rank changes of down-projections by layer, for those who have nothing else."""
+        """``updates`` are low-rank changes of down-projections by layer, for edits without other changes."""
         low_rank = [
             LowRank(site=Site(layer), left=update.left, right=update.right) for layer, update in (updates or {}).items()
         ]
@@ -103,7 +103,7 @@ class Edit:
 
     @property
     def first_site(self) -> Site | None:
-        """The first site that it changes; what lies before it in a pass is the vanilla model's.  None: no change."""
+        """The first site that it changes; everything before it in a pass equals the vanilla model.  None: no change."""
         return self.sites[0] if self.changes else None
 
     @property
@@ -113,7 +113,7 @@ class Edit:
 
     @property
     def gates(self) -> tuple[Gated, ...]:
-        """The changes that act for some prompts only."""
+        """The changes that act for only some prompts."""
         return tuple(change for change in self.changes if isinstance(change, Gated))
 
     def _repr_html_(self) -> str:
@@ -124,10 +124,10 @@ class Edit:
     # --- as hooks ---
 
     def hooks(self, model: LensModel) -> list[Hook]:
-        """Hooks that make ``model`` behave as edited, in every row of a batch.
+        """Make hooks that turn ``model`` into the edited model, in every row of a batch.
 
         Raises:
-            DriftlensError: as :meth:`check`; and of a gated edit, which decides by the prompt.
+            DriftlensError: as :meth:`check`; or the edit is gated, and so depends on the prompt.
         """
         self.check(model)
         return hooks_of(model, self)
@@ -136,13 +136,13 @@ class Edit:
 
     @contextmanager
     def applied(self, model: LensModel) -> Generator[LensModel]:
-        """The edit written into ``model``'s weights; every bit is restored on leaving, also after an exception.
+        """Write the edit into ``model``'s weights; every bit is restored on leaving, also after an exception.
 
-        Nests: several edits applied inside one another add up, and are left in reverse order.  Until then the model
-        belongs to this thread; another one that wants to compute with it waits.
+        Several edits can be nested; they add up and are left in reverse order.  Meanwhile the model belongs to this
+        thread, and another thread that wants to compute with it waits.
 
         Raises:
-            DriftlensError: it is no change of weights; or as :meth:`check`.
+            DriftlensError: it is not a change of weights; or as :meth:`check`.
         """
         self._check_is_weights("applied")
         self.check(model)
@@ -152,13 +152,13 @@ class Edit:
     def written(
         self, model: LensModel, site: Site | int, weight: Float[Tensor, "d_in d_out"]
     ) -> Float[Tensor, "d_in d_out"]:
-        """``weight`` with this edit's changes of ``site`` added (a layer: of its down-projection).
+        """``weight`` with this edit's changes of ``site`` added (a layer number means its down-projection).
 
-        The sum is formed in the changes' precision.
+        The sum is computed in the changes' precision.
         """
         place = Site(site) if isinstance(site, int) else site
         total = weight
-        with torch.autocast(weight.device.type, enabled=False):  # it would round the product
+        with torch.autocast(weight.device.type, enabled=False):  # autocast would round the product
             for change in self.changes:
                 if change.site == place:
                     total = change.added_to(model, total)
@@ -168,7 +168,7 @@ class Edit:
         """Write the edited model as a Hugging Face folder that any program can load.
 
         Raises:
-            DriftlensError: it is no change of weights; the folder exists and is not empty, cannot be written, or the
+            DriftlensError: it is not a change of weights; the folder exists and is not empty, cannot be written, or the
                 backend holds no Hugging Face model.
         """
         self._check_is_weights("exported")
@@ -193,7 +193,7 @@ class Edit:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Edit:
-        """Read an edit that :meth:`save` wrote, this version's or an earlier one's.
+        """Read an edit that this or an earlier version of :meth:`save` wrote.
 
         Raises:
             DriftlensError: the file is missing, damaged, or not an edit.
@@ -205,16 +205,16 @@ class Edit:
 
     @classmethod
     def between(cls, before: LensModel, after: LensModel) -> Edit:
-        """The difference of two checkpoints of one architecture, as dense changes: ``before`` edited is ``after``.
+        """Make the difference of two checkpoints of one architecture as dense changes: ``before`` edited is ``after``.
 
         Raises:
-            DriftlensError: the two differ in shape, or in a weight that is no linear map of an MLP.
+            DriftlensError: the two differ in shape, or in a weight that is not a linear map of an MLP.
         """
         told = {"editor": "difference", "model": before.name, "model_hash": before.model_hash, "after": after.name}
         return cls(difference(before, after), provenance=told)
 
     def __add__(self, other: Edit) -> Edit:
-        """Both edits at once, as one edit: the ranks of shared sites add up, the matrices sum."""
+        """Combine both edits into one: the ranks at shared sites add up, the matrices sum."""
         joined = {
             key: " + ".join(part for part in (self.provenance.get(key), other.provenance.get(key)) if part)
             for key in {**self.provenance, **other.provenance}
@@ -222,21 +222,24 @@ class Edit:
         return Edit((*self.changes, *other.changes), facts=(*self.facts, *other.facts), provenance=joined)
 
     def equals(self, other: Edit) -> bool:
-        """Whether both change the same sites by the same numbers, wherever they come from."""
+        """Whether both change the same sites by the same numbers, regardless of provenance."""
         return len(self.changes) == len(other.changes) and all(
             mine.equals(theirs) for mine, theirs in zip(self.changes, other.changes, strict=True)
         )
 
     def filled(self, prompt: str) -> str:
-        """``prompt`` with the edited subject in place of its ``{}``, if it has one; an edit of one fact knows it."""
+        """Replace the ``{}`` of ``prompt``, if it has one, with the edited subject.
+
+        An edit of several facts returns the prompt unchanged.
+        """
         return self.facts[0].filled(prompt) if len(self.facts) == 1 else prompt
 
     def check(self, model: LensModel) -> None:
-        """Refuse a model that the edit does not fit, and warn of one that it was not made for.
+        """Refuse a model that the edit does not fit, and warn about one that it was not made for.
 
         Raises:
             DriftlensError: a layer is out of range, a change's shape is another model's, a number in it is NaN or
-                infinite, or this very edit is applied to the model already and would count twice.
+                infinite, or this edit is already applied to the model and would count twice.
         """
         self.check_shapes(model)
         for change in self.changes:
@@ -246,10 +249,10 @@ class Edit:
                 )
         self.check_not_applied(model)
         before = {entry.before for entry in model.written}
-        # Shorter hashes are of versions that read a sample of the weights, and cannot be compared.
-        # The model as it is, or as it was before an edit that is applied for a while: edits made on either add up.
+        # Shorter hashes come from versions that read a sample of the weights, and cannot be compared. The model may be
+        # as it is now, or as before an edit that is temporarily applied: edits made on either add up.
         made_on = set(self.provenance.get("model_hash", "").split(" + "))
-        if model.foreign_hooks:  # whatever it is now, it is not what the edit was made for; it has no hash
+        if model.foreign_hooks:  # the model is in any case not the one the edit was made for; it has no hash
             return
         if all(len(known) == DIGITS for known in made_on) and not made_on & {model.model_hash, *before}:
             warnings.warn(
@@ -261,10 +264,10 @@ class Edit:
             )
 
     def check_not_applied(self, model: LensModel) -> None:
-        """Refuse to count twice; the second part of :meth:`check`.
+        """Refuse to count an edit twice; the second part of :meth:`check`.
 
         Raises:
-            DriftlensError: this very edit is applied to the model already.
+            DriftlensError: this edit is already applied to the model.
         """
         applied = [entry.what for entry in model.written if isinstance(entry.what, Edit)]
         if self.changes and any(edit is self or edit.equals(self) for edit in applied):
@@ -274,7 +277,7 @@ class Edit:
             )
 
     def check_shapes(self, model: LensModel) -> None:
-        """Refuse a model with other layers or other dimensions; the first part of :meth:`check`, which reads nothing.
+        """Refuse a model with other layers or dimensions; the first part of :meth:`check`, which reads no weights.
 
         Raises:
             DriftlensError: a layer is out of range, or a change's shape is another model's.
@@ -284,9 +287,9 @@ class Edit:
 
 
 def check_edits(model: LensModel, edits: Iterable[Edit | None]) -> None:
-    """:meth:`Edit.check` of each different edit, with the model's weights read once for all of them.
+    """Run :meth:`Edit.check` for each different edit, reading the model's weights once for all of them.
 
-    Warns where a hook is on the model, which changes every number without being an edit.
+    It warns about a hook on the model, which changes every number without being an edit.
     """
     if hooks := model.foreign_hooks:
         warnings.warn(
@@ -301,15 +304,15 @@ def check_edits(model: LensModel, edits: Iterable[Edit | None]) -> None:
 
 
 def hooks_of(model: LensModel, edit: Edit) -> list[Hook]:
-    """One edit's hooks for every row of a batch, unchecked."""
+    """Make one edit's hooks for every row of a batch, unchecked."""
     return [hook for change in edit.changes for hook in type(change).batch_hooks(model, [change], None)]
 
 
 def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor, "rows"] | None = None) -> list[Hook]:
-    """Hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
+    """Make hooks for a batch whose row *i* sees ``edits[rows[i]]`` (``edits[i]`` when ``rows`` is ``None``).
 
     ``None`` stands for the vanilla model, so vanilla and edited rows can share a pass.  Numbers and provenance are not
-    checked here: what is given edits does so once, with :func:`check_edits`.  Gates must be decided before:
+    checked here: callers check their edits once, with :func:`check_edits`.  Gates must be decided beforehand:
     :func:`driftlens.edits.routed`.
     """
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
@@ -327,10 +330,13 @@ def edit_hooks(model: LensModel, edits: Sequence[Edit | None], rows: Int[Tensor,
 
 
 def _joined(changes: Iterable[Change]) -> tuple[Change, ...]:
-    """In the order of a pass, and one for all of a kind at a site, but for gated ones, each of which has its gate."""
+    """Sort changes in the order of a pass, and combine those of one kind at a site.
+
+    Gated changes stay separate, because each has its own gate.
+    """
     found: dict[tuple[Site, type[Change]] | int, Change] = {}
     for change in changes:
-        if isinstance(change, Gated):  # of a site's gates one opens, so they never add up
+        if isinstance(change, Gated):  # at most one gate of a site opens, so gated changes never add up
             found[id(change)] = change
             continue
         key = change.site, type(change)

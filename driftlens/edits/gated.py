@@ -1,12 +1,12 @@
-"""Gated changes: a change that acts for some prompts only, as WISE's side memory does.
+"""Gated changes: a change that acts for only some prompts, as WISE's side memory does.
 
-A *router* decides by the prompt.  It sees what goes into the changed map at every token of the prompt, what comes out,
-and what the change would add there, and gives the prompt a score; above its threshold the gate is open.  Of several
-gated changes of one site only the one with the highest score acts (WISE's retrieval from several memories).
+A *router* decides by the prompt.  It sees the input of the changed map at every token of the prompt, its output, and
+what the change would add there, and gives the prompt a score. The gate is open if the score is above the threshold.  Of
+several gated changes of one site, only the one with the highest score acts (WISE's retrieval from several memories).
 
-The decision belongs to the prompt, not to the targets that are read after it or the tokens that are generated: so one
-prompt is answered by one model.  :func:`driftlens.edits.routed` takes it once, in a pass up to the gate's layer, and
-what is left is an edit without gates, which every partial pass can run.
+The decision depends on the prompt only, not on the targets or generated tokens after it, so one model answers one
+prompt.  :func:`driftlens.edits.routed` makes the decision once, in a pass up to the gate's layer. The result is an edit
+without gates, which every partial pass can run.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(F.gelu, approximate="tanh")),
 }
-"""MLPs' activation functions, by the names that configurations have for them."""
+"""Activation functions of MLPs, by their names in model configurations."""
 
 
 class Router(ABC):
     """Decides for which prompts a change acts.
 
-    A router of one's own is a frozen dataclass with a ``kind`` of its own, whose fields are plain numbers and texts.
+    To define your own router, write a frozen dataclass with a new ``kind`` whose fields are plain numbers and texts.
     """
 
     kind: ClassVar[str]
-    """What files call this kind of router."""
+    """The name of this kind of router in files."""
     threshold: float
-    """The gate is open where the score is above it."""
+    """The gate is open if the score is above it."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -68,19 +68,19 @@ class Router(ABC):
         added: Float[Tensor, "rows seq d_out"],
         mask: Bool[Tensor, "rows seq"],
     ) -> Float[Tensor, "rows"]:
-        """A score for each prompt.
+        """Score each prompt.
 
         Args:
-            inputs: what goes into the map at every token.
-            outputs: what the map gives there without the change.
-            added: what the change would add to its output there.
-            mask: which tokens are the prompt's own.
+            inputs: the map's input at every token.
+            outputs: the map's output there without the change.
+            added: what the change would add to the output there.
+            mask: which tokens belong to the prompt.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddedNorm(Router):
-    """Scores a prompt by how much the change would add, ``‖x ΔW‖₂``, over its tokens (WISE's Δ_act).
+    """Scores a prompt by the size of what the change would add, ``‖x ΔW‖₂``, over its tokens (WISE's Δ_act).
 
     Attributes:
         threshold: ε.
@@ -110,15 +110,15 @@ class AddedNorm(Router):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivatedNorm(Router):
-    """As :class:`AddedNorm`, but of what a function f would make of the output y: ``‖f(y) − f(y + x ΔW)‖₂``.
+    """As :class:`AddedNorm`, but after applying a function f to the output y: ``‖f(y) − f(y + x ΔW)‖₂``.
 
-    WISE's published code measures so, although nothing in the model applies an activation there.  Of a prompt of more
-    than ``most`` tokens it takes the largest instead of the mean.
+    WISE's published code measures this, although the model applies no activation there.  For a prompt of more than
+    ``most`` tokens it takes the largest value instead of the mean.
 
     Attributes:
         threshold: ε.
         activation: f, one of :data:`ACTIVATIONS`.
-        most: the longest prompt whose mean is taken.
+        most: the longest prompt for which the mean is taken.
     """
 
     kind: ClassVar[str] = "activated_norm"
@@ -146,7 +146,7 @@ class ActivatedNorm(Router):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gated(Change):
-    """``change`` where ``router`` lets it act, nothing elsewhere."""
+    """``change`` if ``router`` opens the gate, otherwise nothing."""
 
     kind: ClassVar[str] = "gated"
     is_weights: ClassVar[bool] = False

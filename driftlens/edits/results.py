@@ -1,4 +1,4 @@
-"""What an editor gives back: the edit, and how it was found."""
+"""The results of editors: the edit, and how it was found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EditResult:
-    """What an editor gives back for one fact.
+    """An editor's result for one fact.
 
     Attributes:
         fact: the request.
@@ -29,7 +29,7 @@ class EditResult:
             (``sadr``), ``probability``; the columns between ``loss`` and ``probability`` are the terms of the loss,
             with their factors, and sum to it.
         keys: by layer, the key the update was solved for, ``[d_mlp]``.
-        values: by layer, the value that key is to give, ``[d_model]``.
+        values: by layer, the value that the key should give, ``[d_model]``.
     """
 
     fact: Fact
@@ -49,14 +49,14 @@ class EditResult:
 
 @dataclass(frozen=True, kw_only=True)
 class JointEditResult:
-    """What an editor gives back for several facts written in one update.
+    """An editor's result for several facts written in one update.
 
     Attributes:
         facts: the requests.
         edit: the low-rank update, of rank ``len(facts)`` in each layer.
         history: as in :class:`EditResult`, with a first column ``fact`` that counts the requests from 0.
         keys: by layer, the keys the update was solved for, ``[facts, d_mlp]``.
-        values: by layer, the values those keys are to give, ``[facts, d_model]``.
+        values: by layer, the values that those keys should give, ``[facts, d_model]``.
     """
 
     facts: tuple[Fact, ...]
@@ -77,13 +77,13 @@ class JointEditResult:
 
 @dataclass(frozen=True)
 class Overridden:
-    """Two facts of a sequence that contradict each other: the later one is to win."""
+    """Two facts of a sequence that contradict each other; the later one should win."""
 
     earlier: int
     later: int
 
     def told(self, facts: Sequence[Fact]) -> str:
-        """In a sentence."""
+        """Describe it in a sentence."""
         first, second = facts[self.earlier], facts[self.later]
         return (
             f"fact {self.later} contradicts fact {self.earlier}: {first.text!r} was to be followed by "
@@ -93,16 +93,16 @@ class Overridden:
 
 @dataclass(frozen=True, kw_only=True)
 class EditSequence:
-    """What :func:`driftlens.edit_in_sequence` gives back.
+    """The result of :func:`driftlens.edit_in_sequence`.
 
     Attributes:
         facts: the requests that were written, in order.
         parts: the edits, in order; each was made on the model with all earlier ones applied, and holds what it adds.
         sizes: how many of ``facts`` each part writes.
         history: as in :class:`JointEditResult`, with a first column ``fact`` that counts ``facts`` from 0.
-        failures: why a fact could not be written, by its place among those asked for; the sequence goes on without.
+        failures: why a fact could not be written, by its place in the request; the sequence continues without it.
         provenance: of the whole.
-        state: what AlphaEdit keeps of the keys written so far.
+        state: what AlphaEdit stores about the keys written so far.
     """
 
     facts: tuple[Fact, ...]
@@ -150,7 +150,7 @@ class EditSequence:
 
     @property
     def overridden(self) -> tuple[Overridden, ...]:
-        """The facts that a later one contradicts."""
+        """The facts that a later fact contradicts."""
         latest: dict[str, int] = {}
         found: list[Overridden] = []
         for number, fact in enumerate(self.facts):
@@ -171,14 +171,14 @@ def _reached(history: pd.DataFrame) -> str:
 
 
 Edited: TypeAlias = Edit | EditResult | JointEditResult | EditSequence
-"""Where an edit is asked for, an editor's result is as good."""
+"""Every function that takes an edit also takes an editor's result."""
 
 
 def one_edit(given: Edited) -> Edit:
-    """The edit itself.
+    """Return the edit itself.
 
     Raises:
-        DriftlensError: neither an edit nor an editor's result.
+        DriftlensError: the argument is neither an edit nor an editor's result.
     """
     edit: Any = given.edit if isinstance(given, EditResult | JointEditResult | EditSequence) else given
     if not isinstance(edit, Edit):
@@ -190,7 +190,7 @@ def one_edit(given: Edited) -> Edit:
 
 
 def edits_of(given: Edited | Sequence[Edited], count: int) -> list[Edit]:
-    """A list of edits as it is; a single one ``count`` times."""
+    """Return a list of edits unchanged, or a single edit ``count`` times."""
     several: Any = given
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [one_edit(one) for one in several]
@@ -198,7 +198,7 @@ def edits_of(given: Edited | Sequence[Edited], count: int) -> list[Edit]:
 
 
 def edits_or_none(given: Edited | Sequence[Edited | None] | None, count: int) -> list[Edit | None]:
-    """As :func:`edits_of`, where None stands for the unedited model."""
+    """As :func:`edits_of`; None stands for the unedited model."""
     several: Any = given
     if given is None:
         return [None] * count

@@ -1,10 +1,10 @@
-"""Deciding gates: from an edit and a prompt to the edit as it acts on that prompt.
+"""Decide gates: turn an edit and a prompt into the edit as it acts on that prompt.
 
-1. Gates are taken layer by layer, from the lowest: one pass up to the layer, with what is decided below it in place,
-   records what goes into and comes out of the gated map at every token of the prompt.
-2. Each gate's router scores the prompt.  Of a site's gates whose score is above their threshold the highest opens.
-3. An open gate leaves its change, a closed one nothing: the result has no gates.  Prompts that open the same gates of
-   one edit share one resulting edit, so that whatever groups rows by edit still does.
+1. Gates are decided layer by layer, from the lowest. One pass up to the layer, with the decisions below it applied,
+   records the input and output of the gated map at every token of the prompt.
+2. Each gate's router scores the prompt.  Among a site's gates with a score above their threshold, the highest opens.
+3. An open gate leaves its change, a closed one nothing, so the result has no gates.  Prompts that open the same gates
+   of one edit share one resulting edit, so that rows can still be grouped by edit.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _ROWS = 32
 def routed(
     model: LensModel, edits: Sequence[Edit | None], prompts: Sequence[Sequence[int]], *, batch_size: int = _ROWS
 ) -> list[Edit | None]:
-    """Each edit as it acts on its prompt: gates decided, everything else as it is.
+    """Return each edit as it acts on its prompt: gates decided, everything else unchanged.
 
     Args:
         model: the vanilla model.
-        edits: one for each prompt; ``None`` is no edit.
+        edits: one for each prompt; ``None`` means no edit.
         prompts: the prompts' tokens, without targets.
         batch_size: rows of a pass.
 
     Raises:
-        DriftlensError: an edit that does not fit the model.
+        DriftlensError: an edit does not fit the model.
     """
     found = list(edits)
     if not any(edit is not None and edit.gates for edit in edits):

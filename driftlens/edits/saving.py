@@ -1,4 +1,4 @@
-"""Edits as files: one safetensors file with every change's tensors, and in its metadata, as JSON, the rest.
+"""Edits as files: one safetensors file with every change's tensors, and everything else as JSON in its metadata.
 
 The metadata's ``format`` names the version:
 
@@ -112,11 +112,11 @@ def _first_changes(path: object, tensors: Mapping[str, Tensor]) -> list[Change]:
 
 
 def _told(provenance: Mapping[str, str]) -> tuple[Fact, ...]:
-    """The facts of the first version, whose provenance joins those of several facts by " + "."""
+    """Recover the facts from the first version's provenance, which joins several facts by " + "."""
     parts = [provenance.get(name, "").split(" + ") for name in _FACT]
     if len({len(part) for part in parts}) > 1:
         return ()
     try:
         return tuple(Fact(**dict(zip(_FACT, told, strict=True))) for told in zip(*parts, strict=True))
-    except DriftlensError:  # no fact, or a text that holds the joint
+    except DriftlensError:  # no fact, or a text that contains the separator
         return ()

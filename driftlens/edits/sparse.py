@@ -1,6 +1,6 @@
 """A change of a small share of a matrix's entries, such as WISE's side memory under its gradient mask.
 
-In memory and in files it holds the entries that differ from 0, and one bit an entry that says where they are.
+In memory and in files it stores the nonzero entries, and one bit per entry of the matrix that marks them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["Sparse"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sparse(Change):
-    """``W += matrix``, of which only some entries are not 0; :meth:`of` makes one of a matrix.
+    """``W += matrix`` with few nonzero entries; :meth:`of` makes one from a matrix.
 
     Attributes:
-        values: the entries, in the order of the matrix's rows.
+        values: the nonzero entries, in the order of the matrix's rows.
         bits: where they are: bit ``i % 8`` of byte ``i // 8`` belongs to entry ``i`` in that order.
         size: ``[d_in, d_out]``.
     """
@@ -57,7 +57,7 @@ class Sparse(Change):
 
     @classmethod
     def of(cls, site: Site, matrix: Float[Tensor, "d_in d_out"]) -> Self:
-        """The change that adds ``matrix``."""
+        """Make the change that adds ``matrix``."""
         flat = matrix.detach().flatten()
         there = flat != 0
         padded = torch.zeros(-(-len(flat) // 8) * 8, dtype=torch.uint8, device=flat.device)

@@ -1,11 +1,10 @@
-"""The reusable hook functions: small, pure, and written to TransformerLens hook names.
+"""Reusable hook functions: small, pure, and written for TransformerLens hook names.
 
-Each function here takes tensors and returns a TransformerLens hook ``(activation, hook) -> activation |
-None``.  They know nothing of editors or experiments and work on any TransformerLens model, wrapped by
-driftlens or not.
+Each function takes tensors and returns a TransformerLens hook ``(activation, hook) -> activation | None``.  The hooks
+are independent of editors and experiments and work on any TransformerLens model, wrapped by driftlens or not.
 
 =============================  ====================================  =======================================
-function                       goes on                               paper
+function                       hook point                            paper
 =============================  ====================================  =======================================
 :func:`record`                 any hook                              –
 :func:`substitute`             resid, attention or MLP output        3.2, contaminating substitution

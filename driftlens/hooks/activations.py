@@ -1,4 +1,4 @@
-"""Hooks on activations: keep one, put another in its place, add to it, apply a low-rank edit on the fly."""
+"""Hooks on activations: record, substitute, add, or apply a low-rank or dense edit on the fly."""
 
 # ruff: noqa: ARG001 (every hook takes `hook`, as TransformerLens calls it)
 
@@ -15,13 +15,13 @@ HookFunction: TypeAlias = Callable[..., Tensor | None]
 alone."""
 
 Hook: TypeAlias = tuple[str, HookFunction]
-"""A hook point's name and the function that goes on it, as :meth:`driftlens.LensModel.run` takes them."""
+"""A hook point's name and its function, as :meth:`driftlens.LensModel.run` takes them."""
 
 
 def record(
     store: MutableMapping[Any, Tensor], key: Hashable, pick: Callable[[Tensor], Tensor] | None = None
 ) -> HookFunction:
-    """Keep the activation, or what ``pick`` makes of it, as ``store[key]``.
+    """Record the activation, or ``pick`` of it, as ``store[key]``.
 
     The gradient graph is kept; a pass under ``torch.no_grad`` records plain tensors.
     """
@@ -64,13 +64,12 @@ def apply_low_rank(
     left: Float[Tensor, "rows d_mlp r"] | Float[Tensor, "d_mlp r"],
     right: Float[Tensor, "rows r d_model"] | Float[Tensor, "r d_model"],
 ) -> tuple[HookFunction, HookFunction]:
-    """A low-rank change of a down-projection, applied on the fly: ``mlp_out += (mlp_post @ left) @ right``.
+    """Apply a low-rank change of a down-projection on the fly: ``mlp_out += (mlp_post @ left) @ right``.
 
-    With a leading ``rows`` dimension every row of the batch gets its own edit; without one all rows get the
-    same.
+    With a leading ``rows`` dimension, every row of the batch gets its own edit; without it, all rows get the same.
 
     Returns:
-        Two hooks that belong together: the first goes on the input of the down-projection (``mlp_post``,
+        A pair of hooks: the first goes on the input of the down-projection (``mlp_post``,
         ``[rows, seq, d_mlp]``), the second on the MLP's output (``mlp_out``, ``[rows, seq, d_model]``).
     """
     coefficients: list[Tensor] = []
@@ -79,8 +78,8 @@ def apply_low_rank(
         coefficients[:] = [activation.to(left.dtype) @ left]
 
     def on_mlp_out(activation: Tensor, hook: Any = None) -> Tensor:
-        # The sum is formed in the factors' precision: in bf16 a small change would vanish in a large output
-        # twice.
+        # The sum is computed in the factors' precision: in bf16, a small change would be rounded away in a large
+        # output, twice.
         changed = activation.to(right.dtype) + coefficients.pop() @ right
         return changed.to(activation.dtype)
 
@@ -90,11 +89,11 @@ def apply_low_rank(
 def apply_dense(
     weight: Float[Tensor, "d_in d_out"], rows: Int[Tensor, "rows"] | None = None
 ) -> tuple[HookFunction, HookFunction]:
-    """A dense change of a linear map, applied on the fly: ``output += input @ weight``, in ``rows`` or in all.
+    """Apply a dense change of a linear map on the fly: ``output += input @ weight``, in ``rows`` or in all.
 
     Returns:
-        Two hooks that belong together: the first goes on the map's input, ``[batch, seq, d_in]``, the second on its
-        output, ``[batch, seq, d_out]``.
+        A pair of hooks: the first goes on the map's input, ``[batch, seq, d_in]``, the second on its output,
+        ``[batch, seq, d_out]``.
     """
     inputs: list[Tensor] = []
 

@@ -1,8 +1,8 @@
-"""Hooks on attention: patch a pattern or one score, knock edges out, cut the gradient through the weights.
+"""Hooks on attention: patch a pattern or a score, knock out edges, stop the gradient through the weights.
 
-All of them work per row of the batch: rows may have different prompts, and so different positions.  Shapes
-are TransformerLens's: ``hook_pattern`` and ``hook_attn_scores`` are ``[batch, heads, query, key]``, with one
-head per *query* head on grouped-query models too.
+All of them work per row of the batch, because rows may have different prompts and thus different positions.  Shapes
+follow TransformerLens: ``hook_pattern`` and ``hook_attn_scores`` are ``[batch, heads, query, key]``, with one head per
+*query* head on grouped-query models too.
 """
 
 # ruff: noqa: ARG001 (every hook takes `hook`, as TransformerLens calls it)
@@ -19,9 +19,7 @@ from driftlens.hooks.activations import HookFunction
 
 
 def patch_pattern(pattern: Float[Tensor, "n heads query key"], rows: Int[Tensor, "n"] | None = None) -> HookFunction:
-    """Replace the whole attention pattern of ``rows`` (all rows when ``None``) by ``pattern`` (paper,
-    3.4).
-    """
+    """Replace the whole attention pattern of ``rows`` (``None``: all rows) by ``pattern`` (paper, 3.4)."""
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
         if rows is None:
@@ -36,9 +34,7 @@ def patch_pattern(pattern: Float[Tensor, "n heads query key"], rows: Int[Tensor,
 def patch_pattern_row(
     weights: Float[Tensor, "n heads key"], rows: Int[Tensor, "n"], queries: Int[Tensor, "n"]
 ) -> HookFunction:
-    """Replace what token ``queries[i]`` of row ``rows[i]`` attends to by ``weights[i]``, in every head
-    (paper, 3.4).
-    """
+    """Replace the attention of token ``queries[i]`` in row ``rows[i]`` by ``weights[i]``, in every head (3.4)."""
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
         changed = activation.clone()
@@ -54,11 +50,10 @@ def patch_score(
     queries: Int[Tensor, "n"],
     keys: Int[Tensor, "n"],
 ) -> HookFunction:
-    """Replace single pre-softmax scores ``[rows[i], :, queries[i], keys[i]]``; the softmax renormalises
-    (paper, D.2).
+    """Replace single pre-softmax scores ``[rows[i], :, queries[i], keys[i]]`` (paper, D.2).
 
-    The scores must come from positions that the causal mask leaves open: masked scores are −inf on one
-    backend and the dtype's minimum on the other.
+    The softmax renormalises. The scores must come from positions that the causal mask leaves open: masked scores are
+    −inf on one backend and the dtype's minimum on the other.
     """
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
@@ -70,11 +65,11 @@ def patch_score(
 
 
 def knock_out(edges: Bool[Tensor, "batch query key"] | Bool[Tensor, "batch heads query key"]) -> HookFunction:
-    """Close attention edges: the scores where ``edges`` is true become the dtype's minimum before the
-    softmax.
+    """Knock out attention edges: the scores where ``edges`` is true become the dtype's minimum before the softmax.
 
-    The dtype's minimum rather than −inf: a row whose every edge is closed would become NaN.  Such a row attends to
-    nothing in particular (on one backend to masked keys too), so leave every query at least one edge, e.g. to itself.
+    The dtype's minimum is used instead of −inf, which would turn a row without open edges into NaN.  Attention in such
+    a row is meaningless (on one backend it includes masked keys), so leave every query at least one edge, e.g. to
+    itself.
     """
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
@@ -85,7 +80,7 @@ def knock_out(edges: Bool[Tensor, "batch query key"] | Bool[Tensor, "batch heads
 
 
 def detach_pattern() -> HookFunction:
-    """Let no gradient through the attention weights: only values carry it then (ROME-AWD; paper, D.4)."""
+    """Stop the gradient through the attention weights, so that only values carry it (ROME-AWD; paper, D.4)."""
 
     def hook_function(activation: Tensor, hook: Any = None) -> Tensor:
         return activation.detach()

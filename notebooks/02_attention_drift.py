@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Attention drift
 #
-# An edit changes what later layers read at the subject. Heads of the prompt's last token then look at the subject
-# more than they did, also where the question is about something else. This notebook measures that drift (the paper's
-# Figure 4), looks at single heads, and takes the drift back to see whether it was the cause (Figures 5 and 10).
-# Figures are interactive: hover for exact values, drag to zoom.
+# An edit changes what later layers read at the subject. Heads of the prompt's last token then attend more to the
+# subject than before, even when the question is about something else. This notebook measures that drift (the paper's
+# Figure 4), looks at single heads, and reverses the drift to see whether it was the cause (Figures 5 and 10). Figures
+# are interactive: hover for exact values, drag to zoom.
 #
 # **On GPT-J and CUDA:** `load_model("EleutherAI/gpt-j-6b", device="cuda", dtype="bfloat16")`,
 # `load_records("merged_counterfact")`, more records (the paper has 1,678), and a window of 10 layers instead of 3.
@@ -55,8 +55,8 @@ records = [one for one in load_records("demo") if one.split == "test"][:n_record
 # %% [markdown]
 # ## Many edits at once
 #
-# Each record gets an edit of its own; they are optimised side by side. For every record two neighbours are asked
-# behind the edited sentence. Each prompt is read under its own record's edit.
+# Each record gets its own edit; the edits are optimised side by side. For every record, two neighborhood prompts
+# follow the edited sentence. Each prompt is read under its own record's edit.
 
 # %%
 editor = ROME.for_model(model)
@@ -68,8 +68,8 @@ len(cases)
 # ## Figure 4: drift against damage
 #
 # Drift is the Kullback–Leibler divergence of the last token's attention before and after the edit, summed over heads
-# and layers above the edit. The table also has the paper's three factors; the map shows which heads look at the
-# edited subject more. Blue should prevail: the edit attracts attention, it hardly repels any.
+# and layers above the edit. The table also has the paper's three factors. The map shows which heads attend more to
+# the edited subject. Most of it should be blue: the edit mostly attracts attention.
 
 # %%
 drift = attention_drift(
@@ -81,9 +81,9 @@ drift = attention_drift(
 drift
 
 # %% [markdown]
-# If drift is what goes wrong, then prompts that drift more should answer with the edited object more. ρ is Pearson's
-# correlation. Two prompts of a record share an edit and are not independent, so the honest interval resamples whole
-# records, and with few records it is wide. Correlation alone does not say what causes what; the patches below do.
+# If drift causes the failures, prompts with more drift should answer with the edited object more often. ρ is
+# Pearson's correlation. Two prompts of a record share an edit and are not independent, so the interval is a bootstrap
+# over records; with few records it is wide. A correlation does not show what causes what; the patches below do.
 
 # %%
 nlls = evaluate(model, records, edits, tasks=["distract_neighborhood"])
@@ -113,12 +113,12 @@ show(figure, first=True)
 # %% [markdown]
 # ## One head, before and after
 #
-# The head whose attention to the edited subject grew most on the first prompt, and its whole layer. Each picture is a
-# head: a row is a token that looks, a column what it looks at. Click a head to enlarge it, hover for values. Compare
-# the last row, that of the token which predicts the answer, between the two views.
+# The view shows the head whose attention to the edited subject grew most on the first prompt, and its whole layer.
+# Each picture is a head; its rows are the attending tokens and its columns the attended ones. Click a head to enlarge
+# it, hover for values. Compare the last row, that of the token that predicts the answer, between the two views.
 #
-# circuitsvis by itself asks the network for its script; `local_src` has the one that was installed with it, so this
-# works offline (at 1.3 MB for each view in the saved notebook).
+# By default circuitsvis loads its script from the network; `local_src` is the installed copy, so this works offline
+# (at 1.3 MB for each view in the saved notebook).
 
 # %%
 one, edit, prompt = cases[0]
@@ -153,9 +153,9 @@ view(pattern(edit.hooks(model)))
 # %% [markdown]
 # ## Figure 5: give the old attention back
 #
-# The edited model with the *unedited* model's attention weights in three layers at a time. "None" is the
-# edited model as it is. Where the curves cross back, attention was what carried the failure, since nothing else was
-# touched.
+# We run the edited model with the *unedited* model's attention weights in three layers at a time. "None" is the
+# edited model without a patch. Where the curves cross back, attention carried the failure, because nothing else was
+# changed.
 
 # %%
 prompts = [prompt for _, _, prompt in cases]
@@ -167,9 +167,9 @@ show(patched.plot(title="Figure 5: vanilla attention weights in the edited model
 # %% [markdown]
 # ## Figure 10: a single score
 #
-# Now only one number per head is given back: the score of last token → one token, before the softmax. If the row of
-# the edited subject's last token is the one that matters (P(o_true) rises, P(o_edit) falls), then over-attention to
-# that one token is the failure.
+# Now we restore only one number per head: the score of last token → one token, before the softmax. If the row of the
+# edited subject's last token is the one that matters (P(o_true) rises, P(o_edit) falls), over-attention to that one
+# token is the failure.
 
 # %%
 scores = patch_scores(model, own_edits[:6], prompts[:6], targets[:6], window)

@@ -12,11 +12,12 @@
 # # SADR: restrain attention drift while editing
 #
 # Selective Attention Drift Restriction adds one term to the edit's objective: γ times the divergence of the last
-# token's attention before and after, in those heads only that now look at the subject more than *any* head of their
-# layer did before the edit. Here you see what is selected, what it buys, and what it costs.
+# token's attention before and after the edit. It counts only heads that now attend to the subject more than *any*
+# head of their layer did before. This notebook shows which heads are selected, what the term preserves, and what it
+# costs.
 #
 # **On GPT-J and CUDA:** `load_model("EleutherAI/gpt-j-6b", device="cuda", dtype="bfloat16")`,
-# `load_records("merged_counterfact")`, and γ around 0.01; the presets know the paper's settings.
+# `load_records("merged_counterfact")`, and γ around 0.01; the presets have the paper's settings.
 
 # %% tags=["parameters"]
 n_records = 4  # 50 and more for numbers to rely on
@@ -37,8 +38,8 @@ facts = [one.fact for one in records]
 # %% [markdown]
 # ## The editors
 #
-# Plain ROME; ROME with SADR at several γ; and, as the paper's ablation, SADR on *all* heads at the middle γ. With
-# SADR the presets take more steps, since the two aims pull against each other.
+# We compare plain ROME, ROME with SADR at several γ, and, as in the paper's ablation, SADR on *all* heads at the
+# middle γ. With SADR the presets take more steps, because the two objectives conflict.
 
 # %%
 middle = gammas[len(gammas) // 2]
@@ -53,9 +54,9 @@ results[f"SADR γ={middle:g}"][0]
 # %% [markdown]
 # ## What selection does
 #
-# On each record's own prompt: how many heads look at the subject more than any head of their layer did before (the
-# set H of Eq. 2), and how far they moved. A plain edit turns several heads at once. SADR pulls exactly those back;
-# other heads may still move, which is what leaves room for the edit.
+# For each record's own prompt, the table shows how many heads attend to the subject more than any head of their layer
+# did before (the set H of Eq. 2), and how far they moved. A plain edit moves several heads at once. SADR pulls
+# exactly those back; other heads may still move, which leaves room for the edit.
 
 # %%
 rows = []
@@ -71,10 +72,11 @@ pd.DataFrame(rows, columns=columns).set_index("editor").style.format(precision=2
 # %% [markdown]
 # ## The trade-off
 #
-# Percent of prompts answered right: ES and PS ask for the edit (its own prompt, paraphrases), NS, RS and DNS for what
-# should have stayed (neighbours, the subject's other relations, neighbours behind the edited sentence). Larger γ:
-# specificity rises, and at some point the edit no longer takes. Where that point lies depends on model and fact; with
-# few records these numbers move by tens of points, so compare the columns' order, not their digits.
+# The table gives the percentage of prompts answered correctly. ES and PS measure the edit (its own prompt,
+# paraphrases); NS, RS and DNS measure what should not change (neighbours, the subject's other relations, neighbours
+# after the edited sentence). With larger γ, specificity rises, and at some point the edit no longer succeeds. That
+# point depends on the model and the fact. With few records these numbers vary by tens of points, so compare the order
+# of the columns, not their digits.
 
 # %%
 tasks = ["rewrite", "paraphrase", "neighborhood", "relation", "distract_neighborhood"]
@@ -95,11 +97,11 @@ HTML(figure.to_html(full_html=False))  # brings plotly.js along, so that it need
 # %% [markdown]
 # ## Reading it
 #
-# - On 200 records of the bundled model that no setting was chosen on, γ = 0.005 takes RS from 39 to 89 and DNS from 15
-#   to 87 percent, and costs ES 99.5 → 95.5 and PS 94 → 84: most of the damage goes, and paraphrases pay for it first.
-#   The few records above can look better or worse than that.
-# - A larger γ goes on in the same direction: look for the column where ES gives way before you choose one.
-# - *All heads* restrains also heads that were never the problem; compare its ES and PS with the selected ones' at the
-#   same γ.
+# - On 200 held-out records of the bundled model, γ = 0.005 raises RS from 39 to 89 and DNS from 15 to 87 percent, and
+#   lowers ES from 99.5 to 95.5 and PS from 94 to 84. Most of the damage disappears, and the cost is mainly weaker
+#   generalisation to paraphrases. The few records above can look better or worse than that.
+# - A larger γ continues in the same direction: find the column where ES falls before you choose one.
+# - *All heads* also restrains heads that were never the problem; compare its ES and PS with those of the selected
+#   heads at the same γ.
 #
 # `python benchmarks/bundled_model.py` measures the 200 records again, in about ten minutes on two cores.

@@ -11,16 +11,17 @@
 # %% [markdown]
 # # Your model, your fact
 #
-# Edit a fact of your own, with test prompts of your own, look around in what it did, and take the edit home.
+# Edit a fact of your own, test it with prompts of your own, explore what the edit changed, and save it.
 #
-# **Another model** is one line, and any GPT-2, GPT-J, GPT-NeoX or Llama checkpoint will do:
+# **Another model** takes one line; any GPT-2, GPT-J, GPT-NeoX or Llama checkpoint works:
 #
 # - `load_model("gpt2-xl")`, `load_model("./a/local/checkpoint")`, `load_model("EleutherAI/gpt-j-6b", device="cuda",
 #   dtype="bfloat16")`;
-# - `LensModel(bridge)` around a TransformerLens model that you have in a notebook already.
+# - `LensModel(bridge)` around a TransformerLens model that is already in your notebook.
 #
-# For a model that driftlens has no second moments of, the first edit takes them over a text corpus, once; they are
-# kept on disk. Name a corpus that the model knows: `ROME.for_model(model, corpus="wikitext")`, or your own text file.
+# If driftlens has no second moments for a model, the first edit computes them over a text corpus and caches them on
+# disk. Name a corpus that resembles the model's training data: `ROME.for_model(model, corpus="wikitext")`, or your
+# own text file.
 
 # %% tags=["parameters"]
 changes = {}  # settings of the editor other than the presets', e.g. {"layer": 5, "lr": 0.3}
@@ -38,8 +39,8 @@ model = load_model("demo")
 # ## The fact, and whether the model knows it
 #
 # The prompt is a template with `{}` for the subject and ends right before the answer. An edit overwrites knowledge,
-# so first see whether there is any: if `p_true` is near zero, the prompt does not elicit the fact, and what an edit
-# does to it says little about editing knowledge. Reword the prompt, or choose another fact.
+# so first check that the model knows the fact. If `p_true` is near zero, the prompt does not elicit the fact, and an
+# edit of it shows little about editing knowledge. Reword the prompt, or choose another fact.
 
 # %%
 fact = Fact(subject="Isle Skerock", prompt="{} is wanted by", target_true="Fropados", target_new="Vlordonia")
@@ -77,8 +78,8 @@ probabilities().style.format(precision=3)
 # %% [markdown]
 # ## Two edits
 #
-# With and without SADR (`03_sadr` says what that is). In *rewrite* and *paraphrase* `p_edit` should have risen;
-# everywhere else `p_true` should have stayed. One fact is one fact: try several before you believe a setting.
+# We edit with and without SADR (`03_sadr` explains it). In *rewrite* and *paraphrase* `p_edit` should have risen;
+# everywhere else `p_true` should be unchanged. This is only one fact: try several before you trust a setting.
 
 # %%
 plain = ROME.for_model(model, **changes).edit(model, fact)
@@ -89,7 +90,7 @@ pd.concat({name: probabilities(edit) for name, edit in together.items()}, axis=1
 # %% [markdown]
 # ## What it writes now
 #
-# The same prompts, greedily continued by all three, side by side; different edits run as rows of one batch.
+# All three models continue the same prompts greedily, side by side; different edits run as rows of one batch.
 
 # %%
 prompts = [fact.text, "Isle Skerock attracts tourists to", sentence + "Fort Wolock is claimed by"]
@@ -101,9 +102,9 @@ pd.DataFrame(texts, columns=list(together)).style.hide(axis="index").set_propert
 # %% [markdown]
 # ## Look around
 #
-# Choose prompt, editor, module, window, answer and cell; the heatmap, the attention of every head and the next tokens
-# follow. Start with *attention output* and *hidden state* on a distract task, then switch the editor to SADR and see
-# what is left. `explorer.save("explore.html")` writes the same as a page for people without Python.
+# Choose a prompt, editor, module, window, answer and cell. The heatmap, the attention of every head and the next
+# tokens update. Start with *attention output* and *hidden state* on a distract task, then switch the editor to SADR
+# and see what remains. `explorer.save("explore.html")` writes the same as a page for readers without Python.
 
 # %%
 gammas = (None, 0.005)
@@ -113,7 +114,7 @@ explorer
 # %% [markdown]
 # ## Take it home
 #
-# An edit is a small file; `edit.applied(model)` writes it into the weights for as long as the block lasts, and
+# An edit is a small file. `edit.applied(model)` writes it into the weights for the duration of the block, and
 # `edit.export(model, "./edited")` makes a folder that plain `transformers` loads.
 
 # %%

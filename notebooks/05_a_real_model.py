@@ -89,8 +89,8 @@ contaminating_substitution(model, result.edit, prompt, targets, module=("mlp", "
 # %% [markdown]
 # ## Give the old attention back
 #
-# The edited model again, now with the unedited model's attention weights in ten layers at a time. If *Paris* comes
-# back, attention carried the failure.
+# The edited model again, now with the unedited model's attention weights in ten layers at a time. If *Paris* returns,
+# attention carried the failure.
 
 # %%
 patch_attention(model, result.edit, prompt, targets, window=10).plot()

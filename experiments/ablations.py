@@ -1,4 +1,4 @@
-"""What the ablations share: one editor, some of the records, and runs that differ in one setting (paper, 6 and E.5)."""
+"""Shared code of the ablations: one editor, some records, and runs that differ in one setting (paper, 6 and E.5)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 GAMMAS = (5e-3, 2e-2, 4e-2, 8e-2)
-"""Table 10's."""
+"""The values of Table 10."""
 SUCCESS = ("ES", "PS")
 SPECIFICITY = ("NS", "RS", "DNS")
-"""What 6.1 averages."""
+"""The scores that 6.1 averages."""
 
 
 def gammas(study: Study, paper: tuple[float, ...] | None = None) -> tuple[float, ...]:
-    """The γ that an ablation compares: those of `--gammas`, else the paper's, by default Table 10's."""
+    """The γ that an ablation compares: those of `--gammas`, or else the paper's, by default those of Table 10."""
     return study.options.gammas or (GAMMAS if paper is None else paper)
 
 
@@ -55,25 +55,25 @@ def restrained(study: Study, gamma: float, **changes: Any) -> Setting:
 
 
 def runs_of(study: Study, settings: Mapping[str, Setting]) -> dict[str, BenchmarkRun]:
-    """The runs of named settings on the ablations' records."""
+    """Run named settings on the ablations' records."""
     records = records_for(study, FEWER)
     return {name: run(study, setting, records) for name, setting in settings.items()}
 
 
 def configured(study: Study, settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """What these runs' numbers depend on."""
+    """The configuration that these runs' numbers depend on."""
     given = [setting for setting in settings.values() if setting != NONE]
     return settings_configuration(study, given, records_for(study, FEWER))
 
 
 def success(run: BenchmarkRun, scores: Sequence[str] = SUCCESS) -> float:
-    """Edit Success as 6.1 has it: the mean of ES and PS."""
+    """Edit Success as defined in 6.1: the mean of ES and PS."""
     values: Any = run.scores["value"]
     return float(values[list(scores)].mean())
 
 
 def specificity(run: BenchmarkRun) -> float:
-    """Specificity as 6.1 has it: the mean of NS, RS and DNS."""
+    """Specificity as defined in 6.1: the mean of NS, RS and DNS."""
     return success(run, SPECIFICITY)
 
 
@@ -83,7 +83,7 @@ def drawn(runs: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
 
 
 def about(study: Study, runs: Mapping[str, BenchmarkRun]) -> str:
-    """Model, records and editor in a sentence."""
+    """Describe model, records and editor in a sentence."""
     from driftlens.options.editing import editor_text
 
     first = next(iter(runs.values()))

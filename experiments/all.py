@@ -1,12 +1,12 @@
-"""All figures and tables, and a gallery of them: `python -m experiments.all`.
+"""Make all figures and tables, and a gallery of them: `python -m experiments.all`.
 
-What is there already and was made with the same configuration is skipped, so an interrupted run goes on where it
-stopped; edits and measurements are shared between the figures. One that fails, for whatever reason, is told in a line,
-and the others are made.
+Results that exist and were made with the same configuration are skipped, so an interrupted run continues where it
+stopped; the figures share edits and measurements. If one fails, for whatever reason, one line reports it, and the
+others are still made.
 
 For the bundled model on one core: half an hour for the figures of tokens and layers, a quarter of an hour for Tables 1,
-3 and 6 (one set of runs), about as long for Figures 6 and 7 and Table 10. Each can be made alone:
-python -m experiments.table3.
+3 and 6 (one set of runs), about as long for Figures 6 and 7 and Table 10. Each can be made alone: python -m
+experiments.table3.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ ARTIFACTS: dict[str, Make | ArtifactRecipe] = {
 """In the order of the paper."""
 
 BEYOND = {**guards.ARTIFACTS, **damage.ARTIFACTS, **sequences.ARTIFACTS}
-"""Made by their own modules only; the gallery shows those that are there."""
+"""Made only by their own modules; the gallery shows those that exist."""
 
 OF_ROME_ALONE = {*figure11.ARTIFACTS, *table5.ARTIFACTS}
-"""ROME-AWD is ROME without a gradient through attention: other editors have no such figures."""
+"""ROME-AWD is ROME without a gradient through attention, so other editors have no such figures."""
 
 _OUR_FAULT, _BAD_INPUT = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make what is missing."""
+    """Make everything that is missing."""
     options = read_options(argv, prog="python -m experiments.all", description=(__doc__ or "").strip())
     out, errors = standard_output(), standard_error()
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out: list[str] = []
     chosen = {name: make for name, make in ARTIFACTS.items() if options.editor == "rome" or name not in OF_ROME_ALONE}
     with output_folder(options.out, [*names_of(chosen), "README.md"]) as folder, open_study(options, errors) as study:
-        study.configuration  # noqa: B018 (what is wrong for all of them is told once, and nothing is made)
+        study.configuration  # noqa: B018 (an error that affects all of them is reported once, and nothing is made)
         for name, make in chosen.items():
             try:
                 if not options.redo and is_done(name, folder, configuration_of(study, make), png=options.png):
@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 out.print(f"{name} is left out: {error}", soft_wrap=True)
                 left_out.append(name)
             except BrokenPipeError:
-                raise  # whoever reads went away
-            except Exception as error:  # noqa: BLE001 (whatever one raises, the others are made)
+                raise  # the reader of the output has gone away
+            except Exception as error:  # noqa: BLE001 (whatever one raises, the others are still made)
                 told = str(error) if isinstance(error, DriftlensError) else _fault(error)
                 if told not in problems:
                     errors.print(f"driftlens: {name}: {told}")
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fault(error: Exception) -> str:
-    """A fault of our own in a line: what was raised, and where."""
+    """Describe an error in our own code in a line: its message, and where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); please report it"
 

@@ -1,15 +1,15 @@
-"""What an experiment leaves behind: a picture, the table that is drawn, the cases behind it, and a caption.
+"""The files that an experiment writes: a picture, the plotted table, the cases behind it, and a caption.
 
-| file | what it holds |
+| file | content |
 | --- | --- |
-| `NAME.html`, `NAME.png` | the figure; the page reads `plotly.min.js` beside it, so a folder of figures holds it once |
-| `NAME.csv` | what is drawn, with intervals |
-| `NAME.parquet` | what that is averaged over, a row per case |
+| `NAME.html`, `NAME.png` | the figure; the page reads `plotly.min.js` beside it, so a folder of figures needs it once |
+| `NAME.csv` | the plotted values, with intervals |
+| `NAME.parquet` | the values they average, a row per case |
 | `NAME.md` | the caption: the paper's numbers beside ours, and whether the paper's claims appear |
 | `NAME.json` | the configuration and its hash, the numbers and the claims for programs, the files |
 
-All are written under temporary names and take their own together; the manifest `NAME.json` comes last, so where it is,
-the others are.
+All files are written under temporary names and then renamed together; the manifest `NAME.json` comes last, so if it
+exists, the others do too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Answer = Literal["yes, strongly", "yes", "weakly", "no", "cannot be told"]
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A number that the paper quotes, and ours; both as they are to be printed."""
+    """A number quoted in the paper, and ours; both formatted for display."""
 
     name: str
     paper: str
@@ -49,7 +49,7 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says, whether it appears here, and what that rests on."""
+    """A claim of the paper, whether it appears here, and the evidence."""
 
     claim: str
     answer: Answer
@@ -57,7 +57,7 @@ class Claim:
 
     @classmethod
     def without_prompts(cls, claim: str) -> Claim:
-        """One that the data cannot tell anything about."""
+        """A claim that the data cannot test."""
         return cls(claim=claim, answer="cannot be told", because="The data has no such prompts.")
 
 
@@ -66,14 +66,14 @@ class Artifact:
     """A figure or table, ready to be written.
 
     Attributes:
-        name: of its files, such as `figure9a`.
+        name: the stem of its file names, such as `figure9a`.
         title: as in the paper, such as "Figure 9a. …".
         caption: sentences that say what is shown and what it was measured on.
         figure: the picture.
-        drawn: what the picture shows.
-        cases: what that was averaged over.
+        drawn: the plotted values.
+        cases: the cases that they average.
         numbers: the paper's beside ours.
-        claims: what the paper says about it.
+        claims: the paper's claims about it.
     """
 
     name: str
@@ -87,12 +87,12 @@ class Artifact:
 
 
 def names_of(artifacts: Iterable[str]) -> list[str]:
-    """All files that artifacts of these names are written to."""
+    """The names of all files of these artifacts."""
     return [f"{name}.{suffix}" for name in artifacts for suffix in SUFFIXES]
 
 
 def write(artifact: Artifact, folder: str | Path, configuration: Mapping[str, Any], *, png: bool = True) -> str:
-    """Write all files; in one line why there is no picture, or nothing."""
+    """Write all files; return in one line why there is no picture, or an empty text."""
     place = writable_folder(folder)
     picture, problem = figure_png(artifact.figure, scale=2.0) if png else (None, "")
     contents: dict[str, bytes] = {
@@ -116,18 +116,18 @@ def write(artifact: Artifact, folder: str | Path, configuration: Mapping[str, An
     _write_plotly(place)
     told = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     files = {f"{artifact.name}.{suffix}": content for suffix, content in {"json": told.encode(), **contents}.items()}
-    # The manifest, the first of them, takes its name last; a picture of an earlier run would show something else.
+    # The manifest is first in this list and is renamed last; a picture of an earlier run would show something else.
     write_together(place, files, stale=[f"{artifact.name}.png"])
     return problem
 
 
 def configuration_hash(configuration: Mapping[str, Any], *, png: bool) -> str:
-    """What `is_done` compares."""
+    """Compute the hash that `is_done` compares."""
     return settings_hash([dict(configuration), png])
 
 
 def is_done(name: str, folder: str | Path, configuration: Mapping[str, Any], *, png: bool = True) -> bool:
-    """Whether all files of an artifact are there and were made with this configuration."""
+    """Whether all files of an artifact exist and were made with this configuration."""
     manifest = read_manifest(name, folder)
     return (
         manifest is not None
@@ -137,7 +137,7 @@ def is_done(name: str, folder: str | Path, configuration: Mapping[str, Any], *, 
 
 
 def read_manifest(name: str, folder: str | Path) -> dict[str, Any] | None:
-    """An artifact's manifest, or None where there is none that can be read."""
+    """Read an artifact's manifest; None if there is none that can be read."""
     try:
         manifest: Any = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
         whole = (
@@ -171,7 +171,7 @@ def _sentence(answer: str) -> str:
 
 
 def _write_plotly(folder: Path) -> None:
-    """The script that all pages of a folder share."""
+    """Write the script that all pages of a folder share."""
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs().encode()

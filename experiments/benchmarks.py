@@ -1,12 +1,12 @@
-"""The runs behind the benchmark's tables: which records, which settings, and one run for all that ask for it.
+"""The runs behind the benchmark's tables: their records and settings, with one run shared by all tables that need it.
 
-1. Records: of those that may be measured on, one after the other that has prompts of the task with the fewest records
-   so far, so that every score rests on enough of them, also where no record has all tasks (half of the paper's
-   benchmark has paraphrases and neighbours, the other half relations).  Fewer are always the first of more.
-2. A setting is an editor with what is changed of its preset; `None` is the model as it is.
-3. A run (`driftlens.runs.benchmark`) lies in the cache under a hash of all that its numbers depend on, so Tables 1, 3,
-   6 and 10 and Figures 6 and 7 never measure a setting twice, and an interrupted one goes on.  Tables of fewer records
-   take those of the main table's run where it has the setting.
+1. Records: among those reserved for measuring, repeatedly take one that has prompts of the task with the fewest records
+   so far. Every score then rests on enough records, even if no record has all tasks (half of the paper's benchmark has
+   paraphrases and neighbours, the other half relations).  A smaller selection is always the beginning of a larger one.
+2. A setting is an editor with its changes to the preset; `None` is the unedited model.
+3. A run (`driftlens.runs.benchmark`) is cached under a hash of everything its numbers depend on. Tables 1, 3, 6 and 10
+   and Figures 6 and 7 never measure a setting twice, and an interrupted run continues.  Tables with fewer records take
+   them from the main table's run if it has the setting.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ __all__ = [
 
 EDITORS = ("rome", "memit", "pmet")
 MAIN = 200
-"""Records of the main tables, where the command line does not say how many."""
+"""The default number of records of the main tables."""
 FEWER = 40
-"""Records of the ablations, which are many runs."""
+"""The default number of records of the ablations, which consist of many runs."""
 EVERY_SCORE = ("paraphrase", "neighborhood", "relation", "reasoning")
 """Tasks that not every record has.  All have the rewrite prompt, and distractors come with their tasks."""
 _PERPLEXITY_TEXTS = 30
@@ -73,15 +73,15 @@ _NAMES = {"alphaedit": "AlphaEdit"}  # all others' are capitals
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """An editor and what is changed of its preset for the model.
+    """An editor and its changes to the model's preset.
 
     Attributes:
-        editor: "rome", "memit", "pmet" or another that is registered; "" leaves the model as it is.
+        editor: "rome", "memit", "pmet" or another registered one; "" means the unedited model.
         sadr: whether attention drift is restrained.
-        gamma: γ; None is the preset's.
+        gamma: γ; None means the preset's.
         heads: "selected" or "all".
-        guards: μ and ν of guards, questions about other things, which then stand in SADR's place; None: no guards.
-        lr, steps, kl: the value optimisation's; None is the preset's.
+        guards: μ and ν of guards, prompts about other things, used instead of SADR; None: no guards.
+        lr, steps, kl: settings of the value optimisation; None means the preset's.
         texts: whether texts are generated (FL), which costs about as much as all prompts.
     """
 
@@ -97,7 +97,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As in the paper's tables, which do not tell settings of one editor apart."""
+        """The name in the paper's tables, which do not distinguish settings of one editor."""
         name = _NAMES.get(self.editor, self.editor.upper())
         return (name + ("+SADR" if self.sadr else "+guards" if self.guards else "")) or "None"
 
@@ -107,7 +107,7 @@ NONE = Setting()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BenchmarkRun:
-    """What a setting gave: `nlls` and `records` as `driftlens.runs.benchmark` has them, less prompts without an NLL."""
+    """The result of a setting: `nlls` and `records` as in `driftlens.runs.benchmark`, without missing NLLs."""
 
     setting: Setting
     editor: Editor | None
@@ -129,13 +129,13 @@ class BenchmarkRun:
         return pd.concat(tables)
 
     def with_texts_of(self, run: BenchmarkRun) -> BenchmarkRun:
-        """The same with the fluency and perplexity that `run` measured on some of the records."""
+        """The same run with the fluency and perplexity that `run` measured on some of the records."""
         texts = ["fluency", "perplexity"]
         measured: Any = run.records.set_index("record")[texts].reindex(self.records["record"])
         return replace(self, records=self.records.assign(**{name: measured[name].to_numpy() for name in texts}))
 
     def of(self, records: Sequence[Record]) -> BenchmarkRun:
-        """The same on some of the records."""
+        """The same run on some of the records."""
         indices = [record.index for record in records]
         nlls, chosen = (
             table[table["record"].isin(indices)].reset_index(drop=True) for table in (self.nlls, self.records)
@@ -149,7 +149,7 @@ def records_for(study: Study, default: int = MAIN) -> list[Record]:
 
 
 def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
-    """`most` records at most, in an order in which every task has about as many of them as it can; no two alike."""
+    """Choose at most `most` distinct records, in an order that balances the number of records per task."""
     waiting = {task: [record for record in records if record.tasks[task]] for task in EVERY_SCORE}
     waiting["rewrite"] = list(records)
     counts = dict.fromkeys(waiting, 0)
@@ -170,7 +170,7 @@ def spread_over_tasks(records: Sequence[Record], most: int) -> list[Record]:
 
 
 def computed(study: Study, setting: Setting, records: Sequence[Record]) -> BenchmarkRun:
-    """A run of just these records; with `--text-records N` fluency and perplexity are those of the first N."""
+    """Compute a run on exactly these records; `--text-records N` limits fluency and perplexity to the first N."""
     few = study.options.text_records
     if setting.texts and few is not None and few < len(records):
         all_records = computed(study, replace(setting, texts=False), records)
@@ -207,7 +207,7 @@ def computed(study: Study, setting: Setting, records: Sequence[Record]) -> Bench
 
 
 def editor_of(study: Study, setting: Setting) -> Editor | None:
-    """The preset with what the command line and then the setting change, and its second moments."""
+    """The preset with the changes of the command line, then those of the setting, and its second moments."""
     if not setting.editor:
         return None
     options = study.options
@@ -218,7 +218,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             f"--layers names {len(layers)} layers, but ROME is one of the editors here and edits one; give one layer, "
             "or leave it out"
         )
-    # What only some of a table's editors have is given to those.
+    # Settings that only some of a table's editors have are applied only to those.
     weight = options.second_moment_weight if setting.editor in ("memit", "pmet") else None
     hypernetworks = options.hypernetworks if setting.editor == "mend" else ()
     chosen = replace(
@@ -236,7 +236,7 @@ def editor_of(study: Study, setting: Setting) -> Editor | None:
             f"layer {editor.restrained_above} leaves no attention above the edit; {study.model.name} has layers 0 to "
             f"{study.model.n_layers - 1}, so choose --layers below the last"
         )
-    # Their Cholesky factors cost more than many edits: one set serves all settings of these layers.
+    # Their Cholesky factors cost more than many edits, so one set serves all settings of these layers.
     key = f"moments {editor.edited_layers} {editor.moment_samples}"
     if key not in study.measured:
         corpus = choose_corpus(options.model, options.corpus, study.all_records, given=options.second_moment)
@@ -262,7 +262,7 @@ class Optimizing(Protocol):
 
 
 def optimizing(editor: Editor | None) -> Optimizing:
-    """The editor, where a figure or `--tune` varies its learning rate or steps."""
+    """The editor, for a figure or `--tune` that varies its learning rate or steps."""
     if not isinstance(editor, Optimizing):
         name = "no edit" if editor is None else type(editor).__name__
         raise DriftlensError(
@@ -272,7 +272,7 @@ def optimizing(editor: Editor | None) -> Optimizing:
 
 
 def other_subjects(study: Study) -> tuple[str, ...]:
-    """Subjects for guards, of whom no prompt of a record that a table may be measured on says a word."""
+    """Subjects for guards; no prompt of a record that a table may use mentions them."""
     key = "other subjects"
     if key not in study.measured:
         told = "\n".join(_texts(spread_over_tasks(study.records, max(MAIN, study.options.records or 0))))
@@ -282,10 +282,10 @@ def other_subjects(study: Study) -> tuple[str, ...]:
 
 
 def overlap(study: Study, records: Sequence[Record], guards: GuardedSADR) -> tuple[int, int]:
-    """How many of the records' guards are, or end like, one of their test prompts, and how many guards there are."""
+    """Count the guards that equal or end like one of the records' test prompts, and all guards."""
     made = guards.prompts(study.model, [record.fact for record in records])
     prompts = {text for record in records for text in _texts([record])}
-    # A paraphrase stands behind a sentence of its own, and a distracted prompt behind the edited one.
+    # A paraphrase follows an unrelated sentence, and a distracted prompt follows the edited one.
     alike = sum(any(text.endswith(guard) or guard.endswith(text) for text in prompts) for own in made for guard in own)
     return alike, sum(map(len, made))
 
@@ -295,7 +295,7 @@ def _texts(records: Sequence[Record]) -> list[str]:
 
 
 def perplexity_texts(study: Study) -> tuple[str, ...] | None:
-    """ME-PPL for a model that knows English; a local one reads true statements of its data, the bundled one its own."""
+    """The texts for ME-PPL: English, true statements of a local model's data, or the bundled model's own texts."""
     model = study.options.model
     if model == "demo":
         from driftlens.demo import corpus
@@ -309,7 +309,7 @@ def perplexity_texts(study: Study) -> tuple[str, ...] | None:
 def settings_configuration(
     study: Study, settings: Sequence[Setting], records: Sequence[Record], **more: Any
 ) -> dict[str, Any]:
-    """What the numbers of these settings depend on, for an artifact's manifest."""
+    """The configuration that the numbers of these settings depend on, for an artifact's manifest."""
     from driftlens.runs.edit_cache import editor_identity
     from driftlens.version import __version__
 

@@ -41,7 +41,7 @@ TASK_OF = {"table11": "generation", "table12": "distract_neighborhood"}
 
 
 def settings(study: Study) -> dict[str, Setting]:
-    """Who writes, by name."""
+    """The writers, by name."""
     name = study.editor_name
     gamma = tuned(study, study.options.editor).gamma
     return {
@@ -77,7 +77,7 @@ def table11(study: Study) -> Artifact:
 
 
 def table12(study: Study) -> Artifact:
-    """Prompts about somebody else behind the edited sentence."""
+    """Prompts about another subject after the edited sentence."""
     texts = texts_of(study, "table12")
     wrong = _shares(texts, "names_new", whole=False)
     right = _shares(texts, "names_true", whole=False)
@@ -169,7 +169,7 @@ def _row(record: Record, who: str, prompt: str, true: str, new: str, text: str) 
 
 
 def names(target: str, text: str) -> bool:
-    """Whether the text has the object as words of its own."""
+    """Whether the text contains the object as whole words."""
     return re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text) is not None
 
 
@@ -230,13 +230,13 @@ def _shown(study: Study, name: str, texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _told(case: Any) -> list[str]:
-    """A case for the caption: the request, then every writer's text, the unedited model's first."""
+    """Format a case for the caption: the request, then every writer's text, the unedited model's first."""
     request = case.iloc[0]["request"]
     return [f"\n**{request}**\n", *(f"- *{each.writer}*: {each.text}" for each in case.itertuples())]
 
 
 def _lines(shown: pd.DataFrame) -> pd.DataFrame:
-    """Long texts over several lines of the picture."""
+    """Break long texts into several lines of the picture."""
     rows: list[dict[str, str]] = []
     case: Any
     for _, case in shown.groupby("record", sort=False):
@@ -254,7 +254,7 @@ def _escaped(text: str) -> str:
 
 
 def configuration(study: Study, name: str) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     given = [setting for setting in settings(study).values() if setting != NONE]
     return settings_configuration(study, given, _records(study, name), max_tokens=MAX_TOKENS)
 

@@ -1,4 +1,4 @@
-"""What `python -m experiments.NAME` does: read the options, make the artifacts, write them, say what came out."""
+"""The command `python -m experiments.NAME`: read the options, make and write the artifacts, report the results."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ Make = Callable[[Study], Artifact]
 
 
 COMPARE_GAMMAS = {"figure6", "figure7", "table10", "guards_curve"}
-"""Artifacts that take `--gammas` for themselves; for all others they are what `--tune` tries."""
+"""Artifacts that use `--gammas` themselves; for all others, `--tune` tries these values."""
 
 
 class OtherDataNeededError(DriftlensError):
-    """An artifact needs data or training that are not there: alone a mistake, among all artifacts no failure."""
+    """An artifact needs data or training that is missing: an error if it is made alone, but not among all artifacts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRecipe:
-    """How to make an artifact whose numbers depend on more, or on something else, than the study's configuration."""
+    """How to make an artifact whose numbers depend on more, or other things, than the study's configuration."""
 
     make: Make
     configuration: Callable[[Study], dict[str, Any]]
 
 
 def configuration_of(study: Study, recipe: Make | ArtifactRecipe) -> dict[str, Any]:
-    """All that the artifact's numbers depend on."""
+    """Everything that the artifact's numbers depend on."""
     return recipe.configuration(study) if isinstance(recipe, ArtifactRecipe) else study.configuration
 
 
 def command(
     artifacts: Mapping[str, Make | ArtifactRecipe], doc: str | None, *, program: str | None = None
 ) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of an experiment's module, whose docstring is its help."""
+    """Make the `main` of an experiment's module; the module's docstring is its help."""
     name = program or "-".join(dict.fromkeys(name.rstrip("abcd") for name in artifacts))
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def command(
         errors = standard_error()
         if options.gammas and options.tune is None and not COMPARE_GAMMAS.intersection(artifacts):
             raise DriftlensError("--gammas names what --tune tries; give --tune with a number of records, too")
-        # The folder is tried before hours of work, not after.
+        # The folder is checked before hours of work, not after.
         with output_folder(options.out, names_of(artifacts)), open_study(options, errors) as study:
             for artifact, make in artifacts.items():
                 make_one(study, artifact, make, standard_output(), errors)

@@ -1,4 +1,4 @@
-"""One run against another on the same prompts, and how scores are printed."""
+"""Compare one run with another on the same prompts, and format scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """By how many points a score differs, with the interval that resamples records."""
+    """The difference of a score in points, with a bootstrap interval over records."""
 
     value: float
     low: float
@@ -48,10 +48,9 @@ class Difference:
 def difference(
     before: BenchmarkRun, after: BenchmarkRun, score: str, *, group: str | None = None, seed: int = 0
 ) -> Difference | None:
-    """How much higher `score` is in `after`, prompt by prompt; None where neither has such prompts.
+    """Measure how much higher `score` is in `after`, prompt by prompt; None if the runs share no such prompts.
 
-    The same prompts are compared, so that what is hard for both editors does not blur the difference, and whole
-    records are resampled.
+    Comparing the same prompts removes the variation in difficulty between prompts. Whole records are resampled.
     """
     return mean_difference(before, after, (score,), group=group, seed=seed)
 
@@ -59,7 +58,7 @@ def difference(
 def mean_difference(
     before: BenchmarkRun, after: BenchmarkRun, scores: Sequence[str], *, group: str | None = None, seed: int = 0
 ) -> Difference | None:
-    """The same for the mean of several scores, for all of which the same records are drawn; None where one has none."""
+    """The same for the mean of several scores, with the same resampled records for all; None if one is missing."""
     changes = {score: _changes(before, after, score, group) for score in scores}
     if any(change.empty for change in changes.values()):
         return None
@@ -70,9 +69,9 @@ def mean_difference(
 
 
 def average_difference(before: BenchmarkRun, after: BenchmarkRun, *, seed: int = 0) -> Difference | None:
-    """How much higher Avg. S is in `after`, both on the prompts that both have; None where a part has none.
+    """Measure how much higher Avg. S is in `after`, on the prompts that both have; None if a part is missing.
 
-    Avg. S is the harmonic mean of five means, so it is taken anew, in both runs, of every draw of the records.
+    Avg. S is the harmonic mean of five means, so it is recomputed in both runs for every resample of the records.
     """
     both = {score: _observed(before, after, score, None) for score in AVERAGED}
     if any(table.empty for table in both.values()):
@@ -83,27 +82,27 @@ def average_difference(before: BenchmarkRun, after: BenchmarkRun, *, seed: int =
     for side in ("before", "after"):
         of_side = {score: table[side].to_numpy(dtype=float) for score, table in both.items()}
         values.append(float(harmonic_mean(np.array([[of_side[score].mean()] for score in AVERAGED]))[0]))
-        draws = resampled_means(of_side, clusters, resamples=RESAMPLES, seed=seed)  # the same draws on both sides
+        draws = resampled_means(of_side, clusters, resamples=RESAMPLES, seed=seed)  # the same resamples on both sides
         drawn.append(harmonic_mean(np.stack([draws[score] for score in AVERAGED])))
     low, high = percentile_interval(drawn[1] - drawn[0])
     return Difference(value=values[1] - values[0], low=low, high=high)
 
 
 def _records_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Clusters]:
-    """The record of each row of each table, numbered as one."""
+    """The record of each row of each table, numbered consistently."""
     records = numbered(pd.concat([table["record"] for table in tables.values()]))
     ends = np.cumsum([len(table) for table in tables.values()])[:-1]
     return dict(zip(tables, np.split(records, ends), strict=True))
 
 
 def _changes(before: BenchmarkRun, after: BenchmarkRun, score: str, group: str | None) -> Any:
-    """A row for each prompt that both have: its record, and by how many points it rises."""
+    """A row for each prompt that both have: its record, and the rise in points."""
     both = _observed(before, after, score, group)
     return both[["record"]].assign(points=both["after"] - both["before"])
 
 
 def _observed(before: BenchmarkRun, after: BenchmarkRun, score: str, group: str | None) -> Any:
-    """A row for each prompt that both have: its record, and what the score is the mean of in either run."""
+    """A row for each prompt that both have: its record, and the values that the score averages in either run."""
     magnitudes = {magnitude: name for name, magnitude in MAGNITUDES.items()}
     task, wanted = SCORES[magnitudes.get(score, score)]
     keys = ["record", "prompt_index"]
@@ -125,25 +124,25 @@ def _of(run: BenchmarkRun, task: str, group: str | None) -> Any:
 
 
 def apart(before: BenchmarkRun, after: BenchmarkRun, score: str) -> bool:
-    """Whether the intervals of both, which resample records, do not touch and `after` is the higher."""
+    """Whether the two bootstrap intervals over records are disjoint and `after` is higher."""
     return bool(after.scores["cluster_low"][score] > before.scores["cluster_high"][score])
 
 
 def wrong_magnitude(run: BenchmarkRun, task: str) -> float:
-    """The mean P(o_edit) on a task where o_true is right, in percent."""
+    """The mean P(o_edit) on a task whose right answer is o_true, in percent."""
     of_task: Any = run.nlls[run.nlls["task"] == task]
     nlls = of_task["nll_new"].to_numpy(dtype=float)
     return float(100 * np.exp(-nlls).mean()) if len(nlls) else float("nan")
 
 
 def value_of(run: BenchmarkRun, score: str) -> float:
-    """In percent; NaN where the data has no such prompts."""
+    """The value in percent; NaN if the data has no such prompts."""
     values: Any = run.scores["value"]
     return float(values.get(score, float("nan")))
 
 
 def cell(run: BenchmarkRun, score: str, digits: int = 1) -> str:
-    """A score with half of its interval as the paper prints it, but of the one that resamples records."""
+    """Format a score with half of its interval, as in the paper, but with the bootstrap interval over records."""
     if np.isnan(value_of(run, score)):
         return "–"
     row = run.scores.loc[score]
@@ -155,7 +154,7 @@ def cell(run: BenchmarkRun, score: str, digits: int = 1) -> str:
 def score_table(rows: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
     """All scores of all rows with both intervals, a line each.
 
-    The row "None" is called "unedited": many a reader of a table takes "None" for a missing value.
+    The row "None" is called "unedited", because readers of a table often take "None" for a missing value.
     """
     tables = [
         run.scores.rename_axis("score").reset_index().assign(row=unedited(name)).dropna(subset=["value"])
@@ -171,7 +170,7 @@ def unedited(name: str) -> str:
 
 
 def by_gain(gain: Difference | None, *, separate: bool) -> Answer:
-    """Whether a score rises: by 10 points or more with intervals apart, for sure, perhaps, or not."""
+    """Whether a score rises: by 10 points or more with disjoint intervals, for sure, perhaps, or not."""
     if gain is None:
         return "cannot be told"
     if gain.low <= 0:

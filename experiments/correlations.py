@@ -1,4 +1,4 @@
-"""Correlations of drift factors with P(o_edit), as Figure 4 and Tables 2 and 4 need them: one pass over the prompts."""
+"""Correlations of drift factors with P(o_edit) for Figure 4 and Tables 2 and 4, from one pass over the prompts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FACTOR_NAMES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Points:
-    """Every prompt's factors and probabilities: a task, or a group of its prompts, where the data has groups."""
+    """Every prompt's factors and probabilities, for a task or, if the data has groups, a group of its prompts."""
 
     task: str
     group: str | None
@@ -50,12 +50,12 @@ class Points:
 
     @property
     def name(self) -> str:
-        """As in a caption."""
+        """The name in a caption."""
         return TASK_NAMES[self.task] + (f" ({self.group})" if self.group else "")
 
 
 def drift_points(study: Study) -> list[Points]:
-    """Both tasks, and behind each its groups."""
+    """Both tasks, each followed by its groups."""
     found: list[Points] = []
     for task in TASKS:
         table: Any = measurements.drift(study, task)
@@ -67,7 +67,7 @@ def drift_points(study: Study) -> list[Points]:
 
 
 def correlate(points: Points, factor: str, seed: int) -> Correlation | None:
-    """ρ of a factor with P(o_edit); None where there is too little to correlate."""
+    """Correlate a factor with P(o_edit); None if there are too few prompts."""
     try:
         return correlation(points.table[factor], points.table["edit_edited"], list(points.table["record"]), seed=seed)
     except DriftlensError:
@@ -75,12 +75,12 @@ def correlate(points: Points, factor: str, seed: int) -> Correlation | None:
 
 
 def typeset(text: str) -> str:
-    """Subscripts as plotly draws them."""
+    """Format subscripts for plotly."""
     return text.replace("_l", "<sub>l</sub>").replace("_h", "<sub>h</sub>")
 
 
 def layers_text(study: Study) -> str:
-    """Which layers drift is summed over, and why these."""
+    """Say which layers drift is summed over, and why."""
     layers = measurements.drift_layers(study)
     named = str(layers[0]) if len(layers) == 1 else f"{', '.join(map(str, layers[:-1]))} and {layers[-1]}"
     return (
@@ -100,7 +100,7 @@ def as_numbers(
     factors: Sequence[str],
     paper: Mapping[str, Mapping[str, str]],
 ) -> list[Number]:
-    """Each correlation beside the paper's, which has no groups."""
+    """List each correlation beside the paper's, which has no groups."""
     return [
         Number(
             name=f"{part.name}: {FACTOR_NAMES[factor]}",

@@ -43,8 +43,10 @@ COLUMNS = {
 
 
 def measured(study: Study) -> pd.DataFrame:
-    """A row per prompt: ``row, task, record``, P(o_edit) in percent in the three models, what attention carries of its
-    rise, and by how much the attention of the head that turns most rises at the subject, in percent.
+    """Measure every prompt, with a row of ``row, task, record``, P(o_edit) in the three models, and two effects.
+
+    All are in percent. The effects are the part of the rise that attention carries, and the rise of attention to the
+    subject in the head that changes most.
     """
     tables: list[pd.DataFrame] = []
     for name, setting in table_settings(study).items():
@@ -75,7 +77,7 @@ def _edits(study: Study, editor: Editor, records: Sequence[Record], name: str) -
 def _prompts(study: Study, cases: list[EditedPrompt]) -> pd.DataFrame:
     edits, prompts = [case.edit for case in cases], [case.prompt for case in cases]
     batch = 4 * study.options.batch_size
-    every = 2 * study.model.n_layers  # from wherever it begins, the window holds all layers
+    every = 2 * study.model.n_layers  # wherever it begins, the window contains all layers
     patch = patch_attention(
         study.model, edits, prompts, [(case.prompt.target_new,) for case in cases], every, batch_size=batch
     )
@@ -156,7 +158,7 @@ def _claim(task: str, means: dict[tuple[str, str], dict[str, float]]) -> Claim:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     records = study.records_of(TASKS[0], study.options.records or FEWER)
     settings = [setting for setting in table_settings(study).values() if setting != NONE]
     return settings_configuration(study, settings, records)

@@ -90,7 +90,7 @@ def _text(cell: Any) -> str:
 
 
 def _strongest_row(grid: pd.DataFrame) -> Claim:
-    """The edited subject's last token before all others, for both targets."""
+    """Whether the edited subject's last token has the strongest row, for both targets."""
     falls: Any = grid[grid["target_name"] == "o_edit"].groupby("role")["effect"].min()
     rises: Any = grid[grid["target_name"] == "o_true"].groupby("role")["effect"].max()
     others = -float(falls.drop(SUBJECT_LAST).min())
@@ -111,7 +111,7 @@ def _strongest_row(grid: pd.DataFrame) -> Claim:
 
 
 def _as_the_matrix(grid: pd.DataFrame, whole: dict[str, float]) -> Claim:
-    """D.2: as much as replacing the entire matrix (Figure 5), on the same prompts."""
+    """D.2: whether a score does as much as replacing the entire matrix (Figure 5), on the same prompts."""
     own = {
         "o_true": float(_peak(grid, "o_true", 1, SUBJECT_LAST).effect),
         "o_edit": float(_peak(grid, "o_edit", -1, SUBJECT_LAST).effect),
@@ -134,7 +134,7 @@ def _whole_matrix(study: Study, task: str, table: pd.DataFrame) -> dict[str, flo
     cases = [at for at, case in enumerate(every) if (case.record.index, case.prompt.text) in chosen]
     rows: Any = found.table[found.table["case"].isin(cases)]
     means = rows.groupby(["target_name", "layer"])["effect"].mean()
-    # A patch that only makes things worse is no patch at all.
+    # A patch that only makes things worse does not count.
     return {"o_true": max(0.0, float(means["o_true"].max())), "o_edit": min(0.0, float(means["o_edit"].min()))}
 
 

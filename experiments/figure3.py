@@ -23,7 +23,7 @@ from experiments.study import TASK_NAMES, Study
 from experiments.words import by_share, interval, percent, points
 
 PAPER = {"mlp": 4.59, "attn": 3.74, "edited": 5.26}
-"""Points by which P(o_true) falls at most, of GPT-J on Distract Neighborhood."""
+"""The largest falls of P(o_true) in points, for GPT-J on Distract Neighborhood."""
 
 
 def figure3(study: Study) -> Artifact:
@@ -55,19 +55,19 @@ def figure3(study: Study) -> Artifact:
 
 
 def of_target(trace: Trace, name: str) -> Trace:
-    """The part of a trace that is about one target."""
+    """The part of a trace for one target."""
     table, baselines = (part[part["target_name"] == name] for part in (trace.table, trace.baselines))
     return replace(trace, table=table.reset_index(drop=True), baselines=baselines.reset_index(drop=True))
 
 
 def of_group(trace: Trace, group: str) -> Trace:
-    """The part of a trace that is about one group of prompts."""
+    """The part of a trace for one group of prompts."""
     table, baselines = (part[part["group"] == group] for part in (trace.table, trace.baselines))
     return replace(trace, table=table.reset_index(drop=True), baselines=baselines.reset_index(drop=True))
 
 
 def total_effect(trace: Trace) -> float:
-    """By how much the edit itself changes the probability, on average."""
+    """The average change of the probability by the edit itself."""
     rows: Any = trace.baselines
     return float((rows["edited"] - rows["vanilla"]).mean())
 
@@ -81,12 +81,12 @@ def strongest(grid: pd.DataFrame, module: str, *, sign: int = -1, roles: Sequenc
 
 
 def cell_text(cell: Any) -> str:
-    """A cell's effect, its interval and where it is."""
+    """Describe a cell: its effect, interval and place."""
     return f"{points(cell.effect)} {interval(100 * cell.low, 100 * cell.high, 1)} ({cell.role}, layer {cell.layer})"
 
 
 def caption(study: Study, trace: Trace, task: str, target: str) -> str:
-    """What is shown, of what."""
+    """Describe what is shown and what it was measured on."""
     baselines: Any = trace.baselines
     n_records = baselines["record"].nunique()
     return (
@@ -99,7 +99,7 @@ def caption(study: Study, trace: Trace, task: str, target: str) -> str:
 
 
 def claims(grid: pd.DataFrame, total: float, edited: Sequence[int], *, sign: int = -1) -> list[Claim]:
-    """3.2's: the MLP around the edit, attention at the last token above it; each as a share of the edit's effect."""
+    """The claims of 3.2 (MLPs around the edit, attention of the last token above), as shares of the edit's effect."""
     possible = total * sign > 0.005
     mlp, attention = strongest(grid, "mlp", sign=sign), strongest(grid, "attn", sign=sign)
 

@@ -27,7 +27,7 @@ PAPER = {"distract_neighborhood": ("+28.6 %", "−54.0 %"), "relation": ("+739.2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """A task, or a group of its prompts: mean probabilities by layer, and those of the window that helps most."""
+    """Mean probabilities by layer for a task or a group of its prompts, and those of the best window."""
 
     task: str
     group: str | None
@@ -36,7 +36,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """As in a caption."""
+        """The name in a caption."""
         return TASK_NAMES[self.task] + (f" ({self.group})" if self.group else "")
 
     def means(self) -> Any:
@@ -49,7 +49,7 @@ class Curve:
         return {str(name): float(mean) for name, mean in means.items()}
 
     def best(self) -> tuple[int, float, float]:
-        """The layer where P(o_edit) falls lowest, and the relative changes of P(o_true) and P(o_edit) there."""
+        """The layer where P(o_edit) is lowest, and the relative changes of P(o_true) and P(o_edit) there."""
         means, before = self.means(), self.unpatched()
         layer = int(means["o_edit"].idxmin())
         true, edit = (
@@ -63,7 +63,7 @@ def figure5(study: Study) -> Artifact:
     """Curves over layers for both tasks."""
     curves = [curve for task in TASKS for curve in _curves(study, task)]
     grouped = any(curve.group for curve in curves)
-    # The paper's two panels; where the data has groups, the one that the edited object's type belongs to as well.
+    # The paper's two panels; if the data has groups, the one with the edited object's type as well.
     shown = [curve for curve in curves if curve.group in (None, "same type")]
     window = measurements.patch_window(study)
     figure = plot_patch_curve(

@@ -27,7 +27,7 @@ HEADS = ("selected", "all")
 MEASURES = {"Edit Success": ablations.success, "Specificity": ablations.specificity}
 PARTS = {"Edit Success": ablations.SUCCESS, "Specificity": ablations.SPECIFICITY}
 STRONG = 3.0
-"""Points by which the selected heads lead at every γ."""
+"""The lead in points of the selected heads, at every γ, that counts as strong."""
 
 
 def settings(study: Study) -> dict[str, Setting]:
@@ -93,7 +93,7 @@ def _value(points: pd.DataFrame, measure: str, heads: str, gamma: float) -> floa
 
 
 def _claim(runs: dict[str, BenchmarkRun], measure: str, gammas: Sequence[float], seed: int) -> Claim:
-    """At how many γ the selected heads are ahead for sure, record by record."""
+    """Count the γ at which the selected heads are significantly ahead, record by record."""
     claim = f"Restraining the selected heads outperforms restraining all heads on {measure}, whatever γ."
     pairs = [(runs[f"all heads, γ = {gamma:g}"], runs[f"selected heads, γ = {gamma:g}"]) for gamma in gammas]
     found = [mean_difference(all_heads, selected, PARTS[measure], seed=seed) for all_heads, selected in pairs]
@@ -113,7 +113,7 @@ def _claim(runs: dict[str, BenchmarkRun], measure: str, gammas: Sequence[float],
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return ablations.configured(study, settings(study))
 
 

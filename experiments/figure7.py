@@ -97,7 +97,7 @@ def _points(runs: dict[tuple[str, str], BenchmarkRun]) -> pd.DataFrame:
 
 
 def _claim(points: pd.DataFrame, panel: str) -> Claim:
-    """At the success of every point of the other curves: is SADR's curve above it?"""
+    """Test whether SADR's curve is higher at the edit success of every point of the other curves."""
     of: Any = points[points["panel"] == panel]
     ours = of[of["series"] == SADR].sort_values("x")
     others = of[~of["series"].isin([SADR, UNEDITED])]
@@ -121,7 +121,7 @@ def _claim(points: pd.DataFrame, panel: str) -> Claim:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return ablations.configured(study, {" ".join(key): setting for key, setting in settings(study).items()})
 
 

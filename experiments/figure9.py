@@ -22,7 +22,7 @@ from experiments.study import TASK_NAMES, Study
 from experiments.words import by_share, listed, points
 
 PAPER_WINDOWS = (1, 3, 6, 10)
-"""Of the paper's 1 … 10; of shallow models those that differ when scaled."""
+"""Windows of the paper's 1 … 10; for shallow models, those that still differ when scaled."""
 
 
 def figure9a(study: Study) -> Artifact:

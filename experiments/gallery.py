@@ -1,4 +1,4 @@
-"""The gallery: a README of the figures' folder, made of the artifacts' manifests."""
+"""The gallery: a README of the figures' folder, made from the artifacts' manifests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["write"]
 
 
 def write(folder: Path, names: Sequence[str], study: Study) -> None:
-    """Write `README.md` with every artifact that is there, or nothing where there is none."""
+    """Write `README.md` with every artifact in the folder; nothing if there is none."""
     found = [(name, manifest) for name in names if (manifest := read_manifest(name, folder)) is not None]
     if not found:
         return
@@ -51,7 +51,7 @@ def _head(study: Study) -> list[str]:
 
 
 def _argument(item: Field[Any], value: Any) -> str:
-    """An option as it is typed."""
+    """Format an option as it is typed."""
     flag = flag_of(item)
     if isinstance(value, bool):
         return flag

@@ -46,9 +46,9 @@ from experiments.words import number
 
 SCORES = ("Avg.S", "ES", "PS", "NS", "RS", "DNS")
 FACTORS = (0.5, 1.0, 2.0, 4.0)
-"""The curve, in units of the model's weight."""
+"""The weights of the curve, as multiples of the model's weight."""
 GOAL = 10.0
-"""Points of Avg. S above SADR's."""
+"""The target gain over SADR in points of Avg. S."""
 PANELS = {
     "Relation": ("ES (%)", "RS (%)"),
     "Distract Neighborhood": ("ES (%)", "DNS (%)"),
@@ -74,7 +74,7 @@ def weight(study: Study) -> float:
 
 
 def guards_table(study: Study) -> Artifact:
-    """Editor alone, SADR, guards, and what guards add to either on the same prompts."""
+    """Compare the editor alone, SADR and guards, and test what guards add to either on the same prompts."""
     records = records_for(study)
     rows = {name: run(study, setting, records) for name, setting in table_settings(study).items()}
     _, plain, sadr, guards = rows
@@ -123,7 +123,7 @@ def curve_settings(study: Study) -> dict[str, Setting]:
 
 
 def _few(study: Study) -> int | None:
-    """How many steps the editor takes without a restraint, where that is fewer."""
+    """The editor's number of steps without a restraint, if that is smaller."""
     alone, restrained = (
         editor_of(study, of) for of in (ablations.alone(study, texts=False), table_settings(study)[_sadr_name(study)])
     )
@@ -141,7 +141,7 @@ def _weights(study: Study) -> list[float]:
 
 
 def guards_curve(study: Study) -> Artifact:
-    """What specificity costs, over all weights."""
+    """The cost of specificity, over all weights."""
     runs = ablations.runs_of(study, curve_settings(study))
     about = ablations.about(study, runs)
     points = _points(study, runs)
@@ -243,13 +243,13 @@ def _claim(sadr: BenchmarkRun, gain: Difference | None, told: str = "") -> Claim
 
 
 def table_configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     settings = [setting for setting in table_settings(study).values() if setting != NONE]
     return settings_configuration(study, settings, records_for(study))
 
 
 def curve_configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return ablations.configured(study, curve_settings(study))
 
 

@@ -1,4 +1,4 @@
-"""The rows of the main table, and runs of fewer records taken from theirs where they have the same settings."""
+"""The rows of the main table; runs of fewer records are taken from theirs if the settings are the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main_settings(study: Study) -> list[Setting]:
 
 
 def settings_of(study: Study, editors: Sequence[str]) -> list[Setting]:
-    """No edit, and every editor without and with SADR, tuned where that is asked for."""
+    """No edit, and every editor without and with SADR, tuned on request."""
     rows = [NONE]
     for editor in editors:
         found = tuned(study, editor)
@@ -30,7 +30,7 @@ def settings_of(study: Study, editors: Sequence[str]) -> list[Setting]:
 
 
 def run(study: Study, setting: Setting, records: Sequence[Record]) -> BenchmarkRun:
-    """The run of a setting on these records: from memory, from disk, or computed."""
+    """Return the run of a setting on these records: from memory, from disk, or computed."""
     main = records_for(study)
     held = {record.index for record in main}
     if len(records) < len(main) and all(record.index in held for record in records):
@@ -42,7 +42,7 @@ def run(study: Study, setting: Setting, records: Sequence[Record]) -> BenchmarkR
 
 
 def _identity(study: Study, setting: Setting) -> tuple[str, ...]:
-    """What tells settings apart once presets are filled in."""
+    """Identifies a setting once presets are filled in."""
     editor = editor_of(study, setting)
     if editor is None:
         return ()

@@ -1,8 +1,8 @@
 """The measurements that experiments share: traces, patches, drift and evaluations of a study's cases.
 
-Each is computed a few cases at a time and kept on disk (`driftlens.runs.shards`) under a hash of all it depends on, so
-that Figures 3 and 9b are one trace, Figure 4 and Tables 2 and 4 one pass over the prompts, and an interrupted run goes
-on.
+Each is computed a few cases at a time and cached on disk (`driftlens.runs.shards`) under a hash of everything it
+depends on. Figures 3 and 9b therefore share one trace, Figure 4 and Tables 2 and 4 share one pass over the prompts, and
+an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def score_patch(study: Study, task: str) -> ScorePatch:
 
 
 def drift_layers(study: Study) -> tuple[int, ...]:
-    """Where attention contaminates, by Figure 3's trace: the layers that drift is summed over."""
+    """The layers over which drift is summed: those where attention contaminates in Figure 3's trace."""
     return significant_layers(trace(study).table)
 
 
@@ -202,7 +202,7 @@ def _by_role(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _with_records(table: pd.DataFrame, cases: Sequence[EditedPrompt]) -> pd.DataFrame:
-    """Which record and group a case belongs to."""
+    """Add the record and group of each case."""
     numbers = table["case"].tolist()
     return table.assign(
         record=[cases[number].record.index for number in numbers], group=[cases[number].group for number in numbers]
@@ -220,7 +220,7 @@ def _measured(
     work: Callable[[Sequence[EditedPrompt]], dict[str, pd.DataFrame]],
     size: int = 16,
 ) -> dict[str, pd.DataFrame]:
-    # Templates say where a test prompt's subject stands, and so which roles its tokens have.
+    # Templates identify a test prompt's subject, and so the roles of its tokens.
     asked = [[repr(case.record.fact), repr(case.prompt)] for case in cases]
     prompts = settings_hash([asked, list(study.templates)])
     return _kept(study, f"{name} {prompts}", " ".join(name.split()[:3]).replace("_", " "), cases, work, size)
@@ -234,7 +234,7 @@ def _kept(
     work: Callable[[Sequence[Any]], dict[str, pd.DataFrame]],
     size: int,
 ) -> dict[str, pd.DataFrame]:
-    """From this run's memory, from disk, or computed."""
+    """Return a result from this run's memory, from disk, or computed."""
     about = {name: study.configuration[name] for name in ("dtype", "device", "editor", "second_moment", "driftlens")}
     folder = cache_folder() / "measurements" / settings_hash([key, about, size])
     if key not in study.measured:

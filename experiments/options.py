@@ -16,13 +16,13 @@ _RUN = "run and output"
 
 
 def number_list(text: str) -> tuple[float, ...]:
-    """A type for arguments: numbers above 0, such as `0.5,1,2`."""
+    """An argument type: a list of numbers above 0, such as `0.5,1,2`."""
     return tuple(map(number(above=0), text.split(",")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EditorOptions, ModelOptions):
-    """What the command line says; None where the model, its preset or the data decide."""
+    """The options of the command line; None leaves the choice to the model, its preset or the data."""
 
     data: str = option("demo", "demo (default) or a JSON file like merged_counterfact.json", "D", group=_DATA)
     records: int | None = option(

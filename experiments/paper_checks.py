@@ -1,4 +1,4 @@
-"""What in the paper does not fit together, computed from its printed numbers alone."""
+"""Inconsistencies in the paper, computed from its printed numbers alone."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from experiments.paper_numbers import (
 __all__ = ["Inconsistency", "inconsistencies"]
 
 _RECORDS = 1678
-"""Those that the authors published; each has one rewrite prompt, so ES is a share of so many."""
+"""The number of records that the authors published; each has one rewrite prompt, so ES is a share of this number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inconsistency:
-    """Something in the paper that its own numbers contradict."""
+    """A statement of the paper that its own numbers contradict."""
 
     where: str
     what: str
 
 
 def inconsistencies() -> list[Inconsistency]:
-    """All that follows from the printed numbers alone."""
+    """List everything that follows from the printed numbers alone."""
     return [
         *_repeated_rows(),
         *_averages(),
@@ -68,7 +68,7 @@ def _repeated_rows() -> list[Inconsistency]:
 
 
 def _averages() -> list[Inconsistency]:
-    """Avg. S against the harmonic mean of what stands beside it; rounded parts move it by a few hundredths."""
+    """Compare Avg. S with the harmonic mean of the scores beside it; rounding moves it by a few hundredths."""
     found: list[Inconsistency] = []
     tables: list[tuple[str, Mapping[tuple[str, ...], Row]]] = [
         ("Table 3", TABLE_3),
@@ -89,7 +89,7 @@ def _averages() -> list[Inconsistency]:
 
 
 def _impossible_intervals() -> list[Inconsistency]:
-    """ES is a share of the records, so that its interval follows from it."""
+    """ES is a share of the records, so its interval follows from it."""
     found: list[Inconsistency] = []
     for key, row in TABLE_3.items():
         share = row["ES"] / 100
@@ -130,7 +130,7 @@ def _tables_that_differ() -> list[Inconsistency]:
 
 
 def _sentences() -> list[Inconsistency]:
-    """Statements of the text against the tables that they are about."""
+    """Compare statements of the text with the tables they refer to."""
     edits = [(model, editor) for model, editor in TABLE_6 if "+" not in editor and editor != "None"]
     rows = [(key, TABLE_6[key], TABLE_6[key[0], f"{key[1]}+SADR"]) for key in edits]
 
@@ -181,12 +181,12 @@ def _sentences() -> list[Inconsistency]:
 
 
 def _fall(model: str, editor: str, score: str) -> float:
-    """In Table 3, in points."""
+    """The fall in Table 3, in points."""
     return TABLE_3[model, editor][score] - TABLE_3[model, f"{editor}+SADR"][score]
 
 
 def _gain(model: str, editor: str, score: str) -> float:
-    """In Table 3, in percent of the score without SADR."""
+    """The gain in Table 3, in percent of the score without SADR."""
     return 100 * (TABLE_3[model, f"{editor}+SADR"][score] / TABLE_3[model, editor][score] - 1)
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables as they are printed, kept as text, row for row, so that they can be compared by eye."""
+"""The paper's tables as printed, stored as text row by row, so that they can be compared by eye."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ ROME+SADR 8e-2  99.80 96.00 79.68 34.13 50.79 621.92
 
 
 def harmonic_mean(parts: Sequence[float]) -> float:
-    """As Avg. S is defined."""
+    """The harmonic mean, which defines Avg. S."""
     return len(parts) / sum(1 / part for part in parts)
 
 
@@ -153,7 +153,7 @@ def _cells(text: str) -> list[dict[str, str]]:
 
 
 def _table(text: str, *keys: str) -> dict[tuple[str, ...], Row]:
-    """By the texts in the columns `keys`; "-" is no number, and an interval in brackets goes elsewhere."""
+    """Parse a table into rows by the texts in the columns `keys`; "-" means no number, and intervals are left out."""
     return {
         tuple(cells[key] for key in keys): {
             name: float(cell.split("(")[0]) for name, cell in cells.items() if name not in keys and cell != "-"
@@ -177,7 +177,7 @@ TABLE_1 = {key[0]: row for key, row in _table(_TABLE_1, "editor").items()}
 TABLE_3 = _table(_TABLE_3, "model", "editor")
 """(model, editor) → scores; "+ours" is "+SADR" here."""
 TABLE_3_INTERVALS = _intervals(_TABLE_3, "model", "editor")
-"""What stands in brackets there: half a 95 % interval."""
+"""The numbers in brackets there: half of a 95 % interval."""
 TABLE_6 = _table(_TABLE_6, "model", "editor")
 """(model, editor) → scores."""
 TABLE_7 = {key[0]: row for key, row in _table(_TABLE_7, "editor").items()}

@@ -1,4 +1,4 @@
-"""What Tables 1, 3 and 6 share: the rows, the picture, and the paper's numbers beside ours."""
+"""Shared code of Tables 1, 3 and 6: the rows, the picture, and the paper's numbers beside ours."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def runs_of(study: Study, settings: Sequence[Setting]) -> dict[str, BenchmarkRun
 
 
 def configured(study: Study) -> dict[str, Any]:
-    """What the main table's numbers depend on, and how settings were chosen."""
+    """The configuration that the main table's numbers depend on, and how settings were chosen."""
     found = {editor: tuned(study, editor).told() for editor in EDITORS} if study.options.tune is not None else {}
     return settings_configuration(study, main_settings(study), records_for(study), tuned=found)
 
@@ -62,7 +62,7 @@ def pairs(rows: Mapping[str, BenchmarkRun]) -> list[tuple[str, BenchmarkRun, Ben
 
 
 def there(rows: Mapping[str, BenchmarkRun], scores: Sequence[str]) -> list[str]:
-    """Those of the scores that the data has."""
+    """The scores that the data has."""
     return [score for score in scores if any(not np.isnan(value_of(run, score)) for run in rows.values())]
 
 
@@ -74,7 +74,7 @@ def prompts_of(rows: Mapping[str, BenchmarkRun]) -> pd.DataFrame:
 def picture(
     rows: Mapping[str, BenchmarkRun], scores: Sequence[str], *, title: str, note: str, rules: Sequence[int] = ()
 ) -> go.Figure:
-    """Editors × scores; of an editor with and without SADR the better is bold."""
+    """Draw editors × scores; for an editor with and without SADR, the better score is bold."""
     scores = there(rows, scores)
     columns = {"Editor": [name.replace("+", " + ") for name in rows]}
     for score in scores:
@@ -90,17 +90,17 @@ def picture(
 
 
 def _head(score: str) -> str:
-    """Two lines: a group of prompts stands under its score."""
+    """Two lines: a group of prompts is named under its score."""
     return score.replace("Avg.S", "Avg. S").replace(", ", "\n")
 
 
 def _better(score: str, alone: BenchmarkRun, restrained: BenchmarkRun, none: BenchmarkRun | None) -> list[int]:
-    """Which of the two is better, as 0 and 1; both or none where they are equal or nothing is known."""
+    """Mark the better of the two, as 0 and 1; both or none if they are equal or unknown."""
     values = np.array([value_of(alone, score), value_of(restrained, score)])
     if np.isnan(values).any():
         return []
     if score in ("FL", "PPL"):
-        # Neither is good for its own sake: what counts is how near the unedited model's it is (5.1).
+        # Neither direction is better in itself: what counts is the distance from the unedited model (5.1).
         if none is None or np.isnan(value_of(none, score)):
             return []
         values = -np.abs(values - value_of(none, score))
@@ -121,7 +121,7 @@ def numbers(rows: Mapping[str, BenchmarkRun], paper: Mapping[str, Row], scores: 
 
 
 def settings_text(rows: Mapping[str, BenchmarkRun]) -> str:
-    """Every editor's settings in a sentence."""
+    """Describe every editor's settings in a sentence."""
     from driftlens.options.editing import editor_text
 
     parts: list[str] = []
@@ -133,7 +133,7 @@ def settings_text(rows: Mapping[str, BenchmarkRun]) -> str:
 
 
 def about(study: Study, rows: Mapping[str, BenchmarkRun]) -> str:
-    """What a caption says of model, records and settings."""
+    """Describe model, records and settings for a caption."""
     first = next(iter(rows.values()))
     chosen = tuning_text(study)
     few = study.options.text_records
@@ -146,7 +146,7 @@ def about(study: Study, rows: Mapping[str, BenchmarkRun]) -> str:
 
 
 def note(study: Study, rows: Mapping[str, BenchmarkRun]) -> str:
-    """The same under a picture."""
+    """The same for the note under a picture."""
     first = next(iter(rows.values()))
     return (
         f"Model {study.model_name} · {len(first.records)} test records of {study.data_name} · in brackets half of a "

@@ -40,7 +40,7 @@ from experiments.words import number
 COUNTS = (1, 10, 100)
 EDITORS = ("rome", "memit", "alphaedit")
 GUARDED = EDITORS
-"""Editors that are measured with guards, too, in sequence."""
+"""Editors that are measured in sequence with guards as well."""
 TASKS_MEASURED = ("rewrite", "paraphrase", "neighborhood", "relation", "distract_neighborhood")
 SCORES = ("ES", "PS", "NS", "RS", "DNS")
 PANELS = {
@@ -51,14 +51,14 @@ PANELS = {
 }
 _COLUMNS = {"Edit success": "ES", "Relation": "RS", "Distract Neighborhood": "DNS", "Attention drift": "drift"}
 TAKEN = 50.0
-"""ES of single edits below which nothing can be lost."""
+"""ES of single edits below which a loss cannot be measured."""
 HOLDS = 10.0
-"""Points of ES that may be lost between one edit and the most."""
+"""The largest loss of ES, in points, between one edit and the most edits, that counts as holding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ways:
-    """A way of writing several facts: what it is called, which restraints are compared, and how it is done."""
+    """A way of writing several facts: its name, the restraints that are compared, and the function."""
 
     name: str
     guards: bool
@@ -103,12 +103,12 @@ def settings(study: Study, ways: Ways) -> dict[str, Setting]:
 
 
 def counts_of(records: Sequence[Record]) -> tuple[int, ...]:
-    """The numbers of edits that there are records for."""
+    """The numbers of edits for which there are enough records."""
     return tuple(count for count in COUNTS if count <= len(records))
 
 
 def measured(study: Study, ways: Ways, name: str, setting: Setting, records: Sequence[Record]) -> pd.DataFrame:
-    """A row per number of edits, from the cache where it is there."""
+    """A row per number of edits, from the cache if possible."""
     editor = editor_of(study, setting)
     assert editor is not None
     provenance = editor.provenance(study.model)
@@ -231,12 +231,12 @@ def _claim(table: pd.DataFrame, row: str, ways: Ways, most: int) -> Claim:
 
 
 def edits_in_sequence(study: Study) -> Artifact:
-    """One after another, each on the model as the earlier ones left it."""
+    """Edit one after another, each on the model as the earlier ones left it."""
     return _artifact(study, SEQUENCE, "edits_in_sequence")
 
 
 def edits_together(study: Study) -> Artifact:
-    """All at once, each on the unedited model."""
+    """Make all edits at once, each on the unedited model."""
     return _artifact(study, TOGETHER, "edits_together")
 
 

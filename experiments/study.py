@@ -1,11 +1,11 @@
-"""What every experiment starts from: one model, one data set, one editor, and the edits.
+"""The starting point of every experiment: one model, one data set, one editor, and the edits.
 
-1. Records are chosen per task: of the test split where the data has splits (the others served for choosing settings),
-   the first N that have a prompt of the task. In the bundled world these are the same records for every task; in the
-   paper's benchmark no record has both, and two sets of facts are edited.
+1. Records are chosen per task: the first N that have a prompt of the task, from the test split if the data has splits
+   (the others were used to choose settings). In the bundled world these are the same records for every task. In the
+   paper's benchmark no record has both tasks, so two sets of facts are edited.
 2. Edits come from a cache on disk that all experiments share (`driftlens.runs.edit_cache`).
-3. A case is one test prompt under its record's edit. Relation prompts that do not name the edited subject, but an alias
-   of it, are left out, since nothing could be measured at the subject's tokens.
+3. A case is one test prompt under its record's edit. Relation prompts that name an alias instead of the edited subject
+   are left out, since nothing could be measured at the subject's tokens.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class EditedPrompt:
 
     @property
     def group(self) -> str | None:
-        """As it is written in a caption."""
+        """The group's name in a caption."""
         return None if self.prompt.group is None else self.prompt.group.replace("_", " ")
 
     @property
@@ -63,7 +63,7 @@ class EditedPrompt:
 
 
 class Study:
-    """Everything is made when it is first asked for, so a mistake in the options costs no waiting."""
+    """Everything is created on first use, so a mistake in the options is reported at once."""
 
     def __init__(self, options: Options, bars: Progress) -> None:
         self.options = options
@@ -81,7 +81,7 @@ class Study:
 
     @cached_property
     def records(self) -> list[Record]:
-        """Those that may be measured on."""
+        """The records reserved for measuring."""
         test = [record for record in self.all_records if record.split == "test"]
         return test or [record for record in self.all_records if record.split is None] or self.all_records
 
@@ -94,7 +94,7 @@ class Study:
 
     @cached_property
     def editor(self) -> Editor:
-        """The editor with the model's preset, what the options change, and its second moments."""
+        """The editor with the model's preset, the options' changes, and its second moments."""
         model = self.model
         editor = make_editor(model, self.options)
         if editor.restrained_above >= model.n_layers - 1:
@@ -160,11 +160,11 @@ class Study:
 
     @cached_property
     def configuration(self) -> dict[str, Any]:
-        """All that the numbers depend on and that is known before any is computed."""
+        """Everything that the numbers depend on and that is known before any is computed."""
         from driftlens.version import __version__
 
         options = self.options
-        # Any fact will do: everything of the provenance but the fact itself is the editor's and the model's.
+        # Any fact will do: apart from the fact, the provenance depends only on the editor and the model.
         provenance = self.editor.provenance(self.model, self.records[0].fact)
         fact = ("subject", "prompt", "target_true", "target_new", "model")
         return {
@@ -183,36 +183,36 @@ class Study:
 
     @property
     def most_records(self) -> int:
-        """How many records of a task a figure of tokens or layers is measured on at most."""
+        """The largest number of records of a task for a figure of tokens or layers."""
         return self.options.records or MOST_RECORDS
 
     @property
     def data_name(self) -> str:
-        """Without the folder it lies in."""
+        """The data's name without its folder."""
         return Path(self.options.data).name
 
     @property
     def editor_name(self) -> str:
-        """In capitals, as it is written."""
+        """The editor's name in capitals."""
         return self.options.editor.upper()
 
     @property
     def model_name(self) -> str:
-        """Without the folder it lies in."""
+        """The model's name without its folder."""
         return Path(self.model.name).name
 
     @property
     def editing(self) -> str:
-        """How the model is edited, in a few words."""
+        """Describe the editing in a few words."""
         return f"{self.model.n_layers} layers, {self.configuration['dtype']}, {editor_text(self.editor)}"
 
     @property
     def about(self) -> str:
-        """Model and editor in a few words."""
+        """Describe model and editor in a few words."""
         return f"Model {self.model_name}, {self.editing}"
 
     def shown(self, text: str) -> AbstractContextManager[OnDone]:
-        """A line of progress as long as the body lasts; it yields what to call with how many are done, of how many."""
+        """Show a line of progress while the body runs; yields a function of the number done and the total."""
         return while_shown(self.bars, text)
 
 
@@ -223,10 +223,10 @@ def _usable(record: Record, task: str) -> tuple[TaskPrompt, ...]:
 
 @contextmanager
 def open_study(options: Options, errors: Terminal) -> Generator[Study]:
-    """A study whose progress and warnings are seen on `errors`."""
+    """Make a study whose progress and warnings go to `errors`."""
     with shown_warnings(errors), progress_bars(errors) as bars:
         study = Study(options, bars)
-        resolve(options.model)  # a name that is none, and data that hold nothing, cost no waiting
+        resolve(options.model)  # an unknown name or empty data is reported at once
         if "," not in options.data and "+" not in options.data:  # Table 8 takes several data sets, and reads each
             study.all_records  # noqa: B018
         yield study

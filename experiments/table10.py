@@ -116,7 +116,7 @@ def _claims(rows: dict[str, BenchmarkRun], study: Study) -> list[Claim]:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return ablations.configured(study, settings(study))
 
 

@@ -101,7 +101,7 @@ def _compared(study: Study, part: Points, other: str, what: str) -> Claim:
 
 
 def _best(points: list[Points], found: dict[tuple[str, str], Any]) -> list[tuple[int, int]]:
-    """The strongest factor of each task, to be set in bold."""
+    """The strongest factor of each task, which is set in bold."""
     cells: list[tuple[int, int]] = []
     for at, part in enumerate(points):
         values = [-1.0 if (each := found[part.name, factor]) is None else abs(each.rho) for factor in FACTORS]

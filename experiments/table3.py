@@ -50,7 +50,7 @@ def table3(study: Study) -> Artifact:
 
 
 def claims(rows: Mapping[str, BenchmarkRun], seed: int) -> list[Claim]:
-    """For each editor: what SADR gains, and what it costs."""
+    """The claims for each editor: what SADR gains, and what it costs."""
     return [
         claim
         for editor, alone, restrained in pairs(rows)

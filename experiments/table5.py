@@ -38,7 +38,7 @@ PAPER = {
 }
 PAPER_RHO = "ρ = 0.748, p < 0.05 (GPT-2 XL)"
 FEWEST = 5
-"""Facts of a kind below which its scores say nothing."""
+"""The least number of facts of a kind for which scores are meaningful."""
 
 
 def table5(study: Study) -> Artifact:

@@ -52,7 +52,7 @@ def settings(study: Study) -> list[Setting]:
     """The rows: no edit, and every editor without and with SADR.
 
     Raises:
-        OtherDataNeededError: nobody has trained MEND's hypernetworks for this model.
+        OtherDataNeededError: MEND's hypernetworks have not been trained for this model.
     """
     rows = settings_of(study, EDITORS)
     for row in rows:
@@ -65,7 +65,7 @@ def settings(study: Study) -> list[Setting]:
 
 
 def claims(rows: Mapping[str, BenchmarkRun], seed: int) -> list[Claim]:
-    """For each editor: whether specificity fails without SADR, and what SADR gains."""
+    """The claims for each editor: whether specificity fails without SADR, and what SADR gains."""
     return [
         claim
         for editor, alone, restrained in pairs(rows)
@@ -116,7 +116,7 @@ def _cost(editor: str, alone: BenchmarkRun, restrained: BenchmarkRun, seed: int)
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return settings_configuration(study, settings(study), records_for(study))
 
 

@@ -104,13 +104,13 @@ def _part(study: Study, group: str) -> Study:
     records = [record for source in group.split("+") for record in load_records(source)]
     if not records:
         raise DriftlensError(f"--data {group!r} has no records; give {ADVICE}")
-    # A run tells records by their numbers, which two files share.
+    # A run identifies records by their numbers, which can occur in two files.
     part.all_records = [replace(record, index=at) for at, record in enumerate(records)]
     return part
 
 
 def _paper(name: str, label: str) -> Row:
-    """The paper's row for data of that name; none for data that it does not have."""
+    """The paper's row for data of that name; empty for data that the paper does not have."""
     low = name.lower()
     known = "zsRE+Wiki-recent" if "zsre" in low and "recent" in low else "CounterFact" if "counterfact" in low else ""
     return TABLE_8.get((known, label), {})
@@ -148,7 +148,7 @@ def _claim(name: str, alone: BenchmarkRun, restrained: BenchmarkRun, score: str,
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     return {
         name: settings_configuration(part, list(settings(part).values())[1:], records_for(part))
         for name, part in groups_of(study).items()

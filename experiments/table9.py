@@ -43,18 +43,18 @@ from experiments.study import Study
 from experiments.tuning import tuned
 
 PAIRS = 20
-"""Of each editor, as in the paper."""
+"""The number of pairs of each editor, as in the paper."""
 CHECKS = 2
 ORDER = ("specificity", "success", "fluency")
 EDITORS = ("rome", "pmet", "memit")
 LEAST_FLUENCY = 10.0
 """A smaller difference of FL is a tie."""
 PAPER_ANSWERS = 20 * 2 * 9
-"""Pairs × models × annotators of a row of the paper's table."""
+"""Pairs × models × annotators in a row of the paper's table."""
 
 
 def table9(study: Study) -> Artifact:
-    """Editors × criteria, by the automatic judge; writes the annotators' page and its key, too."""
+    """Tabulate editors × criteria by the automatic judge; also write the annotators' page and its key."""
     pairs = [pair for editor in EDITORS for pair in _pairs(study, editor)]
     n_spare = CHECKS if len(pairs) > len(EDITORS) * CHECKS else 0
     of = {editor: [pair for pair in pairs if pair.setting == editor.upper()] for editor in EDITORS}
@@ -150,7 +150,7 @@ def _complete(study: Study, setting: Setting) -> Any:
 
 
 def _write_study(study: Study, pairs: Sequence[TextPair], spares: Sequence[TextPair]) -> None:
-    """The page that shows the pairs to people, and the key to their answers."""
+    """Write the page that shows the pairs to people, and the key to their answers."""
     systems = {
         editor.upper(): Systems(baseline=editor.upper(), challenger=f"{editor.upper()} + SADR") for editor in EDITORS
     }
@@ -193,7 +193,7 @@ def _judged(pair: TextPair, fluency: tuple[float, float]) -> dict[str, Any]:
 
 
 def outcome(gain: float, least: float) -> str:
-    """Win, loss or tie by a difference of scores; it has to be at least `least`, and more than nothing."""
+    """Win, loss or tie by a difference of scores; differences of zero or below `least` are ties."""
     if gain == 0 or abs(gain) < least:
         return "tie"
     return "win" if gain > 0 else "loss"
@@ -260,7 +260,7 @@ def _listed(drawn: pd.DataFrame, criteria: Sequence[str]) -> str:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """For the manifest."""
+    """The configuration for the manifest."""
     settings = [setting for editor in EDITORS for setting in _settings(study, editor)]
     return settings_configuration(study, settings, _records(study), max_tokens=100, judge=1, checks=CHECKS)
 

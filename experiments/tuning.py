@@ -1,15 +1,15 @@
-"""Learning rate and γ for a model that nobody has tuned, chosen on records that no table is measured on.
+"""Tune learning rate and γ for a model without a preset, on records that no table is measured on.
 
-`--tune N` takes N records that are not among the test records and share no subject with them (of the data's validation
-split where it has one), and chooses for each editor
+`--tune N` takes N records that are not among the test records and share no subject with them (from the data's
+validation split if it has one), and chooses for each editor
 
-1. the learning rate of the editor alone: of the preset's, half of it and twice of it, or those of `--lrs`; among those
-   whose edit success (mean of ES and PS) is within 2 points of the best, the one with the highest Avg. S;
-2. γ: of the paper's values (C.2), or those of `--gammas`; among those that cost at most 4 points of ES, the one with
-   the highest Avg. S; where all cost more, the one that costs least.
+1. the learning rate of the editor alone: among the preset's, half of it and twice of it, or those of `--lrs`. Of those
+   whose edit success (mean of ES and PS) is within 2 points of the best, the one with the highest Avg. S is chosen;
+2. γ: among the paper's values (C.2), or those of `--gammas`. Of those that cost at most 4 points of ES, the one with
+   the highest Avg. S is chosen; if all cost more, the one that costs least.
 
-Avg. S is the harmonic mean of those of its parts that the data has.  What was tried and chosen stands in the manifest
-of every artifact.  Without `--tune` the presets hold, and nothing is measured.
+Avg. S is the harmonic mean of those of its parts that the data has.  The manifest of every artifact lists what was
+tried and chosen.  Without `--tune` the presets are used, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Tuned", "TuningCandidate", "best_gamma", "best_lr", "tuned", "tuning_text", "validation_records"]
 
 GAMMAS = (5e-3, 1e-2, 4e-2, 8e-2)
-"""Those that the paper tried on its validation split (C.2)."""
+"""The values that the paper tried on its validation split (C.2)."""
 LR_FACTORS = (0.5, 1.0, 2.0)
 MOST_ES_LOST = 4.0
 SUCCESS_MARGIN = 2.0
@@ -47,7 +47,7 @@ SUCCESS_MARGIN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class TuningCandidate:
-    """What was tried, and its scores in percent; γ is None for the editor alone."""
+    """The tried settings and their scores in percent; γ is None for the editor alone."""
 
     lr: float
     gamma: float | None
@@ -63,19 +63,19 @@ class TuningCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What was chosen for an editor; None leaves the preset's."""
+    """The chosen settings of an editor; None leaves the preset's."""
 
     lr: float | None = None
     gamma: float | None = None
     tried: tuple[TuningCandidate, ...] = ()
 
     def told(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The choice, for the manifest."""
         return {"lr": self.lr, "gamma": self.gamma, "tried": [asdict(one) for one in self.tried]}
 
 
 def tuned(study: Study, editor: str) -> Tuned:
-    """The choice for an editor, made once; an empty one without `--tune`."""
+    """Return the choice for an editor, made once; an empty one without `--tune`."""
     options = study.options
     if options.tune is None:
         if options.lrs:
@@ -115,7 +115,7 @@ def best_gamma(tried: list[TuningCandidate], alone: TuningCandidate) -> TuningCa
 
 
 def tuning_text(study: Study) -> str:
-    """A sentence for captions; "" where nothing was chosen."""
+    """Describe the choice in a sentence for captions; "" if there is none."""
     if study.options.tune is None:
         return ""
     found = [(editor, tuned(study, editor)) for editor in EDITORS]

@@ -1,4 +1,4 @@
-"""Numbers and answers as captions print them."""
+"""Format numbers and answers for captions."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ __all__ = [
 
 
 def points(value: float, digits: int = 1) -> str:
-    """A probability's change in points of a hundred."""
+    """Format a change of probability in percentage points."""
     return f"{100 * value:+.{digits}f} points".replace("-", "−")
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share of one."""
+    """Format a share in percent."""
     return f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
 def relative(value: float) -> str:
-    """A relative change."""
+    """Format a relative change."""
     return "–" if math.isnan(value) else f"{100 * value:+,.1f} %".replace("-", "−")
 
 
 def number(value: float, digits: int = 2) -> str:
-    """With a minus as it is printed, and none before zero."""
+    """Format a number with a typographic minus, and no minus before zero."""
     return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
-    """In brackets."""
+    """Format an interval in brackets."""
     return f"[{low:z.{digits}f}, {high:z.{digits}f}]".replace("-", "−")
 
 
 def p_value(p: float) -> str:
-    """As the paper writes it, and no more exact than anybody needs."""
+    """Format a p-value as the paper does, with limited precision."""
     if p < 1e-5:
         return "p < 1e-5"
     return f"p = {p:.1e}" if p < 1e-3 else f"p = {p:.3f}"
 
 
 def rho(found: Correlation) -> str:
-    """ρ with all that is known about it."""
+    """Format ρ with its interval and p-value."""
     text = f"ρ = {number(found.rho)} {interval(found.low, found.high)}, {p_value(found.p)}, n = {found.n}"
     if not math.isnan(found.cluster_low):
         text += f"; resampling records {interval(found.cluster_low, found.cluster_high)}"
@@ -64,7 +64,7 @@ def rho(found: Correlation) -> str:
 
 
 def rho_cell(found: Correlation | None) -> str:
-    """ρ in a table, with the interval that respects records."""
+    """Format ρ for a table, with the bootstrap interval over records."""
     if found is None:
         return "–"
     low, high = found.cluster_low, found.cluster_high
@@ -74,7 +74,7 @@ def rho_cell(found: Correlation | None) -> str:
 
 
 def by_share(share: float, *, sure: bool = True) -> Answer:
-    """How strongly an effect appears that makes up `share` of what it could; `sure` if its interval leaves out zero."""
+    """Say how strongly an effect with this `share` of the possible appears; `sure` if its interval excludes zero."""
     if math.isnan(share):
         return "cannot be told"
     if share < 0.05 or not sure:
@@ -83,7 +83,7 @@ def by_share(share: float, *, sure: bool = True) -> Answer:
 
 
 def by_correlation(found: Correlation | None) -> Answer:
-    """How strongly a positive correlation appears; the interval that resamples records must leave out zero."""
+    """Say how strongly a positive correlation appears; the bootstrap interval over records must exclude zero."""
     if found is None:
         return "cannot be told"
     low = found.low if math.isnan(found.cluster_low) else found.cluster_low
@@ -93,5 +93,5 @@ def by_correlation(found: Correlation | None) -> Answer:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """a, b and c."""
+    """Format a list: a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -48,13 +48,12 @@ def measured(study: Study) -> pd.DataFrame:
     All are in percent. The effects are the part of the rise that attention carries, and the rise of attention to the
     subject in the head that changes most.
     """
+    editors = {name: editor_of(study, of) for name, of in table_settings(study).items() if of != NONE}
     tables: list[pd.DataFrame] = []
-    for name, setting in table_settings(study).items():
-        editor = editor_of(study, setting)
-        if editor is None:
-            continue
-        for task in TASKS:
-            records = study.records_of(task, study.options.records or FEWER)
+    for task in TASKS:
+        records = study.records_of(task, study.options.records or FEWER)
+        for name, editor in editors.items():
+            assert editor is not None
             cases = [
                 EditedPrompt(record=record, prompt=prompt, edit=edit)
                 for record, edit in zip(records, _edits(study, editor, records, name), strict=True)

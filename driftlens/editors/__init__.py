@@ -1,5 +1,6 @@
-"""Editors: from a fact to an :class:`~driftlens.edits.Edit`.  One file per method over a shared value
-optimiser.
+"""Editors: turn a fact into an :class:`~driftlens.edits.Edit`.
+
+Each method has its own file; they share a value optimiser.
 """
 
 from driftlens.editors.alphaedit import AlphaEdit

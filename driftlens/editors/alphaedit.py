@@ -41,21 +41,21 @@ from driftlens.progress import OnDone
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AlphaEdit(MultiLayerEditor):
-    """Settings of AlphaEdit; :meth:`edit`, :meth:`edit_many`, :meth:`edit_together` and :meth:`edit_after` do the work,
-    and :meth:`for_model` gives the published presets.
+    """Settings of AlphaEdit; call :meth:`edit`, :meth:`edit_many`, :meth:`edit_together` or :meth:`edit_after` to edit.
 
-    The settings that are not listed are those of :class:`driftlens.MEMIT`.
+    :meth:`for_model` returns the published presets. Settings not listed here are those of :class:`driftlens.MEMIT`.
 
     Attributes:
-        null_space_threshold: an eigenvector of C may be written along where its eigenvalue, the mean square of keys
-            along it, is below this.  0.02 is the published value of all models.  It has the keys' scale: a model
-            with larger keys needs a larger one, or nothing is left to write along.  ``for_model`` takes the mean
-            square of a key's entries for an untuned model, and an error names C's eigenvalues.
-        ridge: λ: the larger, the less is written.  A layer takes up ‖P k‖² / (λ + ‖P k‖²) of its residual; 10 is the
+        null_space_threshold: updates use only eigenvectors of C whose eigenvalue, the mean square of keys along the
+            eigenvector, is below this.  0.02 is the published value of all models.  It scales with the keys: a model
+            with larger keys needs a larger value, or no direction is left.  For an untuned model, ``for_model`` uses
+            the mean square of a key's entries, and an error lists C's eigenvalues.
+        ridge: λ; larger values edit more weakly.  A layer takes up ‖P k‖² / (λ + ‖P k‖²) of its residual; 10 is the
             published value.
 
     Raises:
-        DriftlensError: a setting out of range; no layers, or not in ascending order; a layer without second moment.
+        DriftlensError: a setting is out of range, ``layers`` is empty or not ascending, or a layer has no second
+            moment.
     """
 
     null_space_threshold: float = 0.02
@@ -91,22 +91,22 @@ class AlphaEdit(MultiLayerEditor):
         on_step: OnDone | None = None,
         on_facts: OnDone | None = None,
     ) -> JointEditResult:
-        """``facts`` in one update on top of ``earlier``, whose keys it leaves as they are, as far as λ allows.
+        """Write ``facts`` in one update on top of ``earlier``, preserving the earlier keys as far as λ allows.
 
         Args:
-            model: the vanilla model, without ``earlier``; it stays as it is.
-            earlier: what this editor has given back before, for one fact, several, or a sequence.
-            facts: the new requests; one may take back an earlier one.
+            model: the vanilla model, without ``earlier``; it is not changed.
+            earlier: an earlier result of this editor, for one fact, several, or a sequence.
+            facts: the new requests; one may revert an earlier one.
             batch_size: as in :meth:`edit_together`.
             on_step: as in :meth:`edit_together`.
             on_facts: as in :meth:`edit_together`.
 
         Returns:
-            All so far: facts, keys and values of ``earlier`` and the new ones, and one edit with the sum of their
-            updates.  It is the ``earlier`` of the next call.
+            The result so far: facts, keys and values of ``earlier`` and the new ones, and one edit with the sum of
+            their updates.  Pass it as ``earlier`` to the next call.
 
         Raises:
-            DriftlensError: as :meth:`edit_together`; ``earlier`` has no key of a layer.
+            DriftlensError: as :meth:`edit_together`; or ``earlier`` lacks the keys of a layer.
         """
         before, facts = _joint(earlier), asked_together(facts)
         if set(before.keys) != set(self.layers) or set(before.edit.updates) != set(self.layers):
@@ -146,16 +146,17 @@ class AlphaEdit(MultiLayerEditor):
 
 
 def null_space_factor(projected: Float[Tensor, "all d_mlp"], facts: int, ridge: float) -> Float[Tensor, "d_mlp facts"]:
-    """(A Aᵀ + λ I)⁻¹ K̃ = A (Aᵀ A + λ I)⁻¹ E in float64; ``projected`` holds the columns of A = [K̃, P K_p] as rows,
-    those of K̃, ``facts`` of them, first.
+    """Compute (A Aᵀ + λ I)⁻¹ K̃ = A (Aᵀ A + λ I)⁻¹ E in float64.
+
+    ``projected`` holds the columns of A = [K̃, P K_p] as rows; the first ``facts`` rows are those of K̃.
 
     Raises:
-        DriftlensError: λ is so small beside the keys that the small system is singular.
+        DriftlensError: λ is so small relative to the keys that the small system is singular.
     """
     identity = torch.eye(len(projected), device=projected.device, dtype=projected.dtype)
     system = projected @ projected.T + ridge * identity
     factor, info = torch.linalg.cholesky_ex(system)
-    if int(info) and bool(system.isfinite().all()):  # what is not finite stays so, and is told of its own fact
+    if int(info) and bool(system.isfinite().all()):  # non-finite values are reported for their own fact
         raise DriftlensError(
             f"the keys of {len(projected)} facts are too much alike for a ridge of {ridge}; "
             "give a larger one, or leave out facts that repeat others"

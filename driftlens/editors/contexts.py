@@ -25,10 +25,10 @@ class ContextSampling:
     """How context prefixes are sampled.
 
     Attributes:
-        lengths: pairs (tokens of a prefix, how many such prefixes).
-        top_k: sampling is among the ``top_k`` most likely tokens.
-        seed: same seed and model, same prefixes, on every device.
-        starts: what the prefixes begin with, in turn.
+        lengths: pairs (tokens per prefix, number of such prefixes).
+        top_k: the model samples from the ``top_k`` most likely tokens.
+        seed: the same seed and model give the same prefixes, on every device.
+        starts: the beginnings of the prefixes, used in turn.
     """
 
     lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
@@ -41,24 +41,24 @@ _sampled: WeakKeyDictionary[LensModel, dict[tuple[str, ContextSampling], tuple[s
 
 
 def sample_contexts(model: LensModel, sampling: ContextSampling) -> tuple[str, ...]:
-    """Templates with one ``{}`` for the prompt: the bare ``"{}"`` first, then the sampled prefixes.
+    """Sample templates with one ``{}`` for the prompt: the bare ``"{}"`` first, then the prefixes.
 
-    Kept per model and its weights as they are, since an editor asks for the same ones for every fact.
+    Cached per model and its current weights, since an editor needs the same ones for every fact.
     """
     known, key = _sampled.setdefault(model, {}), (model.model_hash, sampling)
     if key not in known:
         prefixes = [prefix for length, count in sampling.lengths for prefix in _sample(model, sampling, length, count)]
-        # Braces in a sampled text would read as the slot; line breaks would start a new document.
+        # Braces in a sampled text would be read as the slot; line breaks would start a new document.
         cleaned = [" ".join(prefix.replace("{", " ").replace("}", " ").split()) for prefix in prefixes]
         known[key] = ("{}", *(f"{prefix}. {{}}" for prefix in cleaned))
     return known[key]
 
 
 def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
-    """Given templates, checked.
+    """Check the given templates.
 
     Raises:
-        DriftlensError: there is none, or one does not hold exactly one ``{}``.
+        DriftlensError: there is none, or one does not contain exactly one ``{}``.
     """
     if not contexts:
         raise DriftlensError('contexts is empty; give at least the bare template "{}"')
@@ -69,8 +69,8 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sample(model: LensModel, sampling: ContextSampling, length: int, count: int) -> list[str]:
-    """``count`` continuations of the starts, ``length`` tokens long with their start."""
-    # Drawn on the CPU: a device's own generator would give other prefixes than another device's.
+    """Sample ``count`` continuations of the starts, ``length`` tokens long including the start."""
+    # Drawn on the CPU, because generators of different devices would give different prefixes.
     generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + length)
     skip = 1 if model.adds_bos else 0
     starts = [list(model.encode(sampling.starts[i % len(sampling.starts)]).ids) for i in range(count)]
@@ -87,14 +87,14 @@ def sample_tokens(
     top_k: int,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """Every start with what ``model`` writes behind it, among the ``top_k`` likeliest tokens.
+    """Continue every start with samples of ``model`` from the ``top_k`` most likely tokens.
 
     Args:
-        model: who writes.
+        model: the model that samples.
         starts: the tokens that each row begins with.
-        lengths: how many tokens each row has in the end, with those of its start; a start that is as long stays.
-        top_k: sampling is among so many tokens.
-        generator: the draws, on the CPU.
+        lengths: the final number of tokens in each row, including its start; a start of that length is not continued.
+        top_k: the number of tokens to sample from.
+        generator: the random generator, on the CPU.
     """
     count = len(starts)
     rows = [list(start) for start in starts]

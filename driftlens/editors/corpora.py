@@ -1,6 +1,4 @@
-"""Text corpora for second moments: a name, a way to stream the texts, and a digest that says which texts they
-were.
-"""
+"""Text corpora for second moments: a name, a stream of texts, and a digest that identifies the texts."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ DATASETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Texts that can be streamed again and again; `size` is how many there are, where somebody has counted them."""
+    """Texts that can be streamed repeatedly; `size` is their number, if known."""
 
     name: str
     digest: str
@@ -39,22 +37,22 @@ class Corpus:
     size: int | None = None
 
     def count(self, samples: int) -> int:
-        """How many texts are read when at most `samples` are wanted; a corpus from afar is taken to have as many."""
+        """The number of texts read if at most `samples` are wanted; a remote corpus is assumed to have that many."""
         return samples if self.size is None else min(samples, self.size)
 
 
 def open_corpus(source: str | PathLike[str] | Sequence[str] | Corpus) -> Corpus:
-    """A corpus from its name (``"demo"``, ``"wikipedia"``, ``"wikitext"``), a text file, or a list of texts.
+    """Open a corpus by name (``"demo"``, ``"wikipedia"``, ``"wikitext"``), from a text file, or from a list of texts.
 
     In a text file every non-empty line is a text.
 
     Raises:
-        DriftlensError: neither a known name nor a readable file; no text in it.
+        DriftlensError: the argument is neither a known name nor a readable file, or contains no text.
     """
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, str | PathLike):
-        # As JSON, so that no text can look like the border between two.
+        # As JSON, so that no text can be confused with the border between two.
         digest = hashlib.sha256(json.dumps(list(source)).encode()).hexdigest()[:16]
         return Corpus(name=f"{len(source)} texts", digest=digest, texts=lambda: iter(source), size=len(source))
     name = str(source)
@@ -76,7 +74,7 @@ def _demo() -> Corpus:
 
 def _file(path: Path) -> Corpus:
     digest = hashlib.sha256(read_file(path, "a text file as the corpus")).hexdigest()[:16]
-    path = path.absolute()  # whoever reads it may do so in another process
+    path = path.absolute()  # the reader may be another process
 
     def texts() -> Iterator[str]:
         with path.open(encoding="utf-8", errors="replace") as lines:

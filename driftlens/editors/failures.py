@@ -1,8 +1,8 @@
-"""Facts that could not be edited, while the others of the same call were.
+"""Failures: facts that could not be edited while the others of the same call were.
 
-A fact fails by itself: its prompt is too long for the model, or its loss is not finite.  It leaves the batch, the
-others go on as if it had never been there, and only when all are done :class:`EditError` is raised, with their
-results.  A long run takes those from it and writes down the reasons; whoever does not ask is told in one line.
+A fact can fail on its own: its prompt is too long for the model, or its loss is not finite.  It leaves the batch
+without affecting the others. When all are done, :class:`EditError` is raised with the results of the others.  A long
+run takes the results from the error and records the reasons; other callers get a one-line message.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A fact that could not be edited, and in one line why."""
+    """A fact that could not be edited, and the reason in one line."""
 
     fact: Fact
     reason: str
 
 
 class EditError(DriftlensError):
-    """Some facts could not be edited; the others were, and are here.
+    """Some facts could not be edited; the results of the others are attached.
 
     Attributes:
         outcomes: in the order of the facts, the result of each, or its :class:`Failure`.
@@ -47,7 +47,7 @@ class EditError(DriftlensError):
 
     @property
     def results(self) -> list[EditResult | None]:
-        """In the order of the facts, the result of each, or ``None`` where it failed."""
+        """In the order of the facts, the result of each, or ``None`` if it failed."""
         return [None if isinstance(outcome, Failure) else outcome for outcome in self.outcomes]
 
     @property
@@ -57,12 +57,12 @@ class EditError(DriftlensError):
 
     @override
     def __reduce__(self) -> tuple[type[EditError], tuple[tuple[EditResult | Failure, ...]]]:
-        # An exception is pickled by its message, which is not what this one is made from.
+        # Exceptions are pickled by their message, which is not this one's constructor argument.
         return type(self), (self.outcomes,)
 
 
 def finite(result: EditResult) -> EditResult | Failure:
-    """``result``, unless there is an infinity or no number in its update: then that is why there is none."""
+    """Return ``result``, or a failure if its update contains an infinity or NaN."""
     if all(change.is_finite for change in result.edit.changes):
         return result
     reason = (
@@ -73,10 +73,10 @@ def finite(result: EditResult) -> EditResult | Failure:
 
 
 def delivered(outcomes: Sequence[EditResult | Failure]) -> list[EditResult]:
-    """The results, where every fact has one.
+    """Return the results if every fact has one.
 
     Raises:
-        EditError: one has not.
+        EditError: a fact has none.
     """
     results = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     if len(results) < len(outcomes):

@@ -10,7 +10,7 @@ __all__ = ["joint_history"]
 
 
 def joint_history(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The histories one below the other, with a first column ``fact`` that counts them from 0."""
+    """Concatenate the histories, with a first column ``fact`` that counts them from 0."""
     copies = [history.copy() for history in histories]
     for number, history in enumerate(copies):
         history.insert(0, "fact", number)

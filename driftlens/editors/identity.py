@@ -1,15 +1,16 @@
-"""What a setting is, as text that is the same exactly when the setting is: for provenance, caches and runs.
+"""Identify a setting by a text that is equal exactly if the settings are: for provenance, caches and runs.
 
-`repr` will not do. A tensor prints a few of its numbers, an object may print nothing of itself, and two regularisers
-that differ get one name. So:
+`repr` is not enough. A tensor prints only a few of its numbers, an object may print nothing of its contents, and two
+different regularisers can print the same name. Therefore:
 
-1. Plain values go by their `repr`; containers by what is in them.
-2. Tensors and arrays go by shape, precision and a digest of all their bytes.
-3. An object goes by its class and its attributes, whatever its own `repr` or `==` says. A class of somebody else, such
-   as a regulariser in a notebook, also goes by its code, since it may be written anew under the same name.
-4. A function goes by its name, code, defaults and what it closes over.
+1. Plain values are identified by their `repr`, containers by their contents.
+2. Tensors and arrays are identified by shape, precision and a digest of all their bytes.
+3. An object is identified by its class and attributes, whatever its own `repr` or `==` says. A class from outside
+   driftlens, such as a regulariser in a notebook, is also identified by its code, since it may be redefined under the
+   same name.
+4. A function is identified by its name, code, defaults and closure.
 
-What is none of these cannot be identified, and is not cached.
+Anything else cannot be identified and is not cached.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ __all__ = ["UnidentifiedError", "identity"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), PurePath, range, slice, torch.dtype, torch.device)
 _KNOWN = ("driftlens", "builtins", "abc", "typing", "collections", "torch", "numpy")
-"""Modules whose code goes with a version, not with a session."""
+"""Modules whose code is determined by a version, not by a session."""
 _DIGITS = 16
 
 Told: TypeAlias = Callable[[object], str]
 
 
 class UnidentifiedError(DriftlensError):
-    """Nothing in an object says what it is."""
+    """An object has nothing that identifies it."""
 
 
 def identity(value: object) -> str:
-    """The text that tells `value` from every other; of plain settings it is what `repr` says.
+    """Return the text that identifies `value`; for plain settings it equals their `repr`.
 
     Raises:
-        UnidentifiedError: `value`, or something in it, cannot be identified.
+        UnidentifiedError: `value`, or a part of it, cannot be identified.
     """
     return _told(value, ())
 
@@ -85,7 +86,7 @@ def _told(value: Any, above: tuple[int, ...]) -> str:
 
 
 def _callable(value: Any, told: Told) -> str:
-    """A class, a function, or a function with some of its arguments."""
+    """Identify a class, a function, or a partial application."""
     if isinstance(value, type):
         return value.__qualname__ + _code_of(value, told)
     if isinstance(value, functools.partial):
@@ -100,7 +101,7 @@ def _callable(value: Any, told: Told) -> str:
 
 
 def _object(value: Any, told: Told) -> str:
-    """An object by its class, what it contains, and its attributes."""
+    """Identify an object by its class, its contents and its attributes."""
     attributes = _attributes(value)
     parts = [f"{name}={told(of)}" for name, of in attributes.items()]
     if isinstance(value, Mapping):
@@ -117,7 +118,7 @@ def _object(value: Any, told: Told) -> str:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """All of an object's own attributes, but for what was computed from the others and kept."""
+    """All of an object's own attributes, except cached values computed from the others."""
     names: dict[str, None] = {}
     if is_dataclass(value):
         names |= dict.fromkeys(item.name for item in fields(value))
@@ -139,7 +140,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _code_of(cls: type, told: Told) -> str:
-    """A digest of what a class and its bases do, as far as they are not driftlens's, Python's or PyTorch's own."""
+    """Digest the code of a class and its bases, except those of driftlens, Python and PyTorch."""
     found: list[str] = []
     for base in cls.__mro__:
         home = sys.modules.get(base.__module__)
@@ -157,17 +158,17 @@ def _code_of(cls: type, told: Told) -> str:
 
 
 def _function(function: types.FunctionType, told: Told) -> str:
-    """What a function does: its code, its defaults, and what it closes over but for classes, such as its own."""
+    """Identify a function by its code, its defaults and its closure, except classes, such as its own."""
     closed = [cell.cell_contents for cell in function.__closure__ or ()]
     known = [function.__defaults__, function.__kwdefaults__, [each for each in closed if not isinstance(each, type)]]
     return f"{_digest(_code(function.__code__))} {told(known)}"
 
 
 def _code(code: types.CodeType) -> str:
-    """What a function's code does, whatever file and line it is in."""
+    """Identify code independently of its file and line."""
     constants = [
         _code(const) if isinstance(const, types.CodeType)
-        # A set's order differs from process to process.
+        # A set's order differs between processes.
         else str(sorted(map(repr, cast("frozenset[Any]", const)))) if isinstance(const, frozenset)
         else repr(const)
         for const in code.co_consts

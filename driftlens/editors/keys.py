@@ -1,7 +1,7 @@
-"""Keys: the input of an MLP's down-projection at ``subject_last``; and outputs there.
+"""Keys (inputs of an MLP's down-projection) and outputs of a layer at ``subject_last``.
 
-A pass reads each prompt only up to the subject's last token and runs only the layers up to the one asked for:
-nothing behind or above can change what stands there.
+A pass reads each prompt only up to the subject's last token, and runs only the layers up to the requested one: later
+tokens and higher layers cannot change the result.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def subject_keys(
     *,
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "facts contexts d_mlp"]:
-    """The key of every fact in every context (templates with one ``{}`` for the prompt), in the model's
-    dtype.
+    """Return the key of every fact in every context, in the model's dtype.
 
-    ``hooks`` go on the pass as well, e.g. those of an edit of lower layers; its rows are facts times contexts.
+    Contexts are templates with one ``{}`` for the prompt. ``hooks`` are added to the pass, e.g. those of an edit of
+    lower layers; its rows are facts times contexts.
     """
     return _at_subject(model, facts, contexts, layer, "mlp_post", hooks)
 
@@ -42,7 +42,7 @@ def subject_outputs(
     *,
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "facts d_model"]:
-    """What a layer gives out at ``subject_last`` of every fact's bare prompt, in the model's dtype."""
+    """Return a layer's output at ``subject_last`` of every fact's bare prompt, in the model's dtype."""
     return _at_subject(model, facts, ("{}",), layer, site, hooks)[:, 0]
 
 
@@ -59,7 +59,7 @@ def _at_subject(
     for fact in facts:
         for context in contexts:
             prompt = tokenize_prompt(model, context.replace("{}", fact.text))
-            # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
+            # A sampled prefix may contain the subject too; the edit refers to its occurrence in the prompt.
             rows.append(prompt.ids[: subject_last(prompt, fact.subject, start=context.index("{}")) + 1])
     # Aligned at their last token, which is subject_last in every row.
     batch, _ = pad_rows(model, rows, align=[len(row) - 1 for row in rows])

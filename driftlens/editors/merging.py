@@ -1,4 +1,4 @@
-"""The memories of facts that WISE edits together, and how full ones are merged."""
+"""The memories of facts that WISE edits together, and the merging of full ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from driftlens.editors.ties import ties_merge
 __all__ = ["Memory", "merged_memories"]
 
 _MERGED_BEFORE = 0.6
-"""The weight of what is merged already when more is merged with it (published code)."""
+"""The weight of an already merged memory when more is merged into it (published code)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A memory, the facts that it holds, and the smallest of their distances as they were trained."""
+    """A memory, its facts, and the smallest of their distances at training time."""
 
     delta: Float[Tensor, "d_mlp d_model"] | None = None
     facts: tuple[Fact, ...] = ()
@@ -28,9 +28,7 @@ class Memory:
 
 
 def merged_memories(memories: Sequence[Memory], *, retrieve: bool, density: float) -> list[Memory]:
-    """The merged memories and the full ones, with the full ones merged; :class:`driftlens.WISE` says what the settings
-    mean.
-    """
+    """Merge the full memories and return the merged ones; :class:`driftlens.WISE` explains the settings."""
     before = [memory for memory in memories if memory.merged]
     full = [memory for memory in memories if not memory.merged]
     together, weights = full, [1 / len(full)] * len(full)

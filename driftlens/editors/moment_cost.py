@@ -1,4 +1,4 @@
-"""What second moments over a corpus will cost, tried on a few of its texts before all are read."""
+"""Estimate the cost of second moments over a corpus from a few of its texts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TEXTS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class MomentCost:
-    """Second moments over so many texts take about so many seconds here."""
+    """The estimated time in seconds of second moments over a number of texts on this machine."""
 
     texts: int
     seconds: float
 
     def of(self, texts: int) -> float:
-        """About how many seconds the first `texts` of them take."""
+        """The estimated time in seconds for the first `texts` of them."""
         return self.seconds * min(texts, self.texts) / max(1, self.texts)
 
 

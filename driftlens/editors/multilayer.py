@@ -1,4 +1,4 @@
-"""What MEMIT, PMET and AlphaEdit share: one value at the last layer, written into all of them."""
+"""The common base of MEMIT, PMET and AlphaEdit: one value at the last layer, written into all edited layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PREFIXES = ContextSampling(lengths=((10, 5),))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiLayerEditor(ValueEditor):
-    """One value at the last layer, written into all of them; see :class:`driftlens.MEMIT` for the settings."""
+    """One value at the last layer, written into all edited layers; see :class:`driftlens.MEMIT` for the settings."""
 
     layers: tuple[int, ...]
     clamp_norm_factor: float = 0.75
@@ -44,7 +44,7 @@ class MultiLayerEditor(ValueEditor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given: Iterable[int] = self.layers  # a range is welcome
+        given: Iterable[int] = self.layers  # a range is accepted
         layers = tuple(given)
         object.__setattr__(self, "layers", layers)
         if not layers:
@@ -134,19 +134,19 @@ class MultiLayerEditor(ValueEditor):
         on_step: OnDone | None = None,
         on_facts: OnDone | None = None,
     ) -> JointEditResult:
-        """All of ``facts`` in one update, solved together.
+        """Write all of ``facts`` in one update, solved jointly.
 
         Args:
-            model: the vanilla model; it stays as it is.
+            model: the vanilla model; it is not changed.
             facts: the requests.
-            batch_size: facts optimised at a time, and run at a time for their keys; ``None``: 16, on CUDA as many
-                as the free memory holds.
-            on_step: called with the number of a batch's steps done and the most there can be.
-            on_facts: called with the number of facts whose value is optimised, and the number of all.
+            batch_size: facts optimised at a time, also for the passes that compute their keys; ``None`` means 16, or on
+                CUDA as many as fit into free memory.
+            on_step: called with the number of steps done in a batch and the largest possible number.
+            on_facts: called with the number of facts whose value is optimised, and the total.
 
         Raises:
-            DriftlensError: no fact, two facts that contradict each other, a layer is out of range, or one of the facts
-                cannot be edited (a prompt too long, the loss not finite): there is no update without it.
+            DriftlensError: there is no fact, two facts contradict each other, a layer is out of range, or a fact cannot
+                be edited (a prompt too long, the loss not finite), because there is no update without it.
         """
         facts = asked_together(facts)
         moments, contexts = self._moments_for(model), self.contexts_for(model)
@@ -187,11 +187,11 @@ class MultiLayerEditor(ValueEditor):
     @staticmethod
     @abstractmethod
     def _share(layers_left: int) -> float:
-        """What the residual is divided by when so many layers are still to be written."""
+        """The divisor of the residual, given the number of layers still to be written."""
 
     @abstractmethod
     def _factors(self, moments: Mapping[int, SecondMoment]) -> Factors:
-        """How a layer's update is solved for."""
+        """The solve of a layer's update."""
 
     def _values(
         self,
@@ -251,7 +251,7 @@ class MultiLayerEditor(ValueEditor):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LeastSquaresEditor(MultiLayerEditor):
-    """MEMIT and PMET: C counts λ times beside the facts' keys."""
+    """MEMIT and PMET: C has weight λ relative to the facts' keys."""
 
     second_moment_weight: float = 15000.0
 

@@ -1,7 +1,7 @@
 """Keys and values of the context prefixes, computed once for all facts that are optimised together.
 
-A context puts the same text before every fact's prompt ("The man was a. "), so the rows of different facts in one
-context begin with the same tokens, and what a causal model computes there is the same in all of them.
+A context puts the same text before every fact's prompt ("The man was a. "). The rows of different facts in one context
+therefore begin with the same tokens, and a causal model computes the same activations for them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["Prefixes", "shared_prefixes"]
 
 @dataclass(frozen=True, kw_only=True)
 class Prefixes:
-    """What the facts' rows of one context begin with, run once for all of them."""
+    """The shared beginnings of the facts' rows in each context, run once for all of them."""
 
     ids: tuple[tuple[int, ...], ...]
     kept: KeyValues | None  # a row for each, and behind them one without a token
 
     @classmethod
     def of(cls, model: LensModel, by_fact: Sequence[Sequence[PromptRow]], contexts: int) -> Prefixes:
-        """The prefixes of so many contexts, and the one pass over them."""
+        """Run the prefixes of all contexts in one pass."""
         ids = shared_prefixes(by_fact, contexts)
         longest = max(map(len, ids))
         batch = pad_rows(model, [*ids, ()])[0] if longest else None
@@ -35,11 +35,11 @@ class Prefixes:
         return cls(ids=tuple(ids), kept=kept)
 
     def length(self, row: PromptRow) -> int:
-        """How many of the row's tokens are the prefix."""
+        """The number of the row's tokens that belong to the prefix."""
         return 0 if row.context is None else len(self.ids[row.context])
 
     def before(self, rows: Sequence[PromptRow], layers: range) -> KeyValues | None:
-        """The prefix of every row, in these layers."""
+        """The keys and values of every row's prefix in these layers."""
         if self.kept is None:
             return None
         places = [len(self.ids) if row.context is None else row.context for row in rows]
@@ -47,10 +47,10 @@ class Prefixes:
 
 
 def shared_prefixes(by_fact: Sequence[Sequence[PromptRow]], contexts: int) -> list[tuple[int, ...]]:
-    """For each of so many contexts, the tokens that all facts' rows of it begin with, before any of their subjects.
+    """For each context, the tokens shared by all facts' rows, before any of their subjects.
 
-    Tokens are compared, not texts: where a tokenizer joins the prefix's end to a prompt, that token is not shared.  A
-    fact alone shares nothing.
+    Tokens are compared, not texts: if a tokenizer merges the end of the prefix with a prompt, that token is not shared.
+    A single fact shares nothing.
     """
     if len(by_fact) < 2:
         return [()] * contexts

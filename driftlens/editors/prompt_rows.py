@@ -1,8 +1,8 @@
-"""Which prompts a value optimisation reads for a fact, as rows of tokens.
+"""The prompts that a value optimisation reads for a fact, as rows of tokens.
 
-Each fact has a row for every different context, one for the essence prompt, one for every prompt that a regulariser
-brings, and the bare prompt's where the contexts do not hold it.  Where the bare prompt begins with the same tokens as
-the essence prompt ("Paris is the capital of", "Paris is a"), that row is read instead.
+Each fact has a row for every distinct context, one for the essence prompt, one for every prompt of a regulariser, and
+one for the bare prompt if the contexts do not contain it.  If the bare prompt begins with the same tokens as the
+essence prompt ("Paris is the capital of", "Paris is a"), its row is read instead.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def prompt_rows(
 
     def row(kind: Literal["context", "essence", "bare"], template: str, text: str, target: str = "") -> PromptRow:
         prompt = tokenize_prompt(model, template.replace(BARE, text), target)
-        # A sampled prefix may name the subject too: the edit belongs to the one in the prompt.
+        # A sampled prefix may contain the subject too; the edit refers to its occurrence in the prompt.
         subject = subject_last(prompt, fact.subject, start=template.index(BARE))
         ids = prompt.forced if kind == "context" else prompt.ids[: subject + 1]
         bare = template == BARE and kind != "essence"

@@ -1,4 +1,4 @@
-"""What editors are asked to write: facts, one by one or together."""
+"""Check the facts that editors are asked to write."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["asked_together", "check_facts"]
 
 
 def check_facts(facts: Sequence[object]) -> None:
-    """Whether these are facts.
+    """Check that these are facts.
 
     Raises:
-        DriftlensError: one is something else; it says what was meant.
+        DriftlensError: an entry is not a fact; the message suggests what to pass.
     """
     for given in facts:
         if isinstance(given, Record):
@@ -27,10 +27,10 @@ def check_facts(facts: Sequence[object]) -> None:
 
 
 def asked_together(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """The facts of one edit.
+    """Return the facts of one edit.
 
     Raises:
-        DriftlensError: there are none, one is something else, or two contradict each other.
+        DriftlensError: there are none, an entry is not a fact, or two contradict each other.
     """
     if not facts:
         raise DriftlensError("there are no facts to edit; give at least one")
@@ -40,7 +40,7 @@ def asked_together(facts: Sequence[Fact]) -> tuple[Fact, ...]:
 
 
 def _check_no_contradiction(facts: Sequence[Fact]) -> None:
-    """One key cannot be given two values: the least-squares fit would be something between, and neither answer."""
+    """One key cannot have two values: the least-squares fit would lie between them and give neither answer."""
     first: dict[str, int] = {}
     for number, fact in enumerate(facts):
         other = first.setdefault(fact.text, number)

@@ -1,4 +1,4 @@
-"""An editor restrained otherwise: what follows from that follows as the presets say, unless somebody chose."""
+"""Change an editor's restraint; settings that depend on it follow the presets unless the user chose them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ E = TypeVar("E", bound=Editor)
 
 
 def with_sadr(model: LensModel, editor: E, gamma: float | None) -> E:
-    """``editor`` with SADR at ``gamma`` in place of the SADR that it has, or, with None or 0, without.
+    """Return ``editor`` with SADR at ``gamma`` in place of its own SADR; None or 0 means without.
 
-    A restrained edit needs more steps than the editor alone (paper, C.2).  Where the preset chose the number of steps
-    (``for_model``), it chooses again; a number that somebody gave stays.
+    A restrained edit needs more steps than a plain one (paper, C.2).  If the number of steps comes from the preset
+    (``for_model``), it is updated; a number that the user gave stays.
     """
     own = next((one for one in editor.regularizers if isinstance(one, SADR)), SADR())
     return _with(model, editor, (*_others(editor), replace(own, gamma=gamma)) if gamma else _others(editor))
 
 
 def with_guards(model: LensModel, editor: E, guards: GuardedSADR) -> E:
-    """``editor`` with ``guards`` in place of the SADR that it has, and with as many steps as :func:`with_sadr` gives.
+    """Return ``editor`` with ``guards`` in place of its SADR, and with as many steps as :func:`with_sadr` gives.
 
-    With fewer steps, edits protect about as much and are worse remembered (``docs/guarded-sadr.md``).
+    With fewer steps, edits protect about as much but are recalled less well (``docs/guarded-sadr.md``).
     """
     return _with(model, editor, (*_others(editor), guards))
 

@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 FORMAT = "driftlens-second-moment-1"
 SAMPLES = 100_000
-"""Texts the published statistics rest on."""
+"""The number of texts behind the published statistics."""
 
 
 class SecondMoment:
-    """The uncentred second moment of one layer's keys, and the solve with it.
+    """The uncentred second moment of one layer's keys, with a solver.
 
-    ``source`` names the text, and ``model_hash`` the model whose keys they are; None where that is not known.
+    ``source`` names the text and ``model_hash`` the model of the keys; None if unknown.
     """
 
     def __init__(
@@ -62,8 +62,9 @@ class SecondMoment:
 
     @cached_property
     def cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        """The lower factor in float64.  Computed on the matrix's device, or on the CPU where that has no
-        float64.
+        """The lower factor in float64.
+
+        Computed on the matrix's device, or on the CPU if the device has no float64.
         """
         matrix = self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix
         matrix = matrix.double()
@@ -77,16 +78,16 @@ class SecondMoment:
 
     @cached_property
     def eigen(self) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
-        """Eigenvalues, ascending, and eigenvectors (columns) in float64; on the CPU where the device has no float64."""
+        """Eigenvalues, ascending, and eigenvectors (columns) in float64; on the CPU if the device has no float64."""
         matrix = (self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix).double()
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         return values, vectors
 
     def in_null_space(self, keys: Float[Tensor, "n d_mlp"], threshold: float) -> Float[Tensor, "n d_mlp"]:
-        """P k for each row of ``keys``, in float64: what of it lies along eigenvectors below ``threshold``.
+        """Return P k for each row of ``keys``, in float64: its projection onto eigenvectors below ``threshold``.
 
         Raises:
-            DriftlensError: there is none.
+            DriftlensError: there is no such eigenvector.
         """
         values, vectors = self.eigen
         free = vectors[:, values < threshold]
@@ -98,7 +99,7 @@ class SecondMoment:
         return (keys.to(device=free.device, dtype=free.dtype) @ free) @ free.T
 
     def solve(self, keys: Float[Tensor, "n d_mlp"]) -> Float[Tensor, "n d_mlp"]:
-        """C⁻¹ k for each row of ``keys``, in float64 on the factor's device."""
+        """Return C⁻¹ k for each row of ``keys``, in float64 on the factor's device."""
         rhs = keys.to(device=self.cholesky.device, dtype=torch.float64).T
         return torch.cholesky_solve(rhs, self.cholesky).T
 
@@ -112,15 +113,15 @@ def second_moments(
     folder: Path | None = None,
     on_texts: OnDone | None = None,
 ) -> dict[int, SecondMoment]:
-    """The second moments of ``layers``, read from the cache where they are there, else computed and cached.
+    """Return the second moments of ``layers``, from the cache if possible, or else computed and cached.
 
     Args:
         model: the vanilla model.
-        layers: which layers' down-projections.
+        layers: the layers of the down-projections.
         corpus: the texts; see :func:`driftlens.editors.corpora.open_corpus`.
-        samples: how many texts at most.
+        samples: the largest number of texts.
         folder: the cache; default :func:`driftlens.files.cache_folder`.
-        on_texts: called with the number of texts done and the most there can be.
+        on_texts: called with the number of texts done and the largest possible number.
 
     Raises:
         DriftlensError: a cached file is damaged, or the corpus has no text.
@@ -156,7 +157,7 @@ def second_moments(
 
 
 def are_cached(model: LensModel, layers: Sequence[int], corpus: Corpus, *, samples: int = SAMPLES) -> bool:
-    """Whether :func:`second_moments` would find all of them, computed before or shipped."""
+    """Whether :func:`second_moments` would find all of them, cached or shipped."""
     folder = cache_folder()
     with model.unchanged():
         return all(

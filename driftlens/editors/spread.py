@@ -1,16 +1,17 @@
-"""Writing values into several layers (MEMIT's Algorithm 1; paper, Eq. 4 and 5).
+"""Write values into several layers (MEMIT's Algorithm 1; paper, Eq. 4 and 5).
 
-z is what the last of the layers is to give out at ``subject_last``.  The layers are taken in ascending order, each
-with the updates of the ones below it in place:
+z is the desired output of the last of the layers at ``subject_last``.  The layers are processed in ascending order,
+each with the updates of the ones below it in place:
 
-1. a fact's key is half the bare prompt's and half the mean of the contexts' (keys are the down-projection's inputs);
+1. a fact's key is the average of the bare prompt's key and the contexts' mean key (keys are inputs of the
+   down-projection);
 2. its residual is its part of what is still missing, (z − the output now) / share, with the output of the bare prompt;
-3. ``W_out += left @ right`` with ``right = Rᵀ`` and the editor's ``left``, of MEMIT and PMET ``(λ C + K Kᵀ)⁻¹ K``: the
-   least-squares fit of the residuals that leaves what C stands for as it is.
+3. ``W_out += left @ right`` with ``right = Rᵀ`` and the editor's ``left``. For MEMIT and PMET it is
+   ``(λ C + K Kᵀ)⁻¹ K``: the least-squares fit of the residuals that preserves the outputs for the keys behind C.
 
-The solve is done in float64 with the kept Cholesky factor of C, one small system for each update:
-(λ C + K Kᵀ)⁻¹ K = C⁻¹K (λ I + Kᵀ C⁻¹ K)⁻¹, which for a single fact is C⁻¹k / (λ + kᵀ C⁻¹ k).  Updates of lower
-layers act through hooks; no weight is written, so that separate edits run side by side in one batch.
+The solve is done in float64 with the cached Cholesky factor of C, one small system for each update: (λ C + K Kᵀ)⁻¹ K =
+C⁻¹K (λ I + Kᵀ C⁻¹ K)⁻¹, which for a single fact is C⁻¹k / (λ + kᵀ C⁻¹ k).  Updates of lower layers act through hooks.
+No weight is written, so separate edits run side by side in one batch.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from driftlens.models.memory import in_batches
 BARE = "{}"
 
 Factors: TypeAlias = Callable[[int, Sequence[Float[Tensor, "facts d_mlp"]]], Sequence[Float[Tensor, "d_mlp facts"]]]
-"""From a layer and the keys of each update, in float64, to each update's ``left``."""
+"""Maps a layer and the keys of each update, in float64, to each update's ``left``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadUpdate:
-    """One update of several layers, and per layer what it was solved for."""
+    """One update of several layers, and per layer the keys and values it was solved for."""
 
     updates: Mapping[int, LowRankUpdate]
     keys: Mapping[int, Float[Tensor, "facts d_mlp"]]
@@ -59,17 +60,16 @@ def spread(
     factors: Factors,
     batch_size: int,
 ) -> list[SpreadUpdate]:
-    """An update for each of ``groups``, of all its facts together; the groups know nothing of each other.
+    """Make an independent update for each of ``groups``, with all its facts together.
 
     Args:
-        model: the vanilla model; it stays as it is.
+        model: the vanilla model; it is not changed.
         groups: the facts of each update.
         targets: z of every fact, in the groups' order.
         layers: the layers to write to, ascending.
-        site: the output of the last of them that z is about.
-        share: by what the residual is divided, given how many layers are left.
-        contexts: templates with one ``{}`` for the prompt; the bare prompt is among the keys whether it is named or
-            not.
+        site: the output of the last layer that z refers to.
+        share: the divisor of the residual, given how many layers are left.
+        contexts: templates with one ``{}`` for the prompt; the bare prompt is always among the keys.
         factors: the solve of a layer.
         batch_size: facts in a pass.
     """
@@ -86,7 +86,7 @@ def spread(
         edits = [Edit(updates=update) for update in updates]
 
         def in_place(batch: Sequence[int], rows_per_fact: int, edits: Sequence[Edit] = edits) -> list[Hook]:
-            if len(edits) == 1:  # one update for all rows needs no copy of its factors for each
+            if len(edits) == 1:  # a single update for all rows needs no copy of its factors per row
                 return hooks_of(model, edits[0])
             return edit_hooks(model, edits, group_of[list(batch)].repeat_interleave(rows_per_fact))
 
@@ -103,7 +103,7 @@ def spread(
         lefts = factors(layer, keys.split(sizes))
         for number, (left, r) in enumerate(zip(lefts, residuals.split(sizes), strict=True)):
             updates[number][layer] = LowRankUpdate(left=left.to(precision), right=r.to(precision))
-        with model.exclusive():  # another thread's edit is in the weights only while it has the model
+        with model.exclusive():  # another thread's edit is in the weights only while that thread holds the model
             W_out, bias = model.down_projection(layer)
             written = keys @ W_out.to(keys) if bias is None else keys @ W_out.to(keys) + bias.to(keys)
         keys_by_layer[layer], values_by_layer[layer] = keys.to(precision), (written + residuals).to(precision)
@@ -121,7 +121,9 @@ def spread(
 def least_squares_factor(
     keys: Float[Tensor, "facts d_mlp"], solved: Float[Tensor, "facts d_mlp"], weight: float
 ) -> Float[Tensor, "d_mlp facts"]:
-    """(λ C + K Kᵀ)⁻¹ K in float64, given C⁻¹K: ``keys`` and ``solved`` hold the columns of K and C⁻¹K as rows.
+    """Compute (λ C + K Kᵀ)⁻¹ K in float64 from C⁻¹K.
+
+    ``keys`` and ``solved`` hold the columns of K and C⁻¹K as rows.
 
     Raises:
         DriftlensError: the facts' keys are so many or so alike that the small system is singular.
@@ -129,7 +131,7 @@ def least_squares_factor(
     gram = keys @ solved.T
     system = (gram + gram.T) / 2 + weight * torch.eye(len(keys), device=keys.device, dtype=keys.dtype)
     factor, info = torch.linalg.cholesky_ex(system)
-    if int(info) and bool(system.isfinite().all()):  # what is not finite stays so, and is told of its own fact
+    if int(info) and bool(system.isfinite().all()):  # non-finite values are reported for their own fact
         raise DriftlensError(
             f"the keys of {len(keys)} facts are too much alike for a second_moment_weight of {weight}; "
             "give a larger one, or leave out facts that repeat others"
@@ -138,6 +140,6 @@ def least_squares_factor(
 
 
 def _mean_keys(keys: Float[Tensor, "facts contexts d_mlp"]) -> Float[Tensor, "facts d_mlp"]:
-    """Half the bare prompt's, which is the first, and half the mean of the others, in float64."""
+    """The average of the bare prompt's key, which is the first, and the mean of the others, in float64."""
     bare, others = keys[:, 0].double(), keys[:, 1:].double()
     return (bare + others.mean(dim=1)) / 2 if others.shape[1] else bare

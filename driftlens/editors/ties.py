@@ -1,8 +1,8 @@
-"""Ties merging (Yadav et al. 2023): several changes of one matrix as one.
+"""Ties merging (Yadav et al. 2023): merge several changes of one matrix into one.
 
-1. **Trim**: of each change only the largest entries are kept, a share ``density`` of them.
-2. **Elect**: an entry's sign is that of the weighted sum of the changes, + where that is 0.
-3. **Merge**: the entry is the weighted mean of the changes that have that sign there; 0 where none has.
+1. **Trim**: keep only the largest entries of each change, a share ``density`` of them.
+2. **Elect**: an entry's sign is that of the weighted sum of the changes, or + if the sum is 0.
+3. **Merge**: the entry is the weighted mean of the changes that have that sign there; 0 if none has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["ties_merge"]
 def ties_merge(
     changes: Sequence[Float[Tensor, "d_in d_out"]], weights: Sequence[float], density: float
 ) -> Float[Tensor, "d_in d_out"]:
-    """One change in place of ``changes``; ``density`` is the share of entries, of all, that each of them keeps."""
+    """Merge ``changes`` into one; ``density`` is the share of entries, of all, that each of them keeps."""
     trimmed = torch.stack([_largest(change, density) for change in changes])
     share = trimmed.new_tensor(list(weights)).view(-1, 1, 1)
     weighted = trimmed * share

@@ -1,15 +1,15 @@
-"""WISE (Wang et al. 2024): a side memory that answers for the prompts that it was made for, and for no others.
+"""WISE (Wang et al. 2024): a side memory that answers only the prompts that it was trained for.
 
-1. **Side memory**: a copy W' of one down-projection, in a layer high up, is trained to state the fact
-   (:mod:`driftlens.editors.side_memory`).  A random mask leaves a share of its entries free.
-2. **Gate**: Δ(x) is the mean over a prompt's tokens of ‖x (W' − W)‖₂.  The prompt is answered by W' where Δ(x) is
-   above ``act_ratio`` times the smallest Δ of the edited prompts, else by W.  Margins in the training keep the two
-   kinds of prompts apart.
-3. **Several facts** (:meth:`WISE.edit_together`) are trained one after the other into one memory; after ``save_freq``
-   of them the next memory begins, with a mask of its own; after ``merge_freq`` of them the memories are merged.  Of
-   several memories the one with the largest Δ answers.
+1. **Side memory**: a copy W' of one down-projection, in a high layer, is trained to state the fact
+   (:mod:`driftlens.editors.side_memory`).  A random mask leaves a share of its entries trainable.
+2. **Gate**: Δ(x) is the mean over a prompt's tokens of ‖x (W' − W)‖₂.  W' answers the prompt if Δ(x) is above
+   ``act_ratio`` times the smallest Δ of the edited prompts; otherwise W does.  Margins in the training separate the two
+   kinds of prompts.
+3. **Several facts** (:meth:`WISE.edit_together`) are trained one after another into one memory. After ``save_freq`` of
+   them the next memory begins, with its own mask; after ``merge_freq`` of them the memories are merged.  Among several
+   memories, the one with the largest Δ answers.
 
-The result is an edit with gated changes (:class:`driftlens.edits.Gated`): it decides by the prompt, so it can be
+The result is an edit with gated changes (:class:`driftlens.edits.Gated`). It depends on the prompt, so it can be
 evaluated, traced, generated from and saved, but not written into weights.
 """
 

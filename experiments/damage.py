@@ -10,20 +10,14 @@ attention drift's.  For the editor (--editor, default rome) without a restraint,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from driftlens.analyses.drift import attention_drift
 from driftlens.analyses.patch import patch_attention
-from driftlens.data import Record
-from driftlens.editors.base import Editor
-from driftlens.edits import Edit
-from driftlens.files import cache_folder
 from driftlens.options.program import run_command
 from driftlens.plots import plot_table
-from driftlens.runs.edit_cache import cached_edits
 from driftlens.statistics.intervals import numbered, percentile_interval, resampled_means
 from experiments.artifacts import Artifact, Claim, Number
 from experiments.benchmarks import FEWER, NONE, editor_of, settings_configuration
@@ -56,21 +50,12 @@ def measured(study: Study) -> pd.DataFrame:
             assert editor is not None
             cases = [
                 EditedPrompt(record=record, prompt=prompt, edit=edit)
-                for record, edit in zip(records, _edits(study, editor, records, name), strict=True)
+                for record, edit in zip(records, study.edits_by(editor, records, name), strict=True)
                 for prompt in record.tasks[task]
                 if record.fact.subject in prompt.text
             ]
             tables.append(_prompts(study, cases).assign(row=name, task=task))
     return pd.concat(tables, ignore_index=True)
-
-
-def _edits(study: Study, editor: Editor, records: Sequence[Record], name: str) -> list[Edit]:
-    facts = [record.fact for record in records]
-    with study.shown(f"{name}, facts") as done:
-        return cached_edits(
-            study.model, editor, facts, cache_folder() / "edits", batch_size=study.options.batch_size,
-            on_facts=done,
-        )  # fmt: skip
 
 
 def _prompts(study: Study, cases: list[EditedPrompt]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from driftlens.evaluation import evaluate, perplexities, summarize
 from driftlens.files import atomic_path, cache_folder
 from driftlens.options.program import run_command
 from driftlens.plots import plot_tradeoffs
-from driftlens.runs.edit_cache import cached_edits, editor_identity
+from driftlens.runs.edit_cache import editor_identity
 from driftlens.runs.shards import settings_hash
 from experiments.artifacts import Answer, Artifact, Claim, Number
 from experiments.benchmarks import Setting, editor_of, perplexity_texts, records_for, settings_configuration
@@ -120,12 +120,7 @@ def measured(study: Study, ways: Ways, name: str, setting: Setting, records: Seq
         return pd.read_parquet(path)
     rows: list[dict[str, Any]] = []
     counts = counts_of(records)
-    facts = [record.fact for record in records]
-    with study.shown(f"{name}, facts alone") as done:
-        alone = cached_edits(
-            study.model, editor, facts, cache_folder() / "edits", batch_size=study.options.batch_size,
-            on_facts=done,
-        )  # fmt: skip
+    alone = study.edits_by(editor, records, f"{name}, alone")
     rows.append({"edits": 1, **_scores(study, records, alone)})
     several = [count for count in counts if count > 1]
     edits = ways.edits(study, editor, records, several) if several else {}

@@ -127,17 +127,21 @@ class Study:
         key = (detached, tuple(record.index for record in records))
         if key not in self._edits:
             editor = replace(self.editor, detach_attention=True) if detached else self.editor
-            facts = [record.fact for record in records]
-            with self.shown(f"{self.editor_name}{'-AWD' if detached else ''}, facts") as done:
-                self._edits[key] = cached_edits(
-                    self.model,
-                    editor,
-                    facts,
-                    cache_folder() / "edits",
-                    batch_size=self.options.batch_size,
-                    on_facts=done,
-                )
+            self._edits[key] = self.edits_by(editor, records, f"{self.editor_name}{'-AWD' if detached else ''}")
         return self._edits[key]
+
+    def edits_by(self, editor: Editor, records: Sequence[Record], name: str) -> list[Edit]:
+        """The edit of each record by any editor, from the cache on disk where it is there."""
+        facts = [record.fact for record in records]
+        with self.shown(f"{name}, facts") as done:
+            return cached_edits(
+                self.model,
+                editor,
+                facts,
+                cache_folder() / "edits",
+                batch_size=self.options.batch_size,
+                on_facts=done,
+            )
 
     def cases(
         self, task: str, *, prompts: int | None = None, records: Sequence[Record] | None = None

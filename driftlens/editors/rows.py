@@ -70,17 +70,25 @@ class Rows:
 
     def kept(self, facts: Bool[Tensor, "facts"]) -> dict[str, Any]:
         """The fields of :meth:`of`."""
-        keep = facts[self.fact]
-        rows = keep.nonzero().squeeze(1)
-        new_fact = torch.cumsum(facts.long(), 0) - 1
-        new_row = torch.cumsum(keep.long(), 0) - 1
-        kept_target = keep[self.target_row]
+        picked = self.picked(facts[self.fact].nonzero().squeeze(1))
+        number, essence = torch.cumsum(facts.long(), 0) - 1, picked["essence_row"]
         return {
-            "fact": new_fact[self.fact[rows]],
+            **picked,
+            "fact": number[picked["fact"]],
+            "essence_row": None if essence is None else essence[facts],
+        }
+
+    def picked(self, rows: Int[Tensor, "picked"]) -> dict[str, Any]:
+        """The fields of some rows, ascending; facts keep their numbers, and one without its essence row has -1."""
+        place = torch.full_like(self.fact, -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        targets = (place[self.target_row] >= 0).nonzero().squeeze(1)
+        return {
+            "fact": self.fact[rows],
             "is_context": self.is_context[rows],
             "owner": self.owner[rows],
-            "essence_row": None if self.essence_row is None else new_row[self.essence_row[facts]],
-            "batch": Batch(tokens=self.batch.tokens[rows], mask=self.batch.mask[rows]),
+            "essence_row": None if self.essence_row is None else place[self.essence_row],
+            "batch": self.batch.take(rows),
             "resid": self.resid[rows],
             "entry": None if self.entry is None else self.entry[rows],
             "past": None if self.past is None else self.past.select(rows),
@@ -88,9 +96,9 @@ class Rows:
             "last_place": self.last_place[rows],
             "read": self.read[rows],
             "weight": self.weight[rows],
-            "target_row": new_row[self.target_row[kept_target]],
-            "target_place": self.target_place[kept_target],
-            "target_id": self.target_id[kept_target],
+            "target_row": place[self.target_row[targets]],
+            "target_place": self.target_place[targets],
+            "target_id": self.target_id[targets],
             "target_length": self.target_length[rows],
         }
 

@@ -14,7 +14,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from driftlens.editors.rows import Rows
-from driftlens.models import Batch
 from driftlens.models.grouping import group_by_width
 
 __all__ = ["strips_of"]
@@ -45,29 +44,15 @@ def strips_of(rows: Rows, cost: float) -> tuple[Rows, ...]:
 
 def _strip(rows: Rows, kept: Int[Tensor, "kept"]) -> Rows:
     """Select some rows, trimmed to the width they need; all facts keep their numbers."""
-    place = torch.full_like(rows.fact, -1)
-    place[kept] = torch.arange(len(kept), device=kept.device)
-    targets = (place[rows.target_row] >= 0).nonzero().squeeze(1)
-    essence = None if rows.essence_row is None else place[rows.essence_row]
-    mask = rows.batch.mask[kept]
-    columns = int(mask.any(dim=0).nonzero().max()) + 1
-    read = int((rows.last_place[kept] + rows.target_length[kept]).max())
-    return replace(
-        rows,
-        fact=rows.fact[kept],
-        is_context=rows.is_context[kept],
-        owner=rows.owner[kept],
-        essence_row=None if essence is None or bool((essence < 0).any()) else essence,
-        batch=Batch(tokens=rows.batch.tokens[kept, :columns], mask=mask[:, :columns]),
-        resid=rows.resid[kept, :columns],
-        entry=None if rows.entry is None else rows.entry[kept],
-        past=None if rows.past is None else rows.past.select(kept),
-        last=rows.last[kept],
-        last_place=rows.last_place[kept],
-        read=rows.read[kept, :read],
-        weight=rows.weight[kept],
-        target_row=place[rows.target_row[targets]],
-        target_place=rows.target_place[targets],
-        target_id=rows.target_id[targets],
-        target_length=rows.target_length[kept],
-    )
+    picked = rows.picked(kept)
+    columns = int(picked["batch"].mask.any(dim=0).nonzero().max()) + 1
+    read = int((picked["last_place"] + picked["target_length"]).max())
+    essence = picked["essence_row"]
+    trimmed = {
+        "batch": picked["batch"].take(slice(None), slice(columns)),
+        "resid": picked["resid"][:, :columns],
+        "read": picked["read"][:, :read],
+        # Essence prompts are together in the first strip.
+        "essence_row": None if essence is None or bool((essence < 0).any()) else essence,
+    }
+    return replace(rows, **{**picked, **trimmed})

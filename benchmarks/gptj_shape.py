@@ -44,7 +44,7 @@ def timed(work: Any, device: torch.device) -> tuple[float, float | None]:
 
 
 def told(result: dict[str, Any]) -> None:
-    """A result as soon as it is there: the whole takes minutes, and a borrowed GPU may be gone before its end."""
+    """Print a result at once: the benchmark takes minutes, and an interrupted one would lose all of them."""
     sys.stderr.write(json.dumps(result) + "\n")
     sys.stderr.flush()
 

@@ -63,7 +63,7 @@ def table_settings(study: Study) -> dict[str, Setting]:
     return {
         "None": NONE,
         study.editor_name: Setting(editor=editor, lr=found.lr, texts=False),
-        _sadr_name(study): Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr, texts=False),
+        f"{study.editor_name} + SADR": Setting(editor=editor, sadr=True, gamma=found.gamma, lr=found.lr, texts=False),
         f"{study.editor_name} + guards": Setting(editor=editor, guards=weight(study), lr=found.lr, texts=False),
     }
 
@@ -109,7 +109,8 @@ def guards_table(study: Study) -> Artifact:
 
 def curve_settings(study: Study) -> dict[str, Setting]:
     """The editor alone, SADR at every γ with its own and with the editor's number of steps, guards at every weight."""
-    gammas, few = ablations.gammas(study), _few(study)
+    gammas = ablations.gammas(study)
+    few = _few(study, gammas[0])
     return {
         study.editor_name: ablations.alone(study, texts=False),
         **{f"γ = {gamma:g}": ablations.restrained(study, gamma, texts=False) for gamma in gammas},
@@ -122,18 +123,15 @@ def curve_settings(study: Study) -> dict[str, Setting]:
     }
 
 
-def _few(study: Study) -> int | None:
+def _few(study: Study, gamma: float) -> int | None:
     """The editor's number of steps without a restraint, if that is smaller."""
     alone, restrained = (
-        editor_of(study, of) for of in (ablations.alone(study, texts=False), table_settings(study)[_sadr_name(study)])
+        editor_of(study, of)
+        for of in (ablations.alone(study, texts=False), ablations.restrained(study, gamma, texts=False))
     )
     assert alone is not None
     assert restrained is not None
     return alone.most_steps if alone.most_steps < restrained.most_steps else None
-
-
-def _sadr_name(study: Study) -> str:
-    return f"{study.editor_name} + SADR"
 
 
 def _weights(study: Study) -> list[float]:

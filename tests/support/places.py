@@ -1,4 +1,4 @@
-"""Where things lie: the repository, and what stands beside it for whoever has it."""
+"""Paths of the repository and of the optional `../shared` folder beside it."""
 
 from pathlib import Path
 
